@@ -1,0 +1,284 @@
+"""Checkpoints: which is the newest, what it holds, whether it fits, its values.
+
+A checkpoint is TensorFlow's own: `PREFIX.index`, `PREFIX.data-*` and, in the folder, a state file
+named `checkpoint` that says which is the newest. TensorFlow 1.x wrote the same format. Only the
+model's variables are read; others (an optimizer's slots, say) may be there.
+"""
+
+from __future__ import annotations
+
+import bisect
+import dataclasses
+import itertools
+import os
+import pathlib
+import re
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow.compat.v1 as tf
+
+from isl.experiment import MAXPROJECT, TARGET_CHANNELS, TRANSMISSION, ImageKey
+from isl.experiment import StackSpec, input_stack, target_stack
+from isl.models.networks import NETWORKS
+from isl.models.plan import NetworkPlan, make_plan, variable_shapes
+
+_STATE_FILE = 'checkpoint'
+_WIDEST = 1 << 14
+_HEAD = re.compile(r'head/(?P<z>[^/]+)/(?P<channel>[^/]+)/residual_v2_conv/Conv/weights')
+
+Shape = tuple[int, ...]
+
+
+def find_newest(directory: str | os.PathLike[str]) -> pathlib.Path:
+  """The newest checkpoint's prefix: the path of its files without `.index`.
+
+  The state file decides, by the name in it, wherever the checkpoint was when it was written.
+  Without one, the largest step does.
+
+  Raises:
+    ValueError: there is no such folder, no checkpoint in it, or only a part of one.
+  """
+  folder = pathlib.Path(directory)
+  if not folder.is_dir():
+    raise ValueError(f'{str(directory)!r} is not a folder; a folder with a checkpoint is needed')
+  prefixes = [path.with_suffix('') for path in folder.glob('*.index')]
+  prefix = _named_by_state_file(folder)
+  if prefix not in prefixes:
+    if not prefixes:
+      raise ValueError(f'{str(directory)!r} holds no checkpoint: it has no file named *.index')
+    prefix = max(prefixes, key=lambda path: (_step_in_name(path), path.name))
+  if not list(folder.glob(f'{_literal(prefix.name)}.data-*')):
+    raise ValueError(
+      f'checkpoint {str(prefix)!r} is incomplete: it has an .index but no .data-00000-of-00001 file'
+    )
+  return prefix
+
+
+def _literal(name: str) -> str:
+  return re.sub(r'([\[*?])', r'[\1]', name)
+
+
+def _named_by_state_file(folder: pathlib.Path) -> pathlib.Path | None:
+  path = folder / _STATE_FILE
+  if not path.is_file():
+    return None
+  named = re.search(r'^model_checkpoint_path: "(.*)"', path.read_text(errors='replace'), re.M)
+  # Only the last part: the folder may have been on another machine.
+  return folder / re.split(r'[/\\]', named[1])[-1] if named else None
+
+
+def _step_in_name(prefix: pathlib.Path) -> int:
+  step = re.search(r'-(\d+)$', prefix.name)
+  return int(step[1]) if step else -1
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Description:
+  """What a checkpoint holds.
+
+  Attributes:
+    model: the network's name, CONCORDANCE or FOVEA.
+    base_depths: the widths that give this network; 397 to 400 give the same.
+    inputs: the z-stack that the network reads (and predicts again).
+    targets: the labels that it predicts.
+    global_step: training steps.
+    num_model_variables: variables of the network itself.
+    num_parameters: floats in them.
+    num_other_variables: all others, an optimizer's say.
+  """
+
+  model: str
+  base_depths: range
+  inputs: StackSpec
+  targets: StackSpec
+  global_step: int
+  num_model_variables: int
+  num_parameters: int
+  num_other_variables: int
+
+  @property
+  def base_depth(self) -> int:
+    """The largest of the equivalent widths."""
+    return self.base_depths[-1]
+
+  @property
+  def heads(self) -> tuple[ImageKey, ...]:
+    """Keys of all images that it predicts, inputs first."""
+    return self.inputs.keys + self.targets.keys
+
+  def plan(self) -> NetworkPlan:
+    """The network's layers."""
+    return make_plan(NETWORKS[self.model], self.base_depth, len(self.inputs.z_values))
+
+  def __str__(self) -> str:
+    """Lines for a reader."""
+    first, last = self.base_depths[0], self.base_depths[-1]
+    same = f' ({first} to {last} give the same network)' if first != last else ''
+    return '\n'.join(
+      [
+        f'model: {self.model}',
+        f'base_depth: {last}{same}',
+        f'num_z_values: {len(self.inputs.z_values)}',
+        f'target channels: {", ".join(self.targets.channels)}',
+        f'global step: {self.global_step}',
+        f'variables: {self.num_model_variables} of the model'
+        f' ({self.num_parameters:,} parameters), {self.num_other_variables} others',
+      ]
+    )
+
+
+class Checkpoint:
+  """A checkpoint that can be read."""
+
+  def __init__(self, prefix: str | os.PathLike[str]):
+    """Opens it and reads its index.
+
+    Raises:
+      ValueError: it cannot be read.
+    """
+    self.prefix = pathlib.Path(prefix)
+    self._reader = self._reading(lambda: tf.train.load_checkpoint(os.fspath(prefix)))
+    shapes = self._reading(self._reader.get_variable_to_shape_map)
+    self._shapes: dict[str, Shape] = {name: tuple(shape) for name, shape in shapes.items()}
+
+  def _reading(self, read: Callable[[], Any]) -> Any:
+    try:
+      return read()
+    except (tf.errors.OpError, RuntimeError, ValueError) as e:
+      reason = ' '.join(str(e).split())
+      raise ValueError(
+        f'checkpoint {str(self.prefix)!r} cannot be read, is it complete? ({reason})'
+      ) from e
+
+  def describe(self) -> Description:
+    """Finds out which network this is.
+
+    Raises:
+      ValueError: it is none that isl knows.
+    """
+    heads = [match for name in self._shapes if (match := _HEAD.fullmatch(name))]
+    channels = [match['channel'] for match in heads if match['z'] == MAXPROJECT]
+    num_z_values = sum(match['channel'] == TRANSMISSION for match in heads)
+    if not channels or not num_z_values:
+      raise ValueError(
+        f'checkpoint {str(self.prefix)!r} is of another program: it has no variables named'
+        f' head/{MAXPROJECT}/.. and head/0.0/{TRANSMISSION}/..'
+      )
+    inputs, targets = input_stack(num_z_values), target_stack(_canonical(channels))
+    keys = inputs.keys + targets.keys
+    model = 'CONCORDANCE' if 'Conv/weights' in self._shapes else 'FOVEA'
+    base_depths = self._base_depths(model, num_z_values, keys)
+    plan = make_plan(NETWORKS[model], base_depths[-1], num_z_values)
+    differing = self._differences(plan, keys)
+    if differing:
+      raise ValueError(
+        f'checkpoint {str(self.prefix)!r} is no {model} as isl knows it; the nearest has'
+        f' base_depth {base_depths[-1]}, but {_shown(differing)}'
+      )
+    sizes = [np.prod(shape, dtype=int) for _, shape in variable_shapes(plan, keys)]
+    return Description(
+      model=model,
+      base_depths=base_depths,
+      inputs=inputs,
+      targets=targets,
+      global_step=self._global_step(),
+      num_model_variables=len(sizes),
+      num_parameters=int(sum(sizes)),
+      num_other_variables=len(self._shapes) - len(sizes),
+    )
+
+  def _global_step(self) -> int:
+    if 'global_step' in self._shapes:
+      return int(self._reading(lambda: self._reader.get_tensor('global_step')))
+    return max(_step_in_name(self.prefix), 0)
+
+  def _base_depths(self, model: str, num_z_values: int, heads: Sequence[ImageKey]) -> range:
+    """The widths whose networks have as many parameters as the checkpoint, or else the nearest."""
+    spec = NETWORKS[model]
+
+    def num_parameters(base_depth: int) -> int:
+      plan = make_plan(spec, base_depth, num_z_values)
+      return sum(np.prod(shape, dtype=int) for _, shape in variable_shapes(plan, heads))
+
+    names = {name for name, _ in variable_shapes(make_plan(spec, 400, num_z_values), heads)}
+    held = sum(np.prod(self._shapes[name], dtype=int) for name in names & self._shapes.keys())
+    # No depth ever falls as the width grows, so equal counts mean equal shapes.
+    widths = range(spec.min_base_depth, _WIDEST)
+    first = bisect.bisect_left(widths, held, key=num_parameters)
+    last = bisect.bisect_right(widths, held, key=num_parameters)
+    return widths[first:last] or widths[max(first - 1, 0) : max(first, 1)]
+
+  def _differences(
+    self, plan: NetworkPlan, heads: Iterable[ImageKey]
+  ) -> list[tuple[str, Shape | None, Shape]]:
+    """(name, shape here or None, shape there) of what the network has and this lacks."""
+    return [
+      (name, self._shapes.get(name), shape)
+      for name, shape in variable_shapes(plan, heads)
+      if self._shapes.get(name) != shape
+    ]
+
+  def check_fits(self, *, model: str, base_depth: int, num_z_values: int) -> None:
+    """Compares the variables' names and shapes with those of a network for the same labels.
+
+    Args:
+      model: the network's name.
+      base_depth: its width.
+      num_z_values: z depths that it reads.
+
+    Raises:
+      ValueError: the network has variables that the checkpoint lacks or has in another shape. It
+        names the first of them and the flags that would make it fit.
+    """
+    held = self.describe()
+    plan = make_plan(NETWORKS[model], base_depth, num_z_values)
+    differing = self._differences(plan, input_stack(num_z_values).keys + held.targets.keys)
+    if not differing:
+      return
+    needed = []
+    if model != held.model:
+      needed.append(f'--model {held.model}')
+    if num_z_values != len(held.inputs.z_values):
+      needed.append(f'--num_z_values {len(held.inputs.z_values)}')
+    if base_depth not in held.base_depths:
+      needed.append(f'--base_depth {held.base_depth}')
+    raise ValueError(
+      f'checkpoint {str(self.prefix)!r} does not fit the flags: {_shown(differing)}; it needs'
+      f' {" ".join(needed)} (or leave these flags out)'
+    )
+
+  def value(self, name: str) -> np.ndarray:
+    """A variable's value.
+
+    Raises:
+      ValueError: its part of the file is missing or damaged.
+    """
+    value: np.ndarray = self._reading(lambda: self._reader.get_tensor(name))
+    return value
+
+  def custom_getter(self, getter: Callable[..., tf.Tensor], name: str, **kwargs: Any) -> tf.Tensor:
+    """For tf.variable_scope: gives constants with this checkpoint's values in place of variables.
+
+    A graph of constants builds several times faster than one of variables, and what is folded of
+    them is folded once.
+    """
+    del getter
+    value = self.value(name)
+    assert value.shape == tuple(kwargs['shape']), (name, value.shape, kwargs['shape'])
+    return tf.constant(value, name=name)
+
+
+def _canonical(channels: Iterable[str]) -> list[str]:
+  """In the order of TARGET_CHANNELS; others behind them, by name."""
+  order = {channel: i for i, channel in enumerate(TARGET_CHANNELS)}
+  return sorted(channels, key=lambda channel: (order.get(channel, len(order)), channel))
+
+
+def _shown(differing: Sequence[tuple[str, Shape | None, Shape]]) -> str:
+  first = '; '.join(
+    f'{name} is {list(here) if here else "missing"}, not {list(there)}'
+    for name, here, there in itertools.islice(differing, 3)
+  )
+  return first + (f' (and {len(differing) - 3} more)' if len(differing) > 3 else '')

@@ -1,0 +1,157 @@
+"""Tests of data_provider.py."""
+
+import numpy as np
+import pytest
+
+from isl import data_provider, experiment, image_io, testing
+from isl.experiment import MAXPROJECT, ImageKey
+
+_ALL = slice(None)
+
+
+def _image_set(folder, **kwargs) -> image_io.ImageSet:
+  testing.write_image_set(folder, **kwargs)
+  (field,) = image_io.find_image_sets(folder)
+  return field.read()
+
+
+def _made(**targets) -> image_io.ImageSet:
+  """A field of view of one depth, 1 row x 2 columns, with these targets."""
+  images = {ImageKey(0, 'DIC'): np.zeros((1, 2), np.uint8)}
+  images |= {ImageKey(MAXPROJECT, channel): image for channel, image in targets.items()}
+  return image_io.ImageSet(name='made', images=images)
+
+
+def _depths_read(num_depths: int) -> list[int]:
+  """By a network of 26 z depths."""
+  z_values = experiment.input_stack(26).z_values
+  return [data_provider.depth_at(float(z), num_depths) for z in z_values]
+
+
+@pytest.mark.parametrize('depths', [1, 2, 13, 26, 27])
+def test_depths_are_spread_evenly(depths):
+  read = _depths_read(depths)
+  assert read == sorted(read)
+  assert (read[0], read[-1]) == (0, depths - 1)
+  assert set(read) == set(range(depths)) or depths > 26
+
+
+def test_26_depths_are_themselves():
+  assert _depths_read(26) == list(range(26))
+
+
+def test_half_rounds_to_even():
+  assert [data_provider.depth_at(0.5, depths) for depths in (2, 4, 6)] == [0, 2, 2]
+
+
+@pytest.mark.parametrize('bits', [8, 16])
+@pytest.mark.parametrize('depths', [1, 5, 13])
+@pytest.mark.parametrize('num_z_values', [1, 5, 26])
+def test_input_is_the_stack_at_its_positions(tmp_path, bits, depths, num_z_values):
+  image_set = _image_set(tmp_path, depths=depths, bits=bits, rows=6, columns=9, channels=())
+  stack = experiment.input_stack(num_z_values)
+  crop = data_provider.input_crop(image_set, stack, slice(1, 5), slice(2, 9))
+  assert crop.dtype == np.float32
+  assert crop.shape == (4, 7, num_z_values, 1, 2)
+  for i, z in enumerate(stack.z_values):
+    image = image_set.images[ImageKey(round((depths - 1) * z), 'PHASE_CONTRAST')]
+    expected = (image[1:5, 2:9] / (2.0**bits - 1)).astype(np.float32)
+    np.testing.assert_array_equal(crop[:, :, i, 0, 0], expected)
+  np.testing.assert_array_equal(crop[..., 1], 1)
+
+
+@pytest.mark.parametrize('transmitted_light', experiment.TRANSMITTED_LIGHT_CHANNELS)
+def test_any_transmitted_light_is_the_input(tmp_path, transmitted_light):
+  image_set = _image_set(tmp_path, transmitted_light=transmitted_light)
+  crop = data_provider.input_crop(image_set, experiment.input_stack(3), _ALL, _ALL)
+  image = image_set.images[ImageKey(2, transmitted_light)]
+  np.testing.assert_array_equal(crop[:, :, 2, 0, 0], (image / 65535).astype(np.float32))
+
+
+def test_each_depth_is_divided_by_its_own_maximum():
+  image_set = image_io.ImageSet(
+    name='both types',
+    images={
+      ImageKey(0, 'DIC'): np.array([[0, 255]], np.uint8),
+      ImageKey(1, 'DIC'): np.array([[255, 65535]], np.uint16),
+    },
+  )
+  crop = data_provider.input_crop(image_set, experiment.input_stack(2), _ALL, _ALL)
+  expected = np.array([[[0, 255 / 65535], [1, 1]]], np.float32)
+  np.testing.assert_array_equal(crop[:, :, :, 0, 0], expected)
+
+
+def test_targets_are_in_the_stacks_order(tmp_path):
+  image_set = _image_set(tmp_path, channels=('DAPI_CONFOCAL', 'CELLMASK_CONFOCAL'))
+  stack = experiment.target_stack(('CELLMASK_CONFOCAL', 'DAPI_WIDEFIELD', 'DAPI_CONFOCAL'))
+  crop = data_provider.target_crop(image_set, stack, slice(3, 10), slice(0, 4))
+  assert crop.dtype == np.float32
+  assert crop.shape == (7, 4, 1, 3, 2)
+  for i, channel in enumerate(stack.channels):
+    if channel == 'DAPI_WIDEFIELD':
+      np.testing.assert_array_equal(crop[:, :, 0, i], 0)
+    else:
+      image = image_set.images[ImageKey(MAXPROJECT, channel)]
+      expected = (image[3:10, 0:4] / 65535).astype(np.float32)
+      np.testing.assert_array_equal(crop[:, :, 0, i, 0], expected)
+      np.testing.assert_array_equal(crop[:, :, 0, i, 1], 1)
+
+
+def test_synthetic_channel_is_the_mean_of_its_parts():
+  image_set = _made(
+    NFH_CONFOCAL=np.array([[0, 255]], np.uint8), MAP2_CONFOCAL=np.array([[13107, 0]], np.uint16)
+  )
+  crop = data_provider.target_crop(
+    image_set, experiment.target_stack(['NEURITE_CONFOCAL']), _ALL, _ALL
+  )
+  expected = np.array([[[(0 + 0.2) / 2, 1], [(1 + 0) / 2, 1]]], np.float32)
+  np.testing.assert_array_equal(crop[:, :, 0, 0], expected)
+
+
+@pytest.mark.parametrize('parts', [[], ['NFH_CONFOCAL'], ['MAP2_CONFOCAL']])
+def test_synthetic_channel_without_a_part_is_absent(parts):
+  image_set = _made(**{part: np.full((1, 2), 255, np.uint8) for part in parts})
+  crop = data_provider.target_crop(
+    image_set, experiment.target_stack(['NEURITE_CONFOCAL']), _ALL, _ALL
+  )
+  np.testing.assert_array_equal(crop, 0)
+
+
+def test_truth_is_where_the_mask_is():
+  for channels in [(), ('NFH_CONFOCAL',), ('NFH_CONFOCAL', 'MAP2_CONFOCAL'), ('DAPI_CONFOCAL',)]:
+    image_set = _made(**{channel: np.zeros((1, 2), np.uint8) for channel in channels})
+    stack = experiment.target_stack()
+    crop = data_provider.target_crop(image_set, stack, _ALL, _ALL)
+    truth = [data_provider.has_truth(image_set, channel) for channel in stack.channels]
+    assert crop[0, 0, 0, :, 1].tolist() == truth
+
+
+@pytest.mark.parametrize(
+  ('rows', 'columns', 'problem'),
+  [
+    (slice(0, 21), slice(0, 30), 'has 20 rows; expected a window within them, got 0 to 21'),
+    (slice(0, 20), slice(-1, 30), 'has 30 columns; expected a window within them, got -1 to 30'),
+    (slice(5, 5), slice(0, 30), 'got 5 to 5'),
+    (slice(0, 20, 2), slice(0, 30), 'has 20 rows'),
+  ],
+)
+def test_window_beyond_the_image_is_an_error(tmp_path, rows, columns, problem):
+  image_set = _image_set(tmp_path, rows=20, columns=30)
+  with pytest.raises(ValueError, match=problem):
+    data_provider.input_crop(image_set, experiment.input_stack(3), rows, columns)
+  with pytest.raises(ValueError, match=problem):
+    data_provider.target_crop(image_set, experiment.target_stack(), rows, columns)
+
+
+def test_real_sample():
+  folder = testing.shared_path('data', 'condition_b_sample')
+  (field,) = image_io.find_image_sets(folder)
+  image_set = field.read()
+  window = slice(64, 434), slice(40, 410)
+  stack = data_provider.input_crop(image_set, experiment.input_stack(26), *window)
+  target = data_provider.target_crop(image_set, experiment.target_stack(), *window)
+  assert stack.shape == (370, 370, 26, 1, 2)
+  assert target.shape == (370, 370, 1, 9, 2)
+  assert stack.min() >= 0 and stack.max() <= 1
+  present = np.array(experiment.TARGET_CHANNELS)[target[0, 0, 0, :, 1] == 1].tolist()
+  assert present == ['DAPI_CONFOCAL', 'NFH_CONFOCAL', 'MAP2_CONFOCAL', 'NEURITE_CONFOCAL']

@@ -1,0 +1,127 @@
+"""What a run is: frozen dataclasses that say it in the field's terms. No TensorFlow, no I/O."""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+from collections.abc import Sequence
+
+MAXPROJECT = 'MAXPROJECT'
+TRANSMISSION = 'TRANSMISSION'
+
+# A field of view has one of these; the network sees it as TRANSMISSION.
+TRANSMITTED_LIGHT_CHANNELS = ('BRIGHTFIELD', 'PHASE_CONTRAST', 'DIC')
+
+# In the canonical order. NEURITE_CONFOCAL is made from two others, see SYNTHETIC_CHANNELS.
+TARGET_CHANNELS = (
+  'DAPI_CONFOCAL',
+  'DAPI_WIDEFIELD',
+  'CELLMASK_CONFOCAL',
+  'TUJ1_WIDEFIELD',
+  'NFH_CONFOCAL',
+  'MAP2_CONFOCAL',
+  'ISLET_WIDEFIELD',
+  'DEAD_CONFOCAL',
+  'NEURITE_CONFOCAL',
+)
+
+# A channel that no microscope records: the mean of these, masked by the geometric mean of theirs.
+SYNTHETIC_CHANNELS = {'NEURITE_CONFOCAL': ('NFH_CONFOCAL', 'MAP2_CONFOCAL')}
+
+# A pixel's intensity is one of this many classes; class k has the value k / (NUM_CLASSES - 1).
+NUM_CLASSES = 256
+
+
+class Statistic(enum.Enum):
+  """What is reported of a pixel's predicted distribution; formulas in ops.py."""
+
+  MODE = 'MODE'
+  MEDIAN = 'MEDIAN'
+  MEAN = 'MEAN'
+  STANDARD_DEVIATION = 'STANDARD_DEVIATION'
+  PROBABILITY_NONZERO = 'PROBABILITY_NONZERO'
+  ENTROPY = 'ENTROPY'
+  CROSS_ENTROPY = 'CROSS_ENTROPY'
+
+
+# Those that can be written as pictures: the cross entropy needs the truth and has no bound.
+PREDICTION_STATISTICS = tuple(s for s in Statistic if s is not Statistic.CROSS_ENTROPY)
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageKey:
+  """Which image of a field of view.
+
+  Attributes:
+    z: on disk, the depth's index (an int) or MAXPROJECT; for the network, the position in [0, 1]
+      (a float) or MAXPROJECT.
+    channel: what was recorded, DAPI_CONFOCAL say.
+  """
+
+  z: int | float | str
+  channel: str
+
+  def __str__(self) -> str:
+    """`{z}/{channel}` as in the checkpoint's variable names: Python prints the z, so 0.0, 0.04."""
+    return f'{self.z}/{self.channel}'
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StackSpec:
+  """The images that the network reads or predicts, synthetic channels included.
+
+  Attributes:
+    z_values: positions in [0, 1], or MAXPROJECT alone.
+    channels: channels at each of these.
+  """
+
+  z_values: tuple[float | str, ...]
+  channels: tuple[str, ...]
+
+  @property
+  def keys(self) -> tuple[ImageKey, ...]:
+    """Every image's key in the canonical order: z slowest."""
+    return tuple(ImageKey(z, channel) for z in self.z_values for channel in self.channels)
+
+
+def input_stack(num_z_values: int) -> StackSpec:
+  """The transmitted-light stack at `num_z_values` evenly spaced positions in [0, 1]."""
+  last = max(num_z_values - 1, 1)
+  # Rounded, because the variables' names hold these numbers as Python prints them.
+  return StackSpec(
+    z_values=tuple(round(i / last, 4) for i in range(num_z_values)), channels=(TRANSMISSION,)
+  )
+
+
+def target_stack(channels: Sequence[str] = TARGET_CHANNELS) -> StackSpec:
+  """The fluorescent labels, all at z MAXPROJECT."""
+  return StackSpec(z_values=(MAXPROJECT,), channels=tuple(channels))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Geometry:
+  """How a network's outputs lie on its input, in pixels: the same for rows and columns.
+
+  A square patch gives a square output at its centre; neighbouring patches are a stride apart, and
+  their outputs abut.
+
+  Attributes:
+    patch: side of the input of one patch.
+    output: side of its output, also the stride of dense outputs.
+  """
+
+  patch: int
+  output: int
+
+  @property
+  def margin(self) -> int:
+    """From the patch's border to its output's: what an output image lacks on each side."""
+    return (self.patch - self.output) // 2
+
+  def num_blocks(self, size: int) -> int:
+    """How many whole outputs fit behind each other into `size` pixels of input, in a direction."""
+    return max((size - self.patch) // self.output + 1, 0)
+
+  def input_size(self, num_blocks: int) -> int:
+    """The pixels of input that `num_blocks` neighbouring outputs need, in a direction."""
+    return self.patch + (num_blocks - 1) * self.output

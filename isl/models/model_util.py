@@ -1,0 +1,182 @@
+"""The layers of the multiscale networks: batch norm, module, head.
+
+A feature map is `[batch, row, column, depth]`; every convolution is VALID. Variables are made by
+`tf.get_variable` in scopes that give them the names of the original's checkpoints. Whoever builds a
+graph for one checkpoint may have them replaced by its values, with a custom getter.
+
+Batch norm and activation come before the convolution (He et al., Identity Mappings in Deep Residual
+Networks, 2016); the activation is [relu, tanh], side by side along depth.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import tensorflow.compat.v1 as tf
+
+from isl.experiment import NUM_CLASSES, ImageKey
+from isl.models.plan import ModulePlan, head_scope
+from isl.ops import crop
+
+_EPSILON = 0.001
+
+
+class BatchNorm(NamedTuple):
+  """Batch norm's variables, each [depth]."""
+
+  gamma: tf.Tensor
+  beta: tf.Tensor
+  moving_mean: tf.Tensor
+  moving_variance: tf.Tensor
+
+  def normalize(self, net: tf.Tensor) -> tf.Tensor:
+    """gamma * (net - moving_mean) / sqrt(moving_variance + epsilon) + beta."""
+    return tf.nn.fused_batch_norm(net, *self, epsilon=_EPSILON, is_training=False)[0]
+
+  def affine(self) -> tuple[tf.Tensor, tf.Tensor]:
+    """The same as (scale, offset), for folding it into a convolution."""
+    scale = self.gamma * tf.math.rsqrt(self.moving_variance + _EPSILON)
+    return scale, self.beta - self.moving_mean * scale
+
+  def split(self, depth: int) -> tuple[BatchNorm, BatchNorm]:
+    """Two batch norms: of the first `depth` channels, and of the rest."""
+    sizes = [depth, self.gamma.shape.as_list()[0] - depth]
+    first, rest = tf.split(tf.stack(self), sizes, axis=1)
+    return BatchNorm(*tf.unstack(first)), BatchNorm(*tf.unstack(rest))
+
+
+def _batch_norm(depth: int) -> BatchNorm:
+  with tf.variable_scope('BatchNorm'):
+    return BatchNorm(
+      gamma=tf.get_variable('gamma', [depth], initializer=tf.ones_initializer()),
+      beta=tf.get_variable('beta', [depth], initializer=tf.zeros_initializer()),
+      moving_mean=tf.get_variable(
+        'moving_mean', [depth], initializer=tf.zeros_initializer(), trainable=False
+      ),
+      moving_variance=tf.get_variable(
+        'moving_variance', [depth], initializer=tf.ones_initializer(), trainable=False
+      ),
+    )
+
+
+def _weights(*shape: int) -> tf.Tensor:
+  return tf.get_variable('weights', shape, initializer=tf.glorot_uniform_initializer())
+
+
+def _biases(depth: int) -> tf.Tensor:
+  return tf.get_variable('biases', [depth], initializer=tf.zeros_initializer())
+
+
+def _activations(*parts: tf.Tensor) -> tf.Tensor:
+  """[relu, tanh] of the parts' concatenation, without making that first."""
+  return tf.concat([tf.nn.relu(p) for p in parts] + [tf.tanh(p) for p in parts], axis=-1)
+
+
+def _convolve(net: tf.Tensor, weights: tf.Tensor, stride: int = 1) -> tf.Tensor:
+  return tf.nn.conv2d(net, weights, strides=stride, padding='VALID')
+
+
+def projection(net: tf.Tensor, depth: int) -> tf.Tensor:
+  """A 1x1 convolution to `depth` features, with bias and no activation."""
+  with tf.variable_scope('Conv'):
+    weights = _weights(1, 1, net.shape.as_list()[-1], depth)
+    return tf.nn.bias_add(_convolve(net, weights), _biases(depth))
+
+
+def _expand_weights(plan: ModulePlan) -> tf.Tensor:
+  kernel, read, made = plan.kernel, 2 * plan.input_depth, plan.expand_depth
+  with tf.variable_scope('Conv2d_transpose' if plan.is_deconv else 'Conv'):
+    return _weights(kernel, kernel, *((made, read) if plan.is_deconv else (read, made)))
+
+
+def _deconvolve(net: tf.Tensor, weights: tf.Tensor, stride: int) -> tf.Tensor:
+  kernel, _, depth, _ = weights.shape.as_list()
+  batch, rows, columns, _ = net.shape.as_list()
+  shape = [batch, (rows - 1) * stride + kernel, (columns - 1) * stride + kernel, depth]
+  return tf.nn.conv2d_transpose(net, weights, shape, strides=stride, padding='VALID')
+
+
+def module(net: tf.Tensor, plan: ModulePlan) -> tf.Tensor:
+  """One module: an expanding convolution, a reducing one, and the residual path around both.
+
+  With a max pool of the raw input (same kernel and stride) beside the expanding convolution, unless
+  that is a deconvolution. The second batch norm of the convolved channels is folded into the
+  convolution, whose result nothing else reads: two passes over the largest map less.
+
+  Args:
+    net: [batch, row, column, plan.input_depth].
+    plan: names, depths and sizes.
+
+  Returns:
+    [batch, row, column, plan.output_depth].
+  """
+  with tf.variable_scope(plan.name):
+    with tf.variable_scope('expand_rv2'):
+      activations = _activations(_batch_norm(plan.input_depth).normalize(net))
+      expand_weights = _expand_weights(plan)
+    with tf.variable_scope('reduce_rv2'):
+      joined_norm = _batch_norm(plan.joined_depth)
+      with tf.variable_scope('Conv'):
+        reduce_weights = _weights(1, 1, 2 * plan.joined_depth, plan.reduce_depth)
+    if plan.is_deconv:
+      scale, offset = joined_norm.affine()
+      expanded = _deconvolve(activations, expand_weights * scale[:, tf.newaxis], plan.stride)
+      joined = [tf.nn.bias_add(expanded, offset)]
+    else:
+      convolved_norm, pooled_norm = joined_norm.split(plan.expand_depth)
+      scale, offset = convolved_norm.affine()
+      expanded = _convolve(activations, expand_weights * scale, plan.stride)
+      pooled = tf.nn.max_pool2d(net, plan.kernel, plan.stride, 'VALID')
+      joined = [tf.nn.bias_add(expanded, offset), pooled_norm.normalize(pooled)]
+    reduced = _convolve(_activations(*joined), reduce_weights)
+    path = _deconvolved_path if plan.is_deconv else _convolved_path
+    return crop(path(net, reduced, plan), plan.crop)
+
+
+def _convolved_path(net: tf.Tensor, reduced: tf.Tensor, plan: ModulePlan) -> tf.Tensor:
+  """The sum of both paths; zeros stand for the channels that the residual lacks."""
+  net = crop(net, 1)
+  if plan.stride == 2:
+    net = tf.nn.avg_pool2d(net, 2, 2, 'VALID')
+  lacking = plan.reduce_depth - plan.input_depth
+  if lacking:
+    net = tf.pad(net, [[0, 0], [0, 0], [0, 0], [0, lacking]])
+  return net + reduced
+
+
+def _deconvolved_path(net: tf.Tensor, reduced: tf.Tensor, plan: ModulePlan) -> tf.Tensor:
+  """The sum of the channels that both paths have."""
+  rows, columns = net.shape.as_list()[1:3]
+  net = tf.raw_ops.ResizeNearestNeighbor(
+    images=net[..., : plan.output_depth], size=[plan.stride * rows, plan.stride * columns]
+  )
+  border = (plan.kernel - plan.stride) // 2
+  if border:
+    net = tf.pad(net, [[0, 0], [border, border], [border, border], [0, 0]], mode='SYMMETRIC')
+  return net + reduced[..., : plan.output_depth]
+
+
+class HeadVariables(NamedTuple):
+  """What makes logits of the network's features, for one head (or, stacked, for several)."""
+
+  gamma: tf.Tensor
+  beta: tf.Tensor
+  moving_mean: tf.Tensor
+  moving_variance: tf.Tensor
+  weights: tf.Tensor
+  biases: tf.Tensor
+
+
+def head_variables(depth: int, key: ImageKey) -> HeadVariables:
+  """The variables of the head that predicts `key` from `depth` features."""
+  with tf.variable_scope(head_scope(key)):
+    norm = _batch_norm(depth)
+    with tf.variable_scope('Conv'):
+      return HeadVariables(*norm, _weights(1, 1, 2 * depth, NUM_CLASSES), _biases(NUM_CLASSES))
+
+
+def head_logits(net: tf.Tensor, head: HeadVariables) -> tf.Tensor:
+  """Logits [batch, row, column, class] from features [batch, row, column, depth]."""
+  *norm, weights, biases = head
+  activations = _activations(BatchNorm(*norm).normalize(net))
+  return tf.nn.bias_add(_convolve(activations, weights), biases)

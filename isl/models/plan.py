@@ -1,0 +1,280 @@
+"""The layers of a multiscale network, derived from a TowerSpec: names, depths and sizes, as data.
+
+The network's graph (towers.py), the comparison with a checkpoint (checkpoints.py) and the count of
+the arithmetic that a prediction needs all read this one plan. No TensorFlow.
+
+Depths follow from *nominal* sizes, those of a single patch, whatever the size actually fed: the
+smaller a map, the deeper, so that every layer costs about the same.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterable, Iterator
+
+from isl.experiment import NUM_CLASSES, Geometry, ImageKey
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TowerSpec:
+  """What tells one multiscale network from another. Sizes are in pixels, sides of squares.
+
+  One tower a scale s looks at a centre crop of the patch: downscales it s times by 2, computes
+  `lower_recursions[s]` modules there and upscales it s times. The towers' results, all of one size,
+  are concatenated, and `upper_recursions` more modules lead to the output.
+
+  Attributes:
+    name: as --model knows it.
+    geometry: the patch and its output.
+    crops: each tower's input.
+    projection_depth: features that a 1x1 convolution makes of the z-stack first; 0: none.
+    in_scale: whether a module with kernel 3 follows every change of scale.
+    deconv_kernel: kernel of the upscalings (their stride is 2).
+    deconv_crop: what an upscaling's result loses on each side.
+    deconv_base_depth_cut: what is taken off base_depth for the upscalings' depths.
+    lower_recursions: number of modules at the lowest resolution of each tower.
+    upper_recursions: number of modules behind the concatenation.
+    min_base_depth: the smallest width for which all depths are positive.
+  """
+
+  name: str
+  geometry: Geometry
+  crops: tuple[int, ...]
+  projection_depth: int
+  in_scale: bool
+  deconv_kernel: int
+  deconv_crop: int
+  deconv_base_depth_cut: int
+  lower_recursions: tuple[int, ...]
+  upper_recursions: int
+  min_base_depth: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ModulePlan:
+  """One module: an expanding convolution and a reducing 1x1 one, around them a residual path.
+
+  Attributes:
+    name: its variables' scope.
+    kernel: of the expanding convolution.
+    stride: likewise; of a deconvolution the upscaling.
+    is_deconv: whether the expanding convolution is a transposed one.
+    crop: pixels that the result loses on each side at the end.
+    input_depth: features it reads.
+    expand_depth: features of the expanding convolution.
+    reduce_depth: features of the reducing one.
+    output_size: nominal side of its result, after the crop, in pixels.
+    scale: its result's pixels are this many input pixels apart.
+  """
+
+  name: str
+  kernel: int
+  stride: int
+  is_deconv: bool
+  crop: int
+  input_depth: int
+  expand_depth: int
+  reduce_depth: int
+  output_size: int
+  scale: int
+
+  @property
+  def joined_depth(self) -> int:
+    """Features that the reducing convolution reads: the max-pooled input goes beside the others."""
+    return self.expand_depth + (0 if self.is_deconv else self.input_depth)
+
+  @property
+  def output_depth(self) -> int:
+    """Features of the result; a deconvolution's sum keeps what both paths have."""
+    return min(self.input_depth, self.reduce_depth) if self.is_deconv else self.reduce_depth
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class NetworkPlan:
+  """All modules of a network.
+
+  Attributes:
+    spec: what it was derived from.
+    input_depth: features of the network's input: z, channel and mask in one.
+    towers: each tower's modules, in order.
+    upper: the modules behind the concatenation.
+  """
+
+  spec: TowerSpec
+  input_depth: int
+  towers: tuple[tuple[ModulePlan, ...], ...]
+  upper: tuple[ModulePlan, ...]
+
+  @property
+  def merged_size(self) -> int:
+    """Nominal side of the towers' results."""
+    return self.towers[0][-1].output_size
+
+  @property
+  def output_depth(self) -> int:
+    """Features that the heads read."""
+    return self.upper[-1].output_depth
+
+  def modules(self) -> Iterator[ModulePlan]:
+    """Every module, towers first."""
+    for tower in self.towers:
+      yield from tower
+    yield from self.upper
+
+
+def next_even(x: float) -> int:
+  """The smallest even integer that is not below `x`."""
+  return math.ceil(x) + math.ceil(x) % 2
+
+
+def depths(base_depth: int, size: int) -> tuple[int, int]:
+  """(expansion, reduction) depth of a module whose result is `size` pixels wide.
+
+  211/39 is the expansion that the original's authors found best by random search; its exact value
+  is part of every checkpoint.
+  """
+  ratio = math.ceil(base_depth / size)
+  return next_even(211 / 39 * ratio), next_even(ratio)
+
+
+def _module(
+  name: str,
+  *,
+  kernel: int,
+  stride: int = 1,
+  depth: tuple[int, int],
+  input_depth: int,
+  output_size: int,
+  scale: int,
+  deconv_crop: int | None = None,
+) -> ModulePlan:
+  is_deconv = deconv_crop is not None
+  # Only convolutions never drop below their input's depth: their residual must fit whole.
+  expand, reduce = depth if is_deconv else (max(d, input_depth) for d in depth)
+  return ModulePlan(
+    name=name,
+    kernel=kernel,
+    stride=stride,
+    is_deconv=is_deconv,
+    crop=deconv_crop or 0,
+    input_depth=input_depth,
+    expand_depth=expand,
+    reduce_depth=reduce,
+    output_size=output_size,
+    scale=scale,
+  )
+
+
+def _plan_tower(
+  spec: TowerSpec, scale: int, base_depth: int, input_depth: int
+) -> tuple[ModulePlan, ...]:
+  modules: list[ModulePlan] = []
+  size = spec.crops[scale]
+  in_scale_loss = 2 if spec.in_scale else 0
+
+  def add(name: str, **kwargs: int | tuple[int, int]) -> None:
+    last_depth = modules[-1].output_depth if modules else input_depth
+    modules.append(_module(name, input_depth=last_depth, **kwargs))  # type: ignore[arg-type]
+
+  for i in range(scale):
+    size = (size - 2) // 2
+    depth = depths(base_depth, size - in_scale_loss)
+    add(f'downscale_{scale}_{i}', kernel=4, stride=2, depth=depth, output_size=size,
+        scale=2 ** (i + 1))  # fmt: skip
+    if spec.in_scale:
+      size -= 2
+      add(f'downscale_{scale}_{i}_in_scale', kernel=3, depth=depth, output_size=size,
+          scale=2 ** (i + 1))  # fmt: skip
+  for r in range(spec.lower_recursions[scale]):
+    size -= 2
+    add(f'lower_scale_{scale}_recursion_{r}', kernel=3, depth=depths(base_depth, size),
+        output_size=size, scale=2**scale)  # fmt: skip
+  for i in range(scale):
+    size = (size - 1) * 2 + spec.deconv_kernel - 2 * spec.deconv_crop
+    final = size - in_scale_loss
+    add(f'upscale_{scale}_{i}', kernel=spec.deconv_kernel, stride=2,
+        depth=depths(base_depth - spec.deconv_base_depth_cut, final),
+        output_size=size, scale=2 ** (scale - i - 1), deconv_crop=spec.deconv_crop)  # fmt: skip
+    if spec.in_scale:
+      size -= 2
+      add(f'upscale_{scale}_{i}_in_scale', kernel=3, depth=depths(base_depth, size),
+          output_size=size, scale=2 ** (scale - i - 1))  # fmt: skip
+  return tuple(modules)
+
+
+def make_plan(spec: TowerSpec, base_depth: int, num_z_values: int) -> NetworkPlan:
+  """Derives every layer.
+
+  Args:
+    spec: the network.
+    base_depth: its width.
+    num_z_values: z depths it reads; each comes with a mask, so the input has twice as many features.
+
+  Raises:
+    ValueError: if base_depth or num_z_values is too small for this network.
+  """
+  if base_depth < spec.min_base_depth:
+    raise ValueError(
+      f'base_depth must be at least {spec.min_base_depth} for {spec.name}, got {base_depth}'
+    )
+  if num_z_values < 1:
+    raise ValueError(f'num_z_values must be at least 1, got {num_z_values}')
+  input_depth = 2 * num_z_values
+  tower_depth = spec.projection_depth or input_depth
+  towers = tuple(
+    _plan_tower(spec, scale, base_depth, tower_depth) for scale in range(len(spec.crops))
+  )
+  size = towers[0][-1].output_size
+  assert all(tower[-1].output_size == size for tower in towers), spec
+  depth = sum(tower[-1].output_depth for tower in towers)
+  upper: list[ModulePlan] = []
+  for r in range(spec.upper_recursions):
+    size -= 2
+    upper.append(
+      _module(
+        f'upper_recursion_{r}',
+        kernel=3,
+        depth=depths(base_depth, size),
+        input_depth=depth,
+        output_size=size,
+        scale=1,
+      )
+    )
+    depth = upper[-1].output_depth
+  assert size == spec.geometry.output, spec
+  return NetworkPlan(spec=spec, input_depth=input_depth, towers=towers, upper=tuple(upper))
+
+
+def _residual_v2_variables(
+  scope: str, kernel: int, input_depth: int, depth: int, *, is_deconv: bool = False
+) -> Iterator[tuple[str, tuple[int, ...]]]:
+  for name in ('gamma', 'beta', 'moving_mean', 'moving_variance'):
+    yield f'{scope}/BatchNorm/{name}', (input_depth,)
+  # [relu, tanh] doubles what the convolution reads.
+  if is_deconv:
+    yield f'{scope}/Conv2d_transpose/weights', (kernel, kernel, depth, 2 * input_depth)
+  else:
+    yield f'{scope}/Conv/weights', (kernel, kernel, 2 * input_depth, depth)
+
+
+def head_scope(key: ImageKey) -> str:
+  """Scope of the variables of the head that predicts `key`."""
+  return f'head/{key}/residual_v2_conv'
+
+
+def variable_shapes(
+  plan: NetworkPlan, heads: Iterable[ImageKey]
+) -> Iterator[tuple[str, tuple[int, ...]]]:
+  """Yields (name, shape) of every model variable of the network with these heads."""
+  if plan.spec.projection_depth:
+    yield 'Conv/weights', (1, 1, plan.input_depth, plan.spec.projection_depth)
+    yield 'Conv/biases', (plan.spec.projection_depth,)
+  for m in plan.modules():
+    yield from _residual_v2_variables(
+      f'{m.name}/expand_rv2', m.kernel, m.input_depth, m.expand_depth, is_deconv=m.is_deconv
+    )
+    yield from _residual_v2_variables(f'{m.name}/reduce_rv2', 1, m.joined_depth, m.reduce_depth)
+  for key in heads:
+    yield from _residual_v2_variables(head_scope(key), 1, plan.output_depth, NUM_CLASSES)
+    yield f'{head_scope(key)}/Conv/biases', (NUM_CLASSES,)

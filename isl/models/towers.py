@@ -1,0 +1,132 @@
+"""The multiscale network of a TowerSpec, for any crop: exact dense evaluation.
+
+Patches whose outputs abut start a stride of 8 pixels apart. Everything is VALID, so a map computed
+once over a larger crop holds each patch's values, as long as strides line up. They do at scales 0
+to 3, which step by 1 to 8 pixels. Scale 4 steps by 16: patches at odd multiples of 8 sample the
+scale-3 map at its other phase. So from there on, and behind the concatenation, the patches of one
+parity in rows and columns are computed together: up to 2 x 2 *phases*, all of one size and so one
+batch. Of an odd number of blocks the second phase has one patch less; zeros stand for it, and its
+output is cut off.
+
+Behind the concatenation a patch needs less and less of what lies around it. When its map is 16
+pixels wide a phase's patches (16 apart) tile the phase's map, and from there on each is computed by
+itself: no pixel is computed that no patch needs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import tensorflow.compat.v1 as tf
+
+from isl.models import model_util
+from isl.models.plan import ModulePlan, NetworkPlan
+from isl.ops import crop, images_to_patches
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Blocks:
+  """The patches of a dense evaluation, in one direction.
+
+  Attributes:
+    count: how many, neighbours being an output apart.
+    output: side of an output in pixels.
+  """
+
+  count: int
+  output: int
+
+  @property
+  def phases(self) -> int:
+    """Parities that occur."""
+    return min(self.count, 2)
+
+  @property
+  def per_phase(self) -> int:
+    """Patches of the first phase; the second may have one less."""
+    return math.ceil(self.count / 2)
+
+  def phase_slices(self, nominal: int, scale: int) -> list[slice]:
+    """Where the phases lie in a shared map; the last may end behind it.
+
+    Args:
+      nominal: side of one patch's map.
+      scale: the map's pixels are this many input pixels apart.
+    """
+    step = self.output // scale
+    size = nominal + (self.per_phase - 1) * 2 * step
+    return [slice(phase * step, phase * step + size) for phase in range(self.phases)]
+
+
+def features(net: tf.Tensor, plan: NetworkPlan) -> tf.Tensor:
+  """The features that the heads read, of every patch in a batch of crops.
+
+  Args:
+    net: [batch, row, column, plan.input_depth], its size being geometry.input_size() of some number
+      of blocks (1 for a single patch) in each direction; intensity in [0, 1], masks between.
+    plan: the network.
+
+  Returns:
+    [batch, row, column, plan.output_depth]: the patches' outputs, joined as they lie in the image.
+  """
+  geometry = plan.spec.geometry
+  sizes = net.shape.as_list()[1:3]
+  rows, columns = (
+    _Blocks(count=geometry.num_blocks(size), output=geometry.output) for size in sizes
+  )
+  assert sizes == [geometry.input_size(rows.count), geometry.input_size(columns.count)], sizes
+  if plan.spec.projection_depth:
+    net = model_util.projection(net, plan.spec.projection_depth)
+  towers = [
+    _tower(crop(net, (geometry.patch - size) // 2), size, modules, rows, columns)
+    for size, modules in zip(plan.spec.crops, plan.towers, strict=True)
+  ]
+  return _upper(tf.concat(towers, axis=-1), plan, rows, columns)
+
+
+def _tower(
+  net: tf.Tensor, nominal: int, modules: tuple[ModulePlan, ...], rows: _Blocks, columns: _Blocks
+) -> tf.Tensor:
+  """One tower over all patches, [phase * batch, row, column, depth]."""
+  scale = 1
+  in_phases = False
+  for plan in modules:
+    if plan.scale > rows.output and not in_phases:
+      net = _to_phases(net, nominal, scale, rows, columns)
+      in_phases = True
+    net = model_util.module(net, plan)
+    nominal, scale = plan.output_size, plan.scale
+  return net if in_phases else _to_phases(net, nominal, scale, rows, columns)
+
+
+def _to_phases(
+  net: tf.Tensor, nominal: int, scale: int, rows: _Blocks, columns: _Blocks
+) -> tf.Tensor:
+  """Cuts a map that all patches share into the phases', stacked along batch (row phase slowest)."""
+  slices = [blocks.phase_slices(nominal, scale) for blocks in (rows, columns)]
+  lacking = [
+    max(s[-1].stop - size, 0) for s, size in zip(slices, net.shape.as_list()[1:3], strict=True)
+  ]
+  if any(lacking):
+    net = tf.pad(net, [[0, 0], [0, lacking[0]], [0, lacking[1]], [0, 0]])
+  phases = [net[:, r, c, :] for r in slices[0] for c in slices[1]]
+  return tf.concat(phases, axis=0) if len(phases) > 1 else phases[0]
+
+
+def _upper(net: tf.Tensor, plan: NetworkPlan, rows: _Blocks, columns: _Blocks) -> tf.Tensor:
+  """What follows the concatenation, [batch, row, column, depth]."""
+  output = rows.output
+  nominal = plan.merged_size
+  batch = net.shape.as_list()[0] // (rows.phases * columns.phases)
+  for module in plan.upper:
+    if nominal == 2 * output:
+      net = images_to_patches(net, nominal)
+    net = model_util.module(net, module)
+    nominal = module.output_size
+  split = [rows.phases, columns.phases, batch, rows.per_phase, columns.per_phase]
+  net = tf.reshape(net, [*split, output, output, plan.output_depth])
+  net = tf.transpose(net, [2, 3, 0, 5, 4, 1, 6, 7])
+  padded = [blocks.per_phase * blocks.phases * output for blocks in (rows, columns)]
+  net = tf.reshape(net, [batch, *padded, plan.output_depth])
+  return net[:, : rows.count * output, : columns.count * output, :]

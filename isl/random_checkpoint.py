@@ -1,0 +1,82 @@
+"""Checkpoints with random values: for tests, for benchmarks, and to try a command line.
+
+Their predictions mean nothing, but exercise all of the network: batch norm's statistics are away
+from their defaults, and activations keep their size from layer to layer.
+"""
+
+from __future__ import annotations
+
+import os
+import pathlib
+from collections.abc import Sequence
+
+import numpy as np
+import tensorflow.compat.v1 as tf
+
+from isl.experiment import ImageKey, input_stack, target_stack
+from isl.models.networks import NETWORKS
+from isl.models.plan import make_plan, variable_shapes
+
+
+def _random_value(rng: np.random.Generator, name: str, shape: tuple[int, ...]) -> np.ndarray:
+  kind = name.rsplit('/', 1)[-1]
+  if kind == 'gamma':
+    return rng.uniform(0.6, 1.4, shape)
+  if kind == 'moving_variance':
+    return rng.uniform(0.5, 1.5, shape)
+  if kind == 'weights':
+    # [relu, tanh] of a standard normal number has about 0.45 of its variance in the mean.
+    return rng.normal(0, (0.7 / np.prod(shape[:-1])) ** 0.5, shape)
+  return rng.normal(0, 0.2, shape)
+
+
+def write_random_checkpoint(
+  directory: str | os.PathLike[str],
+  *,
+  model: str = 'CONCORDANCE',
+  base_depth: int,
+  num_z_values: int,
+  target_keys: Sequence[ImageKey] = target_stack().keys,
+  global_step: int = 1000,
+  seed: int = 0,
+) -> pathlib.Path:
+  """Writes a checkpoint whose values a seed decides.
+
+  Args:
+    directory: made if it is missing.
+    model: the network's name.
+    base_depth: its width.
+    num_z_values: z depths that it reads.
+    target_keys: the labels that it predicts.
+    global_step: training steps that it claims to have had.
+    seed: the same seed gives the same values.
+
+  Returns:
+    The checkpoint's prefix.
+
+  Raises:
+    ValueError: `base_depth` or `num_z_values` is too small for the network.
+  """
+  plan = make_plan(NETWORKS[model], base_depth, num_z_values)
+  heads = (*input_stack(num_z_values).keys, *target_keys)
+  rng = np.random.default_rng(seed)
+  folder = pathlib.Path(directory)
+  folder.mkdir(parents=True, exist_ok=True)
+  prefix = folder / f'model.ckpt-{global_step}'
+  values: dict[str, np.ndarray] = {
+    name: _random_value(rng, name, shape).astype(np.float32)
+    for name, shape in variable_shapes(plan, heads)
+  }
+  values['global_step'] = np.int64(global_step)
+  # The op of tf.train.Saver, without its thousand variables.
+  with tf.Graph().as_default(), tf.Session() as session:
+    session.run(
+      tf.raw_ops.SaveV2(
+        prefix=os.fspath(prefix),
+        tensor_names=list(values),
+        shape_and_slices=[''] * len(values),
+        tensors=[tf.constant(value) for value in values.values()],
+      )
+    )
+  tf.train.update_checkpoint_state(os.fspath(folder), os.fspath(prefix))
+  return prefix
