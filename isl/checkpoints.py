@@ -19,8 +19,15 @@ from typing import Any
 import numpy as np
 import tensorflow.compat.v1 as tf
 
-from isl.experiment import MAXPROJECT, TARGET_CHANNELS, TRANSMISSION, ImageKey
-from isl.experiment import StackSpec, input_stack, target_stack
+from isl.experiment import (
+  MAXPROJECT,
+  TARGET_CHANNELS,
+  TRANSMISSION,
+  ImageKey,
+  StackSpec,
+  input_stack,
+  target_stack,
+)
 from isl.models.networks import NETWORKS
 from isl.models.plan import NetworkPlan, make_plan, variable_shapes
 
@@ -146,7 +153,8 @@ class Checkpoint:
   def _reading(self, read: Callable[[], Any]) -> Any:
     try:
       return read()
-    except (tf.errors.OpError, RuntimeError, ValueError) as e:
+    # A damaged index shows as any of these: a block's length in it, not checksummed, is believed.
+    except (tf.errors.OpError, RuntimeError, ValueError, LookupError, MemoryError) as e:
       reason = ' '.join(str(e).split())
       raise ValueError(
         f'checkpoint {str(self.prefix)!r} cannot be read, is it complete? ({reason})'
@@ -253,10 +261,22 @@ class Checkpoint:
     """A variable's value.
 
     Raises:
-      ValueError: its part of the file is missing or damaged.
+      ValueError: its part of the file is missing or damaged, or the training had diverged.
     """
     value: np.ndarray = self._reading(lambda: self._reader.get_tensor(name))
+    if not np.isfinite(value).all():
+      raise ValueError(f'checkpoint {str(self.prefix)!r} is useless: {name} is not finite in it')
     return value
+
+  def verify(self) -> None:
+    """Reads every value of the network, since opening does not notice damage in the data.
+
+    Raises:
+      ValueError: a part of the files is missing or damaged, or this is no network that isl knows.
+    """
+    held = self.describe()
+    for name, _ in variable_shapes(held.plan(), held.heads):
+      self.value(name)
 
   def custom_getter(self, getter: Callable[..., tf.Tensor], name: str, **kwargs: Any) -> tf.Tensor:
     """For tf.variable_scope: gives constants with this checkpoint's values in place of variables.

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import tensorflow.compat.v1 as tf
 
-from isl import ops
+from isl import ops, tensorcheck
 from isl.checkpoints import Checkpoint
 from isl.experiment import NUM_CLASSES, ImageKey, Statistic
 from isl.models import model_util, towers
@@ -47,6 +47,7 @@ class Labeler:
       ValueError: the checkpoint is damaged.
     """
     geometry = plan.spec.geometry
+    self.heads = tuple(heads)
     self.statistics = tuple(statistics)
     self.batch = batch
     self.blocks = blocks
@@ -56,7 +57,8 @@ class Labeler:
       self._inputs = tf.placeholder(tf.float32, [batch, rows, columns, plan.input_depth])
       self._labels = tf.placeholder(tf.uint8, [len(heads), batch, out_rows, out_columns])
       with tf.variable_scope('', custom_getter=checkpoint.custom_getter):
-        features = towers.features(self._inputs, plan)
+        inputs = tensorcheck.bounded(self._inputs, 0, 1, 'input')
+        features = tensorcheck.finite(towers.features(inputs, plan), 'features')
         variables = [model_util.head_variables(plan.output_depth, key) for key in heads]
       stacked = model_util.HeadVariables(*(tf.stack(v) for v in zip(*variables, strict=True)))
 
@@ -66,10 +68,11 @@ class Labeler:
         logits = tf.reshape(model_util.head_logits(features, head), [-1, NUM_CLASSES])
         labels = tf.cast(tf.reshape(labels, [-1]), tf.int32)
         computed = ops.distribution_statistics(logits, labels, statistics)
-        return tf.reshape(tf.stack(computed), [len(computed), batch, out_rows, out_columns])
+        result = tf.reshape(tf.stack(computed), [len(computed), batch, out_rows, out_columns])
+        return tensorcheck.finite(result, 'statistics')
 
       self._outputs = tf.map_fn(
-        predict, (stacked, self._labels), dtype=tf.float32, parallel_iterations=1
+        predict, (stacked, self._labels), fn_output_signature=tf.float32, parallel_iterations=1
       )
     config = tf.ConfigProto(
       intra_op_parallelism_threads=num_threads, inter_op_parallelism_threads=1
@@ -87,9 +90,20 @@ class Labeler:
 
     Returns:
       For each statistic float32 [head, batch, row, column].
+
+    Raises:
+      ValueError: the machine lacks the memory, or a check of --tensorcheck_enable_checks failed.
     """
     inputs = inputs.reshape([*inputs.shape[:3], -1])
-    outputs = self._session.run(self._outputs, {self._inputs: inputs, self._labels: labels})
+    try:
+      outputs = self._session.run(self._outputs, {self._inputs: inputs, self._labels: labels})
+    except tf.errors.ResourceExhaustedError as e:
+      raise ValueError(
+        f'too little memory for a tile of {self.blocks[0]} x {self.blocks[1]} blocks; a smaller'
+        ' --infer_size needs less'
+      ) from e
+    except tf.errors.InvalidArgumentError as e:
+      raise ValueError(f'a check failed: {e.message}') from e
     return {statistic: outputs[:, i] for i, statistic in enumerate(self.statistics)}
 
   def close(self) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import pathlib
 from collections.abc import Sequence
+from typing import Any
 
 MAXPROJECT = 'MAXPROJECT'
 TRANSMISSION = 'TRANSMISSION'
@@ -125,3 +127,100 @@ class Geometry:
   def input_size(self, num_blocks: int) -> int:
     """The pixels of input that `num_blocks` neighbouring outputs need, in a direction."""
     return self.patch + (num_blocks - 1) * self.output
+
+
+class Mode(enum.Enum):
+  """What a run does."""
+
+  TRAIN = 'TRAIN'
+  EVAL_TRAIN = 'EVAL_TRAIN'
+  EVAL_EVAL = 'EVAL_EVAL'
+  EXPORT = 'EXPORT'
+  DESCRIBE = 'DESCRIBE'
+  PS = 'PS'
+
+
+class Metric(enum.Enum):
+  """What an evaluation computes."""
+
+  LOSS = 'LOSS'
+  JITTER_STITCH = 'JITTER_STITCH'
+  STITCH = 'STITCH'
+  INFER_FULL = 'INFER_FULL'
+
+
+class InferMethod(enum.Enum):
+  """How INFER_FULL evaluates the network: all patches of a tile at once, or each by itself."""
+
+  DENSE = 'DENSE'
+  PATCHES = 'PATCHES'
+
+
+class Panel(enum.Enum):
+  """The error panels: of the labels, and of the network's own input."""
+
+  TARGET = 'TARGET'
+  INPUT = 'INPUT'
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Inference:
+  """What INFER_FULL computes and writes.
+
+  Attributes:
+    crop_size: side of the crop at the image's top left, in pixels; 0: the whole image.
+    tile_size: side of a tile, in blocks; a tile is computed at once.
+    method: dense, or patch by patch.
+    panels: error panels to draw.
+    simplify_panels: whether they have only the columns that are needed most.
+    statistics: a file with predictions is written for each of these.
+    channels: labels to predict, in this order; None: all that the checkpoint predicts.
+    continuously: whether to go on with every new checkpoint.
+  """
+
+  crop_size: int
+  tile_size: int
+  method: InferMethod
+  panels: tuple[Panel, ...]
+  simplify_panels: bool
+  statistics: tuple[Statistic, ...]
+  channels: tuple[str, ...] | None
+  continuously: bool
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Experiment:
+  """A run, whole and read-only.
+
+  Attributes:
+    mode: what it does.
+    metric: what an evaluation computes.
+    base_directory: where training and evaluations write.
+    checkpoint_directory: where the checkpoint is.
+    image_directory: the folder of images that this mode reads; None: none.
+    model: the network's name; None: as the checkpoint says.
+    base_depth: its width; None: likewise.
+    num_z_values: z depths that it reads; None: likewise.
+    eval_interval_secs: pause between evaluations.
+    eval_delay_secs: wait before the first.
+    inference: what INFER_FULL does.
+    flags: the command line's flags and their values, for the record.
+  """
+
+  mode: Mode
+  metric: Metric
+  base_directory: pathlib.Path
+  checkpoint_directory: pathlib.Path
+  image_directory: pathlib.Path | None
+  model: str | None
+  base_depth: int | None
+  num_z_values: int | None
+  eval_interval_secs: float
+  eval_delay_secs: float
+  inference: Inference
+  flags: tuple[tuple[str, Any], ...] = ()
+
+  @property
+  def evaluation_directory(self) -> pathlib.Path:
+    """Where this mode and metric write: BASE/eval_eval_infer, say."""
+    return self.base_directory / f'{self.mode.value.lower()}_infer'

@@ -209,7 +209,8 @@ def make_plan(spec: TowerSpec, base_depth: int, num_z_values: int) -> NetworkPla
   Args:
     spec: the network.
     base_depth: its width.
-    num_z_values: z depths it reads; each comes with a mask, so the input has twice as many features.
+    num_z_values: z depths it reads; each comes with a mask, so the input has twice as many
+      features.
 
   Raises:
     ValueError: if base_depth or num_z_values is too small for this network.

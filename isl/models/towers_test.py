@@ -1,0 +1,155 @@
+"""Tests of towers.py: one definition for single patches and for dense crops."""
+
+from __future__ import annotations
+
+import itertools
+import json
+
+import numpy as np
+import pytest
+import tensorflow.compat.v1 as tf
+
+from isl import random_checkpoint, testing
+from isl.checkpoints import Checkpoint
+from isl.experiment import Statistic, input_stack, target_stack
+from isl.models import model_util, towers
+from isl.models.networks import NETWORKS
+from isl.models.plan import make_plan
+
+# Of these, neighbouring classes may be equally likely but for rounding.
+_BY_EQUAL_PIXELS = (Statistic.MODE, Statistic.MEDIAN)
+
+# Blocks in rows and columns.
+_WHOLE = (5, 4)
+
+
+class _Network:
+  """A random network, and what it predicts patch by patch of a random image of _WHOLE blocks."""
+
+  def __init__(self, folder, model, base_depth, num_z_values):
+    prefix = random_checkpoint.write_random_checkpoint(
+      folder, model=model, base_depth=base_depth, num_z_values=num_z_values
+    )
+    self.checkpoint = Checkpoint(prefix)
+    self.plan = make_plan(NETWORKS[model], base_depth, num_z_values)
+    self.heads = (input_stack(num_z_values).keys[-1], *target_stack().keys[:1])
+    self.geometry = self.plan.spec.geometry
+    rows, columns = (self.geometry.input_size(n) for n in _WHOLE)
+    rng = np.random.default_rng(base_depth)
+    self.image = np.ones((rows, columns, num_z_values, 1, 2), np.float32)
+    self.image[..., 0] = rng.random((rows, columns, num_z_values, 1))
+    starts = np.ndindex(*_WHOLE)
+    patches = self.labeled([self.crop(start, (1, 1)) for start in starts], (1, 1))
+    side = self.geometry.output
+    self.expected = {
+      statistic: values.reshape(len(self.heads), *_WHOLE, side, side)
+      .swapaxes(2, 3)
+      .reshape(len(self.heads), _WHOLE[0] * side, _WHOLE[1] * side)
+      for statistic, values in patches.items()
+    }
+
+  def crop(self, start, blocks):
+    """What so many blocks from the block `start` on are computed from."""
+    side = self.geometry.output
+    rows, columns = (
+      slice(side * first, side * (first + n)) for first, n in zip(start, blocks, strict=True)
+    )
+    for statistic, values in found.items():
+      expected = self.expected[statistic][:, rows, columns]
+      if statistic in _BY_EQUAL_PIXELS:
+        assert np.mean(values == expected) >= 0.999, statistic
+      else:
+        assert np.abs(values - expected).max() < 1e-5, statistic
+
+
+@pytest.fixture(
+  scope='module',
+  params=[
+    ('CONCORDANCE', 5, 2),
+    ('FOVEA', 9, 3),
+    pytest.param(('CONCORDANCE', 12, 1), marks=pytest.mark.soak),
+    pytest.param(('FOVEA', 1, 1), marks=pytest.mark.soak),
+  ],
+  ids=lambda param: '-'.join(map(str, param)),
+)
+def network(request, tmp_path_factory):
+  return _Network(tmp_path_factory.mktemp('checkpoint'), *request.param)
+
+
+def test_random_network_varies(network):
+  """Otherwise the tests below would show nothing."""
+  for statistic in (Statistic.MEAN, Statistic.STANDARD_DEVIATION, Statistic.ENTROPY):
+    assert network.expected[statistic].std(axis=(1, 2)).min() > 1e-3, statistic
+
+
+@pytest.mark.parametrize('blocks', [(1, 2), (3, 1), (4, 3), _WHOLE])
+def test_dense_is_patch_by_patch(network, blocks):
+  """For odd and even numbers of blocks in each direction, wherever the crop starts."""
+  starts = [(0, 0), tuple(n - m for n, m in zip(_WHOLE, blocks, strict=True))]
+  found = network.labeled([network.crop(start, blocks) for start in starts], blocks)
+  for i, start in enumerate(starts):
+    crop = {statistic: values[:, i] for statistic, values in found.items()}
+    network.assert_agrees(crop, start, blocks)
+
+
+@pytest.mark.parametrize('blocks', [(2, 3)])
+def test_crops_join_at_every_border(network, blocks):
+  """From any block on a crop gives what the whole gives there."""
+  starts = list(itertools.product(*(range(n - m + 1) for n, m in zip(_WHOLE, blocks, strict=True))))
+  found = network.labeled([network.crop(start, blocks) for start in starts], blocks)
+  for i, start in enumerate(starts):
+    crop = {statistic: values[:, i] for statistic, values in found.items()}
+    network.assert_agrees(crop, start, blocks)
+
+
+@pytest.mark.parametrize('model', NETWORKS)
+def test_single_patch_is_the_modules_one_after_the_other(tmp_path, model):
+  prefix = random_checkpoint.write_random_checkpoint(
+    tmp_path, model=model, base_depth=7, num_z_values=2
+  )
+  plan = make_plan(NETWORKS[model], 7, 2)
+  size = plan.spec.geometry.patch
+  patch = np.random.default_rng(0).random((1, size, size, plan.input_depth), np.float32)
+  config = tf.ConfigProto()
+  config.graph_options.rewrite_options.disable_meta_optimizer = True
+  with (
+    tf.Graph().as_default(),
+    tf.Session(config=config) as session,
+    tf.variable_scope('', custom_getter=Checkpoint(prefix).custom_getter),
+  ):
+    net = tf.constant(patch)
+    found = towers.features(net, plan)
+    if model == 'CONCORDANCE':
+      net = model_util.projection(net, 16)
+    ends = []
+    for crop, modules in zip(plan.spec.crops, plan.towers, strict=True):
+      margin = (size - crop) // 2
+      end = net[:, margin : margin + crop, margin : margin + crop]
+      for module in modules:
+        end = model_util.module(end, module)
+      ends.append(end)
+    expected = tf.concat(ends, axis=-1)
+    for module in plan.upper:
+      expected = model_util.module(expected, module)
+    found, expected = session.run([found, expected])
+  np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+  ('file', 'model', 'base_depth', 'num_z_values'),
+  [
+    ('variables_concordance.json', 'CONCORDANCE', 400, 26),
+    ('variables_fovea_d50_z13.json', 'FOVEA', 50, 13),
+  ],
+)
+def test_graph_has_the_originals_variables(file, model, base_depth, num_z_values):
+  """And no others."""
+  expected = json.loads(testing.shared_path('reference', file).read_text())
+  plan = make_plan(NETWORKS[model], base_depth, num_z_values)
+  size = plan.spec.geometry.patch
+  with tf.Graph().as_default():
+    towers.features(tf.placeholder(tf.float32, [4, size, size, plan.input_depth]), plan)
+    for key in input_stack(num_z_values).keys + target_stack().keys:
+      model_util.head_variables(plan.output_depth, key)
+    found = [[v.op.name, v.shape.as_list()] for v in tf.global_variables()]
+  assert sorted(found) == sorted(expected)

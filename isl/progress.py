@@ -1,0 +1,57 @@
+"""How far a long run is: a bar on a terminal, a log line every few seconds elsewhere."""
+
+from __future__ import annotations
+
+import time
+from types import TracebackType
+
+import tqdm
+from absl import logging
+
+_SECONDS_BETWEEN_LINES = 5.0
+
+
+class Progress:
+  """Counts what is done of a known number of things, as a context manager."""
+
+  def __init__(self, title: str, total: int, unit: str):
+    """Starts the clock.
+
+    Args:
+      title: what is being done.
+      total: how many things there are to do.
+      unit: what these are called.
+    """
+    self._title = title
+    self._total = total
+    self._unit = unit
+    self._done = 0
+    self._start = self._said = time.monotonic()
+    # None: shown on a terminal only.
+    self._bar = tqdm.tqdm(desc=title, total=total, unit=unit, disable=None, dynamic_ncols=True)
+
+  def __enter__(self) -> Progress:
+    return self
+
+  def __exit__(
+    self,
+    kind: type[BaseException] | None,
+    error: BaseException | None,
+    traceback: TracebackType | None,
+  ) -> None:
+    self._bar.close()
+
+  def add(self, done: int) -> None:
+    """Counts `done` more, and says so where it is time to."""
+    self._done += done
+    self._bar.update(done)
+    now = time.monotonic()
+    if self._bar.disable and (
+      now - self._said >= _SECONDS_BETWEEN_LINES or self._done == self._total
+    ):
+      self._said = now
+      elapsed = now - self._start
+      left = tqdm.tqdm.format_interval(elapsed / self._done * (self._total - self._done))
+      logging.info(
+        '%s: %d of %d %ss done, %s left', self._title, self._done, self._total, self._unit, left
+      )

@@ -1,0 +1,51 @@
+"""Checks of tensors at run time: shapes, bounds, finiteness. Off unless a program switches them on.
+
+They cost a pass over each tensor, so they are for finding a fault, not for every day.
+"""
+
+from __future__ import annotations
+
+import tensorflow.compat.v1 as tf
+
+_enabled = False
+
+
+def enable(on: bool = True) -> None:
+  """Switches the checks of all graphs built from now on."""
+  global _enabled
+  _enabled = on
+
+
+def bounded(net: tf.Tensor, low: float, high: float, name: str) -> tf.Tensor:
+  """`net`, having checked that it is finite and in [low, high].
+
+  The graph's run fails with tf.errors.InvalidArgumentError, which names `name`, where it is not.
+  """
+  if not _enabled:
+    return net
+  message = f'{name} must be finite and in [{low}, {high}]'
+  # Written so that a NaN, which compares as false, fails.
+  within = tf.reduce_all((net >= low) & (net <= high))
+  with tf.control_dependencies([tf.Assert(within, [message], summarize=1)]):
+    return tf.identity(net)
+
+
+def finite(net: tf.Tensor, name: str) -> tf.Tensor:
+  """`net`, having checked that it has neither NaN nor infinity.
+
+  The graph's run fails with tf.errors.InvalidArgumentError, which names `name`, where it has.
+  """
+  if not _enabled:
+    return net
+  return tf.debugging.check_numerics(net, f'{name} must be finite')
+
+
+def shaped(net: tf.Tensor, shape: list[int], name: str) -> tf.Tensor:
+  """`net`, having checked its static shape.
+
+  Raises:
+    ValueError: it has another.
+  """
+  if _enabled and net.shape.as_list() != shape:
+    raise ValueError(f'{name} must have the shape {shape}, got {net.shape.as_list()}')
+  return net
