@@ -1,3 +1,4 @@
+# make demo      labels a made-up field of view with random weights: what goes in, what comes out
 # make test      everything that a change must pass: lint, then the tests
 # make lint      ruff (lint and format) and mypy alone
 # make soak      the tests that take minutes
@@ -11,7 +12,16 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 
-.PHONY: test lint soak bazel-test clean
+.DEFAULT_GOAL := test
+.PHONY: demo test lint soak bazel-test clean
+
+demo: $(INSTALLED)
+	@mkdir -p demo
+	$(BIN)/python -m isl.random_checkpoint --directory demo/checkpoints 2> demo/tensorflow.log
+	$(BIN)/python -m isl.random_field --directory demo/images
+	$(BIN)/isl-launch --base_directory demo/output --mode EVAL_EVAL --metric INFER_FULL \
+	  --restore_directory demo/checkpoints --read_pngs --dataset_eval_directory demo/images \
+	  --infer_channel_whitelist DAPI_CONFOCAL,MAP2_CONFOCAL,NFH_CONFOCAL
 
 test: lint
 	$(BIN)/python -m pytest
@@ -41,5 +51,5 @@ $(INSTALLED): pyproject.toml
 	@touch $@
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) demo build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -13,6 +13,9 @@ import itertools
 import os
 import pathlib
 import re
+import shutil
+import tempfile
+import weakref
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -146,9 +149,21 @@ class Checkpoint:
       ValueError: it cannot be read.
     """
     self.prefix = pathlib.Path(prefix)
-    self._reader = self._reading(lambda: tf.train.load_checkpoint(os.fspath(prefix)))
+    self._reader = self._reading(lambda: tf.train.load_checkpoint(self._openable()))
     shapes = self._reading(self._reader.get_variable_to_shape_map)
     self._shapes: dict[str, Shape] = {name: tuple(shape) for name, shape in shapes.items()}
+
+  def _openable(self) -> str:
+    """The prefix, or that of links to the files: TensorFlow takes brackets for a pattern."""
+    if not re.search(r'[\[\\]', os.fspath(self.prefix)):
+      return os.fspath(self.prefix)
+    links = pathlib.Path(tempfile.mkdtemp(prefix='isl-'))
+    # Not sooner: the data files are opened when a value is read.
+    weakref.finalize(self, shutil.rmtree, links, ignore_errors=True)
+    for path in self.prefix.parent.glob(f'{_literal(self.prefix.name)}.*'):
+      ending = path.name.removeprefix(self.prefix.name)
+      (links / f'model{ending}').symlink_to(path.resolve())
+    return os.fspath(links / 'model')
 
   def _reading(self, read: Callable[[], Any]) -> Any:
     try:

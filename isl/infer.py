@@ -204,10 +204,8 @@ class _Run:
         # The network takes whole batches; what fills the last one is dropped.
         filled = batch + batch[-1:] * (labeler.batch - len(batch))
         inputs = np.stack([self._read_tile(image_set, tile, labeler.blocks) for tile in filled])
-        labels = np.stack(
-          [self._true_classes(prediction, tile, labeler) for tile in filled], axis=1
-        )
-        outputs = labeler(inputs, labels)
+        truth = [self._true_classes(prediction, tile, labeler) for tile in filled]
+        outputs = labeler(inputs, np.stack(truth, axis=1))
         for i, tile in enumerate(batch):
           for head, key in enumerate(labeler.heads):
             own = {s: tile.own(values[head, i]) for s, values in outputs.items()}

@@ -1,6 +1,6 @@
-"""The program: reads the command line and runs what it asks for.
+r"""The program: reads the command line and runs what it asks for.
 
-    isl-launch --mode EVAL_EVAL --metric INFER_FULL --restore_directory CHECKPOINTS --read_pngs \\
+    isl-launch --mode EVAL_EVAL --metric INFER_FULL --restore_directory CHECKPOINTS --read_pngs \
       --dataset_eval_directory IMAGES --base_directory OUT
 
 The same as `python -m isl.launch FLAGS` and `bazel run isl:launch -- FLAGS`. Flags are known here
@@ -14,7 +14,7 @@ import math
 import os
 import pathlib
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NoReturn
 
 from absl import app, flags, logging
@@ -32,269 +32,155 @@ from isl.experiment import (
 
 FLAGS = flags.FLAGS
 
-# What the flags are grouped by in --helpfull.
-_RUN, _DATA, _NETWORK = 'what to run', 'images', 'network and checkpoint'
-_TRAINING, _EVALUATION, _INFERENCE = 'training', 'evaluation', 'inference (INFER_FULL)'
-_MACHINES = 'many machines'
+_GROUP_PREFIX = 'isl: '
 
 
-def _define(define: Callable[..., Any], group: str, name: str, *args: Any, **kwargs: Any) -> None:
-  define(name, *args, module_name=f'isl: {group}', **kwargs)
-  flags.declare_key_flag(name)
+class _Group:
+  """Defines flags under a title of --helpfull."""
+
+  def __init__(self, title: str):
+    self._module_name = _GROUP_PREFIX + title
+
+  def _define(self, define: Callable[..., Any], name: str, *args: Any, **kwargs: Any) -> None:
+    define(name, *args, module_name=self._module_name, **kwargs)
+    flags.declare_key_flag(name)
+
+  def text(self, name: str, default: str | None, meaning: str) -> None:
+    self._define(flags.DEFINE_string, name, default, meaning)
+
+  def switch(self, name: str, default: bool, meaning: str) -> None:
+    self._define(flags.DEFINE_boolean, name, default, meaning)
+
+  def integer(self, name: str, default: int, meaning: str, *, least: int = 1) -> None:
+    self._define(flags.DEFINE_integer, name, default, meaning, lower_bound=least)
+
+  def number(self, name: str, default: float, meaning: str, *, least: float = 0.0) -> None:
+    self._define(flags.DEFINE_float, name, default, meaning, lower_bound=least)
+    flags.register_validator(name, math.isfinite, 'must be a finite number')
+
+  def choice(self, name: str, default: str, allowed: Iterable[str], meaning: str) -> None:
+    self._define(flags.DEFINE_enum, name, default, list(allowed), meaning)
+
+  def names(self, name: str, default: list[str] | None, meaning: str) -> None:
+    self._define(flags.DEFINE_list, name, default, meaning)
+    flags.register_validator(name, _no_name_twice)
+
+  def choices(self, name: str, default: list[str], allowed: list[str], meaning: str) -> None:
+    self.names(name, default, f'{meaning} A comma list of {", ".join(allowed)}.')
+
+    def all_allowed(values: list[str]) -> bool:
+      wrong = [value for value in values if value not in allowed]
+      if wrong:
+        raise flags.ValidationError(f'{", ".join(wrong)} is not one of {", ".join(allowed)}')
+      return True
+
+    flags.register_validator(name, all_allowed)
 
 
-def _names(enumeration: Any) -> list[str]:
-  return [member.name for member in enumeration]
+def _no_name_twice(values: list[str] | None) -> bool:
+  if values and len(set(values)) < len(values):
+    raise flags.ValidationError('names one of them twice')
+  return True
 
 
-def _define_run_flags() -> None:
-  string, enum, boolean = flags.DEFINE_string, flags.DEFINE_enum, flags.DEFINE_boolean
-  _define(enum, _RUN, 'mode', 'TRAIN', _names(Mode), 'What to do.')
-  _define(
-    enum,
-    _RUN,
-    'metric',
-    'LOSS',
-    _names(Metric),
-    'What an evaluation computes. TRAIN goes with LOSS, EXPORT with STITCH.',
-  )
-  _define(
-    string,
-    _RUN,
-    'base_directory',
-    '/tmp/minception/',
-    'BASE: training writes to BASE/train, evaluations to BASE/eval_train_* and BASE/eval_eval_*.',
-  )
-  _define(string, _RUN, 'export_directory', '/tmp/minception_export/', 'Where EXPORT writes.')
-  _define(
-    boolean,
-    _RUN,
-    'tensorcheck_enable_checks',
-    False,
-    'Check shapes, bounds and finiteness of tensors at run time.',
-  )
-  _define(string, _MACHINES, 'master', 'local', "TensorFlow master; '' and local: in this process.")
-  _define(flags.DEFINE_integer, _MACHINES, 'ps_tasks', 0, 'Parameter servers.', lower_bound=0)
-  _define(
-    flags.DEFINE_integer, _MACHINES, 'task', 0, "This worker's index; 0: chief.", lower_bound=0
-  )
+# fmt: off
+_run = _Group('what to run')
+_run.choice('mode', 'TRAIN', [m.name for m in Mode], 'What to do.')
+_run.choice('metric', 'LOSS', [m.name for m in Metric],
+            'What an evaluation computes. TRAIN goes with LOSS, EXPORT with STITCH.')
+_run.text('base_directory', '/tmp/minception/',
+          'BASE: training writes to BASE/train, evaluations to BASE/eval_train_* and'
+          ' BASE/eval_eval_*.')
+_run.text('export_directory', '/tmp/minception_export/', 'Where EXPORT writes.')
+_run.switch('tensorcheck_enable_checks', False,
+            'Check shapes, bounds and finiteness of tensors at run time.')
 
+_data = _Group('images')
+_data.switch('read_pngs', False, 'Read folders of PNGs; otherwise TFRecord shards.')
+_data.text('dataset_train_directory', None, 'Images for TRAIN and EVAL_TRAIN (--read_pngs).')
+_data.text('dataset_eval_directory', None, 'Images for EVAL_EVAL (--read_pngs).')
+_data.text('dataset_pattern', None, 'Name of the shards, with %d for the number.')
+_data.integer('dataset_num_shards', 1024, 'Number of shards.')
+_data.switch('is_recordio', True, 'Shards are TFRecord; false (SSTable) is refused.')
+_data.switch('train_on_full_dataset', False, 'Train on the evaluation shards too.')
+_data.integer('data_batch_size', 4, 'Examples read from shards at once.')
+_data.integer('data_batch_num_threads', 4, 'Threads that read shards.')
+_data.integer('data_batch_capacity', 8, 'Examples read ahead.')
 
-def _define_network_flags() -> None:
-  string, enum, boolean = flags.DEFINE_string, flags.DEFINE_enum, flags.DEFINE_boolean
-  integer = flags.DEFINE_integer
-  _define(
-    string,
-    _NETWORK,
-    'restore_directory',
-    '',
-    'Folder of the checkpoint to start from (TRAIN) or to use (all others); without it, these use'
-    ' the newest in BASE/train.',
-  )
-  _define(boolean, _NETWORK, 'restore_logits', True, 'Restore the heads (TRAIN).')
-  _define(
-    boolean,
-    _NETWORK,
-    'restore_inputs',
-    True,
-    'Restore the first layer (TRAIN); false: the number of z depths may change.',
-  )
-  _define(
-    enum,
-    _NETWORK,
-    'model',
-    'CONCORDANCE',
-    ['CONCORDANCE', 'FOVEA'],
-    "The network. Where not given, the checkpoint's.",
-  )
-  _define(
-    integer,
-    _NETWORK,
-    'base_depth',
-    400,
-    "The network's width. Where not given, the checkpoint's.",
-    lower_bound=1,
-  )
-  _define(
-    integer,
-    _NETWORK,
-    'num_z_values',
-    26,
-    "z depths that the network reads. Where not given, the checkpoint's.",
-    lower_bound=1,
-  )
+_network = _Group('network and checkpoint')
+_network.text('restore_directory', '',
+              'Folder of the checkpoint to start from (TRAIN) or to use (all others); without it,'
+              ' these use the newest in BASE/train.')
+_network.switch('restore_logits', True, 'Restore the heads (TRAIN).')
+_network.switch('restore_inputs', True,
+                'Restore the first layer (TRAIN); false: the number of z depths may change.')
+_network.choice('model', 'CONCORDANCE', ['CONCORDANCE', 'FOVEA'],
+                "The network. Where not given, the checkpoint's.")
+_network.integer('base_depth', 400, "The network's width. Where not given, the checkpoint's.")
+_network.integer('num_z_values', 26,
+                 "z depths that the network reads. Where not given, the checkpoint's.")
 
+_training = _Group('training')
+_training.choice('optimizer', 'ADAM', ['ADAM', 'ADAGRAD', 'MOMENTUM'], 'The optimizer.')
+_training.number('learning_rate', 1e-4, 'The learning rate.')
+flags.register_validator('learning_rate', lambda rate: rate > 0, 'must be positive')
+_training.integer('learning_decay_steps', 4096,
+                  'Steps in which the rate of MOMENTUM decays by 0.999.')
+_training.choice('loss', 'CROSS_ENTROPY', ['CROSS_ENTROPY', 'RANKED_PROBABILITY_SCORE'],
+                 'The loss.')
+_training.integer('loss_crop_size', 520, 'Crop for LOSS, in pixels.')
+_training.integer('loss_patch_stride', 256, 'Stride of the patches in that crop, in pixels.')
+_training.integer('loss_output_size', 8, 'Outputs of a training patch, in pixels: 8 or 8 + 16 k.')
+flags.register_validator('loss_output_size', lambda n: n % 16 == 8,
+                         'must be 8, 24, 40, .. (8 + 16 k)')
+_training.integer('preprocess_batch_size', 16, 'Patches in a training batch.')
+_training.integer('preprocess_shuffle_batch_num_threads', 16, 'Threads that make batches.')
+_training.integer('preprocess_batch_capacity', 64, 'Patches among which a batch is drawn.')
+for _name, _what in (('offset', 'offset of an image'), ('multiplier', 'factor of an image'),
+                     ('noise', 'noise of a pixel')):
+  _training.number(f'augment_{_name}_std', 0.0,
+                   f'Standard deviation of the {_what}, in intensities from 0 to 1.')
+_training.integer('save_summaries_secs', 180, 'Seconds between summaries.')
+_training.integer('save_interval_secs', 180, 'Seconds between checkpoints.')
 
-def _define_data_flags() -> None:
-  string, boolean, integer = flags.DEFINE_string, flags.DEFINE_boolean, flags.DEFINE_integer
-  _define(boolean, _DATA, 'read_pngs', False, 'Read folders of PNGs; otherwise TFRecord shards.')
-  _define(
-    string, _DATA, 'dataset_train_directory', None, 'Images for TRAIN and EVAL_TRAIN (--read_pngs).'
-  )
-  _define(string, _DATA, 'dataset_eval_directory', None, 'Images for EVAL_EVAL (--read_pngs).')
-  _define(string, _DATA, 'dataset_pattern', None, 'Name of the shards, with %d for the number.')
-  _define(integer, _DATA, 'dataset_num_shards', 1024, 'Number of shards.', lower_bound=1)
-  _define(boolean, _DATA, 'is_recordio', True, 'Shards are TFRecord; false (SSTable) is refused.')
-  _define(boolean, _DATA, 'train_on_full_dataset', False, 'Train on the evaluation shards too.')
-  for name, default, meaning in (
-    ('data_batch_size', 4, 'Examples read from shards at once.'),
-    ('data_batch_num_threads', 4, 'Threads that read shards.'),
-    ('data_batch_capacity', 8, 'Examples read ahead.'),
-    ('preprocess_batch_size', 16, 'Patches in a training batch.'),
-    ('preprocess_shuffle_batch_num_threads', 16, 'Threads that make batches.'),
-    ('preprocess_batch_capacity', 64, 'Patches among which a batch is drawn.'),
-  ):
-    _define(integer, _DATA, name, default, meaning, lower_bound=1)
-  for name, what in (
-    ('augment_offset_std', 'offset added to an image'),
-    ('augment_multiplier_std', 'factor, around 1, of an image'),
-    ('augment_noise_std', 'noise added to a pixel'),
-  ):
-    meaning = f'Standard deviation of the {what} in training; intensities are in [0, 1].'
-    _define(flags.DEFINE_float, _DATA, name, 0.0, meaning, lower_bound=0.0)
+_evaluation = _Group('evaluation')
+_evaluation.integer('eval_interval_secs', 15, 'Seconds between evaluations.', least=0)
+_evaluation.integer('eval_delay_secs', 0, 'Seconds before the first evaluation.', least=0)
+_evaluation.integer('metric_num_examples', 1024, 'Patches averaged in an evaluation of LOSS.')
+_evaluation.integer('stitch_crop_size', 500,
+                    "Crop at the image's top left for STITCH and INFER_FULL, in pixels; 0: the"
+                    ' whole image.', least=0)
 
+_inference = _Group('inference (INFER_FULL)')
+_inference.names('infer_channel_whitelist', None,
+                 'Target channels to infer, in this order; without it, all that the checkpoint'
+                 ' predicts.')
+_inference.choices('infer_statistics', [Statistic.MEDIAN.name],
+                   [s.name for s in PREDICTION_STATISTICS],
+                   'Statistics of the predicted distributions to write as images; empty: none.')
+_inference.choices('infer_panels', [p.name for p in Panel], [p.name for p in Panel],
+                   'Error panels to draw; empty: none.')
+_inference.switch('infer_simplify_error_panels', True,
+                  'Draw three columns in the error panels: median, truth, error; otherwise all'
+                  ' twelve.')
+_inference.integer('infer_size', 16,
+                   "A tile's side, in blocks of 8 x 8 outputs; a tile is computed at once.")
+_inference.choice('infer_method', 'DENSE', [m.name for m in InferMethod],
+                  'DENSE: a tile at once, sharing what patches have in common; PATCHES: each'
+                  ' patch by itself. The same numbers.')
+_inference.switch('infer_continuously', False, 'Infer again whenever a new checkpoint appears.')
 
-def _define_training_flags() -> None:
-  enum, integer = flags.DEFINE_enum, flags.DEFINE_integer
-  _define(enum, _TRAINING, 'optimizer', 'ADAM', ['ADAM', 'ADAGRAD', 'MOMENTUM'], 'The optimizer.')
-  _define(flags.DEFINE_float, _TRAINING, 'learning_rate', 1e-4, 'The learning rate.')
-  flags.register_validator(
-    'learning_rate', lambda rate: 0 < rate < math.inf, 'must be a positive number'
-  )
-  _define(
-    integer,
-    _TRAINING,
-    'learning_decay_steps',
-    4096,
-    'Steps in which the rate of MOMENTUM decays by 0.999.',
-    lower_bound=1,
-  )
-  _define(
-    enum,
-    _TRAINING,
-    'loss',
-    'CROSS_ENTROPY',
-    ['CROSS_ENTROPY', 'RANKED_PROBABILITY_SCORE'],
-    'The loss.',
-  )
-  for name, default, meaning in (
-    ('loss_crop_size', 520, 'Crop for LOSS, in pixels.'),
-    ('loss_patch_stride', 256, 'Stride of the patches in that crop, in pixels.'),
-    ('loss_output_size', 8, 'Outputs of a training patch, in pixels: 8 or 8 + 16 k.'),
-    ('save_summaries_secs', 180, 'Seconds between summaries.'),
-    ('save_interval_secs', 180, 'Seconds between checkpoints.'),
-  ):
-    _define(integer, _TRAINING, name, default, meaning, lower_bound=1)
-  flags.register_validator(
-    'loss_output_size', lambda size: size % 16 == 8, 'must be 8, 24, 40, .. (8 + 16 k)'
-  )
-
-
-def _define_evaluation_flags() -> None:
-  integer = flags.DEFINE_integer
-  _define(
-    integer, _EVALUATION, 'eval_interval_secs', 15, 'Pause between evaluations.', lower_bound=0
-  )
-  _define(
-    integer, _EVALUATION, 'eval_delay_secs', 0, 'Wait before the first evaluation.', lower_bound=0
-  )
-  _define(
-    integer,
-    _EVALUATION,
-    'metric_num_examples',
-    1024,
-    'Patches averaged in an evaluation of LOSS.',
-    lower_bound=1,
-  )
-  _define(
-    integer,
-    _EVALUATION,
-    'stitch_crop_size',
-    500,
-    "Crop at the image's top left for STITCH and INFER_FULL, in pixels; 0: the whole image.",
-    lower_bound=0,
-  )
-
-
-def _define_inference_flags() -> None:
-  boolean, list_flag = flags.DEFINE_boolean, flags.DEFINE_list
-  _define(
-    flags.DEFINE_integer,
-    _INFERENCE,
-    'infer_size',
-    16,
-    "A tile's side, in blocks of 8 x 8 outputs; a tile is computed at once.",
-    lower_bound=1,
-  )
-  _define(
-    flags.DEFINE_enum,
-    _INFERENCE,
-    'infer_method',
-    'DENSE',
-    _names(InferMethod),
-    'DENSE: a tile at once, sharing what patches have in common; PATCHES: each patch by itself.'
-    ' The same numbers.',
-  )
-  _define(
-    boolean,
-    _INFERENCE,
-    'infer_continuously',
-    False,
-    'Infer again whenever a new checkpoint appears.',
-  )
-  _define(
-    list_flag,
-    _INFERENCE,
-    'infer_channel_whitelist',
-    None,
-    'Target channels to infer, in this order; without it, all that the checkpoint predicts.',
-  )
-  _define(
-    boolean,
-    _INFERENCE,
-    'infer_simplify_error_panels',
-    True,
-    'Draw three columns in the error panels: median, truth, error; otherwise all twelve.',
-  )
-  _define_choices(
-    'infer_panels', _names(Panel), _names(Panel), 'Error panels to draw; empty: none.'
-  )
-  _define_choices(
-    'infer_statistics',
-    [Statistic.MEDIAN.name],
-    [statistic.name for statistic in PREDICTION_STATISTICS],
-    'Statistics of the predicted distributions to write as images; empty: none.',
-  )
-
-
-def _define_choices(name: str, default: list[str], allowed: list[str], meaning: str) -> None:
-  """A comma list of some of `allowed`."""
-  help_text = f'{meaning} A comma list of {", ".join(allowed)}.'
-  _define(flags.DEFINE_list, _INFERENCE, name, default, help_text)
-
-  def check(values: list[str]) -> bool:
-    wrong = [value for value in values if value not in allowed]
-    if wrong:
-      raise flags.ValidationError(f'{", ".join(wrong)} is not one of {", ".join(allowed)}')
-    if len(set(values)) < len(values):
-      raise flags.ValidationError('names one of them twice')
-    return True
-
-  flags.register_validator(name, check)
-
-
-_define_run_flags()
-_define_network_flags()
-_define_data_flags()
-_define_training_flags()
-_define_evaluation_flags()
-_define_inference_flags()
+_machines = _Group('many machines')
+_machines.text('master', 'local', "TensorFlow master; '' and local: in this process.")
+_machines.integer('ps_tasks', 0, 'Parameter servers.', least=0)
+_machines.integer('task', 0, "This worker's index; 0: chief.", least=0)
+# fmt: on
 
 
 def _path(text: str) -> pathlib.Path:
   """A relative path counts from where the user stands; Bazel starts the program elsewhere."""
   here = os.environ.get('BUILD_WORKING_DIRECTORY', '')
-  return pathlib.Path(here, os.path.expanduser(text))
+  return pathlib.Path(here, pathlib.Path(text).expanduser())
 
 
 def _given(name: str) -> Any:
@@ -335,7 +221,8 @@ def _check_together(mode: Mode, metric: Metric) -> None:
     )
   if not FLAGS.read_pngs:
     raise ValueError(
-      '--read_pngs is needed, with a folder of images: TFRecord shards are not in this version yet'
+      '--read_pngs is needed, with --dataset_eval_directory (or _train_): reading TFRecord shards'
+      ' is not in this version yet'
     )
 
 
@@ -348,9 +235,12 @@ def _image_directory(mode: Mode) -> pathlib.Path | None:
   if mode not in (Mode.EVAL_TRAIN, Mode.EVAL_EVAL):
     return None
   name = 'dataset_train_directory' if mode is Mode.EVAL_TRAIN else 'dataset_eval_directory'
-  if not FLAGS[name].value:
-    raise ValueError(f'--{name} is needed with --read_pngs and --mode {mode.name}')
-  return _path(FLAGS[name].value)
+  folder = FLAGS[name].value
+  if not folder:
+    raise ValueError(
+      f'--{name} is needed with --read_pngs and --mode {mode.name}: the folder of images'
+    )
+  return _path(str(folder))
 
 
 def make_experiment() -> Experiment:
@@ -364,8 +254,6 @@ def make_experiment() -> Experiment:
   base_directory = _path(FLAGS.base_directory)
   restore = FLAGS.restore_directory
   channels = FLAGS.infer_channel_whitelist
-  if channels and len(set(channels)) < len(channels):
-    raise ValueError(f'--infer_channel_whitelist names a channel twice: {",".join(channels)}')
   return Experiment(
     mode=mode,
     metric=metric,
@@ -390,7 +278,7 @@ def make_experiment() -> Experiment:
     flags=tuple(
       (flag.name, flag.value)
       for module, defined in FLAGS.flags_by_module_dict().items()
-      if module.startswith('isl: ')
+      if module.startswith(_GROUP_PREFIX)
       for flag in defined
     ),
   )
@@ -401,7 +289,7 @@ def _quiet_stderr() -> Iterator[None]:
   """Drops what native code writes to stderr; Python's exceptions go on."""
   sys.stderr.flush()
   saved = os.dup(2)
-  with open(os.devnull, 'wb') as nowhere:
+  with pathlib.Path(os.devnull).open('wb') as nowhere:
     os.dup2(nowhere.fileno(), 2)
   try:
     yield

@@ -34,11 +34,17 @@ class RunningScores:
     self._pixels = 0
     # Of prediction, truth, their squares, their product, |error|, error^2, cross entropy.
     self._sums = np.zeros(8)
+    # Intensities are summed as differences from the first pixel's, so that a constant's variance
+    # is 0, not what rounding leaves of it.
+    self._first: tuple[float, float] | None = None
 
   def add(self, predicted: np.ndarray, truth: np.ndarray, cross_entropy: np.ndarray) -> None:
     """Adds pixels: intensities in [0, 1] and cross entropies, three arrays of one shape."""
     x, y, c = (a.astype(np.float64).ravel() for a in (predicted, truth, cross_entropy))
     error = x - y
+    if self._first is None:
+      self._first = (x[0], y[0])
+    x, y = x - self._first[0], y - self._first[1]
     self._pixels += x.size
     products = [x @ x, y @ y, x @ y]
     self._sums += [x.sum(), y.sum(), *products, np.abs(error).sum(), error @ error, c.sum()]
@@ -46,7 +52,7 @@ class RunningScores:
   def scores(self) -> Scores:
     """Of all pixels added; at least one is needed."""
     x, y, xx, yy, xy, absolute, squared, cross_entropy = self._sums / self._pixels
-    variances = _variance(x, xx) * _variance(y, yy)
+    variances = (xx - x * x) * (yy - y * y)
     return Scores(
       pixels=self._pixels,
       pearson_r=(xy - x * y) / math.sqrt(variances) if variances > 0 else math.nan,
@@ -54,9 +60,3 @@ class RunningScores:
       rmse=math.sqrt(squared),
       cross_entropy=cross_entropy,
     )
-
-
-def _variance(mean: float, mean_square: float) -> float:
-  """0 where only rounding tells the pixels from a constant."""
-  variance = mean_square - mean * mean
-  return variance if variance > 1e-12 * mean_square else 0.0

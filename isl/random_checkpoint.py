@@ -1,11 +1,14 @@
 """Checkpoints with random values: for tests, for benchmarks, and to try a command line.
 
+    python -m isl.random_checkpoint --directory checkpoints
+
 Their predictions mean nothing, but exercise all of the network: batch norm's statistics are away
 from their defaults, and activations keep their size from layer to layer.
 """
 
 from __future__ import annotations
 
+import argparse
 import os
 import pathlib
 from collections.abc import Sequence
@@ -67,7 +70,7 @@ def write_random_checkpoint(
     name: _random_value(rng, name, shape).astype(np.float32)
     for name, shape in variable_shapes(plan, heads)
   }
-  values['global_step'] = np.int64(global_step)
+  values['global_step'] = np.array(global_step, np.int64)
   # The op of tf.train.Saver, without its thousand variables.
   with tf.Graph().as_default(), tf.Session() as session:
     session.run(
@@ -78,5 +81,28 @@ def write_random_checkpoint(
         tensors=[tf.constant(value) for value in values.values()],
       )
     )
-  tf.train.update_checkpoint_state(os.fspath(folder), os.fspath(prefix))
+  (folder / 'checkpoint').write_text(f'model_checkpoint_path: "{prefix.name}"\n')
   return prefix
+
+
+def main() -> None:
+  """The command line."""
+  parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
+  parser.add_argument('--directory', required=True, help='made if it is missing')
+  parser.add_argument('--model', default='CONCORDANCE', choices=sorted(NETWORKS))
+  parser.add_argument('--base_depth', type=int, default=400, help="the network's width")
+  parser.add_argument('--num_z_values', type=int, default=26, help='z depths that it reads')
+  parser.add_argument('--seed', type=int, default=0, help='of the values')
+  arguments = parser.parse_args()
+  prefix = write_random_checkpoint(
+    arguments.directory,
+    model=arguments.model,
+    base_depth=arguments.base_depth,
+    num_z_values=arguments.num_z_values,
+    seed=arguments.seed,
+  )
+  print(prefix)
+
+
+if __name__ == '__main__':
+  main()
