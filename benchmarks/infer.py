@@ -4,9 +4,9 @@
 
 Prints a table and, last, one JSON line. All is timed in one process and one run, so that the ratios
 hold on a noisy machine, too. What the machine can do is measured beside: the speed of a large
-float32 matrix product. From it and the FLOP that dense evaluation cannot do without
-(isl/models/flop.py: for the outputs asked for, nothing at the crop's borders) follows the least time
-that the outputs could take; its share of the time measured is printed for both methods.
+float32 matrix product. From it and the FLOP that dense evaluation cannot do without (see
+isl/models/flop.py: for the outputs asked for, nothing at the crop's borders) follows the least
+time that the outputs could take; its share of the time measured is printed for both methods.
 
 Peak memory is that of a process of its own for each method, TensorFlow itself (about 400 MB)
 included: in one process the second would inherit what the first left.
@@ -15,6 +15,7 @@ included: in one process the second would inherit what the first left.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import resource
@@ -31,12 +32,11 @@ import tensorflow.compat.v1 as tf
 
 from isl import checkpoints, data_provider, image_io, tiling
 from isl.controller import Labeler
-from isl.experiment import PREDICTION_STATISTICS, ImageKey, Statistic, target_stack
+from isl.experiment import PREDICTION_STATISTICS, ImageKey, Statistic, input_stack, target_stack
 from isl.models.flop import dense_flop, patch_flop
 from isl.models.plan import NetworkPlan
 from isl.random_checkpoint import write_random_checkpoint
 
-_BATCHES = (4, 8, 16, 32, 64)
 _TRIAL_PATCHES = 64
 
 Outputs = dict[Statistic, np.ndarray]
@@ -47,6 +47,7 @@ def parse_arguments() -> argparse.Namespace:
   parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
   parser.add_argument('--checkpoint', help='folder of a checkpoint; otherwise random values')
   parser.add_argument('--images', help='folder of images; otherwise noise')
+  parser.add_argument('--model', default='CONCORDANCE', help='of the random values')
   parser.add_argument('--base_depth', type=int, default=400, help='of the random values')
   parser.add_argument('--num_z_values', type=int, default=26, help='of the random values')
   parser.add_argument('--blocks', type=int, default=32, help='side of the output, in 8 x 8 blocks')
@@ -55,6 +56,7 @@ def parse_arguments() -> argparse.Namespace:
     '--channels', default='DAPI_CONFOCAL,MAP2_CONFOCAL,NFH_CONFOCAL', help='labels, a comma list'
   )
   parser.add_argument('--repeats', type=int, default=3, help='of dense evaluation; the best counts')
+  parser.add_argument('--batches', default='4,8,16,32,64', help='tried for PATCHES, a comma list')
   parser.add_argument('--peak_of', help=argparse.SUPPRESS)
   return parser.parse_args()
 
@@ -76,7 +78,7 @@ def _seconds(work: Callable[[], object]) -> float:
 
 
 def peak_memory_mb(arguments: argparse.Namespace, batch: int, blocks: int) -> float:
-  """The peak of a process that evaluates one batch of crops of `blocks` outputs' side, in 10^6 bytes."""
+  """The peak of a process that evaluates a batch of crops of `blocks` outputs' side, in 10^6 B."""
   options = [f'--{name}={value}' for name, value in vars(arguments).items() if value is not None]
   command = [sys.executable, __file__, *options, f'--peak_of={batch},{blocks}']
   done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
@@ -85,7 +87,7 @@ def peak_memory_mb(arguments: argparse.Namespace, batch: int, blocks: int) -> fl
 
 def read_crop(arguments: argparse.Namespace, num_z_values: int, size: int) -> np.ndarray:
   """The network's input, float32 [row, column, z, channel, mask]."""
-  stack = checkpoints.input_stack(num_z_values)
+  stack = input_stack(num_z_values)
   if arguments.images:
     image_set = image_io.find_image_sets(arguments.images)[0].read()
     return data_provider.input_crop(image_set, stack, slice(0, size), slice(0, size))
@@ -172,7 +174,10 @@ def main() -> None:
   with tempfile.TemporaryDirectory() as folder:
     if not arguments.checkpoint:
       write_random_checkpoint(
-        folder, base_depth=arguments.base_depth, num_z_values=arguments.num_z_values
+        folder,
+        model=arguments.model,
+        base_depth=arguments.base_depth,
+        num_z_values=arguments.num_z_values,
       )
       arguments.checkpoint = folder
     checkpoint = checkpoints.Checkpoint(checkpoints.find_newest(arguments.checkpoint))
@@ -192,9 +197,9 @@ def measure(arguments: argparse.Namespace, checkpoint: checkpoints.Checkpoint) -
   matmul = matmul_flop_per_second()
 
   trials = {}
-  for batch in _BATCHES:
+  for batch in (int(n) for n in arguments.batches.split(',')):
     method = Method(plan, checkpoint, heads, batch=batch, blocks=(1, 1))
-    some = patches[: max(_TRIAL_PATCHES, batch)]
+    some = list(itertools.islice(itertools.cycle(patches), max(_TRIAL_PATCHES, batch)))
     method.evaluate(crop, some[:batch])
     trials[batch] = min(method.evaluate(crop, some)[0] for _ in range(2)) / len(some)
     method.close()

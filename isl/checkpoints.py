@@ -35,6 +35,7 @@ from isl.models.networks import NETWORKS
 from isl.models.plan import NetworkPlan, make_plan, variable_shapes
 
 _STATE_FILE = 'checkpoint'
+_PART = re.compile(r'(?P<prefix>.+)\.(index|data-\d{5}-of-\d{5})')
 _WIDEST = 1 << 14
 _HEAD = re.compile(r'head/(?P<z>[^/]+)/(?P<channel>[^/]+)/residual_v2_conv/Conv/weights')
 
@@ -53,21 +54,17 @@ def find_newest(directory: str | os.PathLike[str]) -> pathlib.Path:
   folder = pathlib.Path(directory)
   if not folder.is_dir():
     raise ValueError(f'{str(directory)!r} is not a folder; a folder with a checkpoint is needed')
-  prefixes = [path.with_suffix('') for path in folder.glob('*.index')]
+  parts = {path: _PART.fullmatch(path.name) for path in folder.iterdir()}
+  prefixes = {folder / part['prefix'] for part in parts.values() if part}
   prefix = _named_by_state_file(folder)
   if prefix not in prefixes:
     if not prefixes:
       raise ValueError(f'{str(directory)!r} holds no checkpoint: it has no file named *.index')
     prefix = max(prefixes, key=lambda path: (_step_in_name(path), path.name))
-  if not list(folder.glob(f'{_literal(prefix.name)}.data-*')):
-    raise ValueError(
-      f'checkpoint {str(prefix)!r} is incomplete: it has an .index but no .data-00000-of-00001 file'
-    )
+  for part in ('.index', '.data-00000-of-'):
+    if not any(path.name.startswith(prefix.name + part) for path in parts):
+      raise ValueError(f'checkpoint {str(prefix)!r} is incomplete: its {part}* file is missing')
   return prefix
-
-
-def _literal(name: str) -> str:
-  return re.sub(r'([\[*?])', r'[\1]', name)
 
 
 def _named_by_state_file(folder: pathlib.Path) -> pathlib.Path | None:
@@ -149,6 +146,7 @@ class Checkpoint:
       ValueError: it cannot be read.
     """
     self.prefix = pathlib.Path(prefix)
+    self._description: Description | None = None
     self._reader = self._reading(lambda: tf.train.load_checkpoint(self._openable()))
     shapes = self._reading(self._reader.get_variable_to_shape_map)
     self._shapes: dict[str, Shape] = {name: tuple(shape) for name, shape in shapes.items()}
@@ -160,9 +158,10 @@ class Checkpoint:
     links = pathlib.Path(tempfile.mkdtemp(prefix='isl-'))
     # Not sooner: the data files are opened when a value is read.
     weakref.finalize(self, shutil.rmtree, links, ignore_errors=True)
-    for path in self.prefix.parent.glob(f'{_literal(self.prefix.name)}.*'):
-      ending = path.name.removeprefix(self.prefix.name)
-      (links / f'model{ending}').symlink_to(path.resolve())
+    for path in self.prefix.parent.iterdir():
+      if path.name.startswith(f'{self.prefix.name}.'):
+        ending = path.name.removeprefix(self.prefix.name)
+        (links / f'model{ending}').symlink_to(path.resolve())
     return os.fspath(links / 'model')
 
   def _reading(self, read: Callable[[], Any]) -> Any:
@@ -176,11 +175,16 @@ class Checkpoint:
       ) from e
 
   def describe(self) -> Description:
-    """Finds out which network this is.
+    """Finds out, once, which network this is.
 
     Raises:
       ValueError: it is none that isl knows.
     """
+    if self._description is None:
+      self._description = self._describe()
+    return self._description
+
+  def _describe(self) -> Description:
     heads = [match for name in self._shapes if (match := _HEAD.fullmatch(name))]
     channels = [match['channel'] for match in heads if match['z'] == MAXPROJECT]
     num_z_values = sum(match['channel'] == TRANSMISSION for match in heads)

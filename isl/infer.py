@@ -45,7 +45,7 @@ from isl.models.plan import NetworkPlan, make_plan
 from isl.progress import Progress
 
 # Single patches that --infer_method=PATCHES computes together; benchmarks/infer.py tries others.
-PATCHES_AT_ONCE = 16
+PATCHES_AT_ONCE = 4
 
 
 def run(experiment: Experiment) -> None:

@@ -178,9 +178,8 @@ _machines.integer('task', 0, "This worker's index; 0: chief.", least=0)
 
 
 def _path(text: str) -> pathlib.Path:
-  """A relative path counts from where the user stands; Bazel starts the program elsewhere."""
-  here = os.environ.get('BUILD_WORKING_DIRECTORY', '')
-  return pathlib.Path(here, pathlib.Path(text).expanduser())
+  """A path as flags give it."""
+  return pathlib.Path(text).expanduser()
 
 
 def _given(name: str) -> Any:
@@ -304,11 +303,12 @@ def _run_mode(experiment: Experiment) -> None:
     # Not at the top: it takes seconds, for which a misspelt flag should not have to wait.
     from isl import checkpoints, infer, tensorcheck
 
-  if FLAGS.tensorcheck_enable_checks:
-    tensorcheck.enable()
+  tensorcheck.enable(FLAGS.tensorcheck_enable_checks)
   if experiment.mode is Mode.DESCRIBE:
     checkpoint = checkpoints.Checkpoint(checkpoints.find_newest(experiment.checkpoint_directory))
-    print(f'checkpoint: {checkpoint.prefix}\n{checkpoint.describe()}')
+    description = checkpoint.describe()
+    checkpoint.verify()
+    print(f'checkpoint: {checkpoint.prefix}\n{description}')
   else:
     infer.run(experiment)
 
@@ -344,6 +344,9 @@ def _parse(argv: Sequence[str]) -> list[str]:
 
 def run() -> None:
   """The console script."""
+  # Bazel starts the program elsewhere; relative paths count from where the user stands.
+  if here := os.environ.get('BUILD_WORKING_DIRECTORY'):
+    os.chdir(here)
   app.run(main, flags_parser=_parse)
 
 

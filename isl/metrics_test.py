@@ -11,7 +11,9 @@ from isl import metrics
 def _scores(predicted, truth, cross_entropy=None, pieces=1):
   running = metrics.RunningScores()
   entropies = np.zeros_like(truth) if cross_entropy is None else cross_entropy
-  for parts in zip(*(np.array_split(a, pieces) for a in (predicted, truth, entropies)), strict=True):
+  for parts in zip(
+    *(np.array_split(a, pieces) for a in (predicted, truth, entropies)), strict=True
+  ):
     running.add(*parts)
   return running.scores()
 

@@ -21,7 +21,7 @@ def _run(make, *arrays):
 def _statistics(logits, labels=None) -> dict[Statistic, np.ndarray]:
   labels = np.zeros(len(logits), np.int32) if labels is None else np.asarray(labels, np.int32)
   values = _run(
-    lambda *tensors: ops.distribution_statistics(*tensors, list(Statistic)),
+    lambda scores, truth: ops.distribution_statistics(scores, truth, list(Statistic)),
     np.asarray(logits, np.float32),
     labels,
   )
@@ -187,7 +187,7 @@ def test_only_the_statistics_asked_for_in_their_order():
   chosen = [Statistic.ENTROPY, Statistic.MODE, Statistic.CROSS_ENTROPY]
   whole = _statistics(logits, labels)
   found = _run(
-    lambda *tensors: ops.distribution_statistics(*tensors, chosen),
+    lambda scores, truth: ops.distribution_statistics(scores, truth, chosen),
     logits.astype(np.float32),
     labels.astype(np.int32),
   )

@@ -6,6 +6,7 @@ import pty
 import sys
 import termios
 import types
+from unittest import mock
 
 import pytest
 
@@ -47,41 +48,50 @@ def test_quick_work_is_worth_one_line(clock, log):
   assert log.messages == ['field 3 of 3: 5 of 5 blocks done, 00:00 left']
 
 
-@pytest.fixture
-def terminal(monkeypatch):
-  """A terminal of 100 columns where stderr goes; calling it gives what is on it."""
-  ours, theirs = pty.openpty()
-  termios.tcsetwinsize(ours, (24, 100))
-  with os.fdopen(theirs, 'w') as stream:
-    monkeypatch.setattr(sys, 'stderr', stream)
+class _Terminal:
+  """A terminal of 100 columns, where stderr goes within the `with` block."""
 
-    def shown():
-      stream.flush()
-      return os.read(ours, 1 << 16).decode()
+  def __init__(self):
+    self._ours, theirs = pty.openpty()
+    termios.tcsetwinsize(self._ours, (24, 100))
+    self._stream = os.fdopen(theirs, 'w')
+    self.shown = ''
 
-    yield shown
-    monkeypatch.undo()
-  os.close(ours)
+  def __enter__(self):
+    self._patch = mock.patch.object(sys, 'stderr', self._stream)
+    self._patch.start()
+    return self
+
+  def __exit__(self, *_):
+    self._patch.stop()
+    self._stream.flush()
+    os.set_blocking(self._ours, False)
+    self.shown = os.read(self._ours, 1 << 16).decode()
+    self._stream.close()
+    os.close(self._ours)
 
 
-def test_bar_on_a_terminal(terminal, log):
-  with progress.Progress('field 2 of 3', 4, 'block') as bar:
+def test_bar_on_a_terminal(log):
+  with _Terminal() as terminal, progress.Progress('field 2 of 3', 4, 'block') as bar:
     bar.add(1)
     bar.add(3)
-  shown = terminal()
-  last = shown.strip().split('\r')[-1]
+  last = terminal.shown.strip().split('\r')[-1]
   assert last.startswith('field 2 of 3: 100%')
   assert '4/4 [00:0' in last
   assert 'block/s' in last or 's/block' in last
   # What follows begins on a line of its own.
-  assert shown.endswith('\n')
+  assert terminal.shown.endswith('\n')
   assert not log.messages
 
 
-def test_bar_is_closed_by_an_error(terminal):
-  with pytest.raises(ValueError, match='x'), progress.Progress('field', 4, 'block') as bar:
+def test_bar_is_closed_by_an_error():
+  terminal = _Terminal()
+  with (
+    pytest.raises(ValueError, match='x'),
+    terminal,
+    progress.Progress('field', 4, 'block') as bar,
+  ):
     bar.add(1)
     raise ValueError('x')
-  shown = terminal()
-  assert '1/4' in shown
-  assert shown.endswith('\n')
+  assert '1/4' in terminal.shown
+  assert terminal.shown.endswith('\n')

@@ -5,6 +5,8 @@ They cost a pass over each tensor, so they are for finding a fault, not for ever
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import tensorflow.compat.v1 as tf
 
 _enabled = False
@@ -40,12 +42,12 @@ def finite(net: tf.Tensor, name: str) -> tf.Tensor:
   return tf.debugging.check_numerics(net, f'{name} must be finite')
 
 
-def shaped(net: tf.Tensor, shape: list[int], name: str) -> tf.Tensor:
+def shaped(net: tf.Tensor, shape: Sequence[int | None], name: str) -> tf.Tensor:
   """`net`, having checked its static shape.
 
   Raises:
     ValueError: it has another.
   """
-  if _enabled and net.shape.as_list() != shape:
-    raise ValueError(f'{name} must have the shape {shape}, got {net.shape.as_list()}')
+  if _enabled and net.shape.as_list() != list(shape):
+    raise ValueError(f'{name} must have the shape {list(shape)}, got {net.shape.as_list()}')
   return net

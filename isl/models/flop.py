@@ -55,9 +55,9 @@ def _module_flop(module: ModulePlan, expanding: float, reducing: float) -> float
   return 2 * (expanding * expand + reducing * reduce)
 
 
-def _projection_flop(plan: NetworkPlan, pixels: int) -> int:
+def _projection_flop(plan: NetworkPlan, pixels: int) -> float:
   return 2 * pixels * plan.input_depth * plan.spec.projection_depth
 
 
-def _heads_flop(plan: NetworkPlan, num_heads: int) -> int:
+def _heads_flop(plan: NetworkPlan, num_heads: int) -> float:
   return 2 * plan.spec.geometry.output**2 * 2 * plan.output_depth * NUM_CLASSES * num_heads

@@ -111,7 +111,7 @@ def test_random_network_varies(network):
     assert network.expected[statistic].std(axis=(1, 2)).min() > 1e-3, statistic
 
 
-@pytest.mark.parametrize('blocks', [(1, 2), (3, 1), (4, 3), _WHOLE])
+@pytest.mark.parametrize('blocks', [(3, 1), (1, 4), _WHOLE])
 def test_dense_is_patch_by_patch(network, blocks):
   """For odd and even numbers of blocks in each direction, wherever the crop starts."""
   last = tuple(n - m for n, m in zip(_WHOLE, blocks, strict=True))

@@ -1,0 +1,179 @@
+"""Tests of field_prediction.py: what is gathered tile by tile, and the files made of it."""
+
+import itertools
+
+import cv2
+import numpy as np
+import pytest
+
+from isl import data_provider, image_io, png_io, testing, visualize
+from isl.experiment import PREDICTION_STATISTICS, Panel, Statistic, input_stack, target_stack
+from isl.field_prediction import PANEL_STATISTICS, FieldPrediction
+from isl.visualize import Layout
+
+_MARGIN = 3
+_SIZE = (16, 24)
+_INPUTS = input_stack(2)
+# DEAD_CONFOCAL is not among the images.
+_TARGETS = target_stack(('NFH_CONFOCAL', 'DEAD_CONFOCAL', 'NEURITE_CONFOCAL'))
+_CLASSES = (Statistic.MODE, Statistic.MEDIAN)
+
+
+@pytest.fixture
+def image_set(tmp_path):
+  testing.write_image_set(tmp_path / 'images', rows=30, columns=32, depths=3)
+  (field,) = image_io.find_image_sets(tmp_path / 'images')
+  return field.read()
+
+
+def _predictions(seed=0):
+  """Of each image every statistic: classes for modes and medians, other floats in [0, 1]."""
+  rng = np.random.default_rng(seed)
+  made = {}
+  for key in (*_TARGETS.keys, *_INPUTS.keys):
+    made[key] = {s: rng.random(_SIZE, dtype=np.float32) for s in Statistic}
+    for statistic in _CLASSES:
+      classes = rng.integers(0, 256, _SIZE)
+      made[key][statistic] = classes.astype(np.float32) * np.float32(1 / 255)
+  return made
+
+
+def _gathered(image_set, predictions, *, tile=8, **kwargs):
+  options = {
+    'panels': tuple(Panel),
+    'layout': Layout.SIMPLIFIED,
+    'statistics': (Statistic.MEDIAN,),
+    **kwargs,
+  }
+  prediction = FieldPrediction(
+    image_set, inputs=_INPUTS, targets=_TARGETS, margin=_MARGIN, size=_SIZE, **options
+  )
+  for row, column in itertools.product(*(range(0, size, tile) for size in _SIZE)):
+    rows = slice(row, min(row + tile, _SIZE[0]))
+    columns = slice(column, min(column + tile, _SIZE[1]))
+    for key, statistics in predictions.items():
+      parts = {s: values[rows, columns] for s, values in statistics.items()}
+      prediction.add(key, rows, columns, parts)
+  return prediction
+
+
+def _truth(image_set, stack):
+  """[row, column, z, channel, mask], cut from the images as the margin says."""
+  window = [slice(_MARGIN, _MARGIN + size) for size in _SIZE]
+  crop = data_provider.input_crop if stack is _INPUTS else data_provider.target_crop
+  return crop(image_set, stack, *window)
+
+
+def _read(folder, panel):
+  bgr = cv2.imread(str(folder / f'{panel.value.lower()}_error_panel.png'), cv2.IMREAD_UNCHANGED)
+  assert bgr is not None
+  return bgr[..., ::-1].astype(int)
+
+
+def _expected_panel(image_set, predictions, stack, layout):
+  truth = _truth(image_set, stack)
+  strips = []
+  for i, key in enumerate(stack.keys):
+    z, channel = divmod(i, len(stack.channels))
+    predicted = {s.value.lower(): predictions[key][s] for s in PANEL_STATISTICS[layout]}
+    image = visualize.PredictedImage(
+      **predicted, truth=truth[:, :, z, channel, 0], mask=truth[:, :, z, channel, 1]
+    )
+    strips.append(visualize.strip(image, layout))
+  return np.concatenate(strips).astype(int)
+
+
+@pytest.mark.parametrize('layout', [Layout.SIMPLIFIED, Layout.FULL])
+def test_panels_show_the_predictions_beside_the_truth(image_set, tmp_path, layout):
+  predictions = _predictions()
+  _gathered(image_set, predictions, layout=layout).write(tmp_path)
+  # Means and standard deviations are kept in 16 bit until they are drawn.
+  tolerance = {Layout.SIMPLIFIED: 0, Layout.FULL: 1}[layout]
+  for panel, stack in ((Panel.TARGET, _TARGETS), (Panel.INPUT, _INPUTS)):
+    expected = _expected_panel(image_set, predictions, stack, layout)
+    np.testing.assert_allclose(_read(tmp_path, panel), expected, atol=tolerance, rtol=0)
+
+
+def test_label_without_truth_is_drawn_black_with_mask_0(image_set, tmp_path):
+  _gathered(image_set, _predictions(), layout=Layout.FULL).write(tmp_path)
+  strips = np.split(_read(tmp_path, Panel.TARGET), len(_TARGETS.keys))
+  for strip, has_truth in zip(strips, (True, False, True), strict=True):
+    boxes = [box[4:-4, 4:-4] for box in np.split(strip, len(Layout.FULL.columns), axis=1)]
+    assert (boxes[4].max() > 0) == has_truth
+    assert (boxes[-1] == 65535 * has_truth).all()
+
+
+@pytest.mark.parametrize('statistic', PREDICTION_STATISTICS)
+def test_predictions_are_16_bit(image_set, tmp_path, statistic):
+  predictions = _predictions()
+  _gathered(image_set, predictions, statistics=(statistic,), panels=()).write(tmp_path)
+  for key in _TARGETS.keys:
+    name = image_io.prediction_name(image_set.name, key.channel, statistic.value)
+    image = png_io.read_png(tmp_path / 'predictions' / name)
+    assert image.dtype == np.uint16
+    values = predictions[key][statistic].astype(float)
+    np.testing.assert_allclose(image / 65535, values, atol=0.51 / 65535, rtol=0)
+    if statistic in _CLASSES:
+      np.testing.assert_array_equal(image % 257, 0)
+
+
+def test_statistic_beyond_its_bounds_is_clipped(image_set, tmp_path):
+  """Rounding leaves an entropy above 1, or below 0."""
+  predictions = _predictions()
+  for statistics in predictions.values():
+    statistics[Statistic.ENTROPY] = np.where(statistics[Statistic.ENTROPY] < 0.5, -1e-6, 1.000001)
+  options = {'statistics': (Statistic.ENTROPY,), 'panels': ()}
+  _gathered(image_set, predictions, **options).write(tmp_path)
+  for path in (tmp_path / 'predictions').iterdir():
+    assert set(np.unique(png_io.read_png(path))) == {0, 65535}
+
+
+@pytest.mark.parametrize('panels', [(), (Panel.TARGET,), (Panel.INPUT,), tuple(Panel)])
+@pytest.mark.parametrize('statistics', [(), (Statistic.MEDIAN,), PREDICTION_STATISTICS])
+def test_paths_are_those_of_the_files_written(image_set, tmp_path, panels, statistics):
+  prediction = _gathered(image_set, _predictions(), panels=panels, statistics=statistics)
+  folder = tmp_path / 'output'
+  prediction.write(folder)
+  paths = prediction.paths(folder)
+  assert len(paths) == len(panels) + len(statistics) * len(_TARGETS.keys)
+  assert testing.files_in(folder) == {str(path.relative_to(folder)) for path in paths}
+
+
+@pytest.mark.parametrize('tile', [5, 8, 24])
+def test_tiles_of_any_size_give_the_same_files_and_scores(image_set, tmp_path, tile):
+  whole = _gathered(image_set, _predictions(), tile=100)
+  tiled = _gathered(image_set, _predictions(), tile=tile)
+  for (channel, scores), (other, others) in zip(whole.scores(), tiled.scores(), strict=True):
+    assert channel == other
+    assert vars(scores) == pytest.approx(vars(others))
+  whole.write(tmp_path / 'whole')
+  tiled.write(tmp_path / 'tiled')
+  for name in testing.files_in(tmp_path / 'whole'):
+    pair = [(tmp_path / folder / name).read_bytes() for folder in ('whole', 'tiled')]
+    assert pair[0] == pair[1], name
+
+
+def test_scores_are_of_labels_with_truth(image_set):
+  predictions = _predictions()
+  scores = dict(_gathered(image_set, predictions, panels=(), statistics=()).scores())
+  assert list(scores) == ['NFH_CONFOCAL', 'NEURITE_CONFOCAL']
+  truth = _truth(image_set, _TARGETS)
+  for key in _TARGETS.keys:
+    if key.channel in scores:
+      i = _TARGETS.channels.index(key.channel)
+      median = predictions[key][Statistic.MEDIAN].astype(float)
+      found = scores[key.channel]
+      assert found.pixels == median.size
+      assert found.mae == pytest.approx(np.abs(median - truth[:, :, 0, i, 0]).mean())
+      entropies = predictions[key][Statistic.CROSS_ENTROPY]
+      assert found.cross_entropy == pytest.approx(entropies.mean(dtype=float))
+
+
+def test_true_classes_are_rounded(image_set):
+  prediction = _gathered(image_set, {})
+  rows, columns = slice(1, 9), slice(2, 20)
+  truth = _truth(image_set, _TARGETS)[rows, columns, 0, :, 0].astype(float)
+  found = prediction.true_classes(rows, columns)
+  assert found.dtype == np.uint8
+  np.testing.assert_array_equal(np.moveaxis(found, 0, -1), np.rint(truth * 255))
+  assert not found[_TARGETS.channels.index('DEAD_CONFOCAL')].any()

@@ -1,0 +1,371 @@
+"""Tests of launch.py: the command line."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import re
+import sys
+
+import pytest
+from absl import flags
+from absl.testing import flagsaver
+
+from isl import launch, random_checkpoint, testing
+from isl.experiment import InferMethod, Metric, Mode, Panel, Statistic
+
+_DEFAULTS = {
+  'mode': 'TRAIN',
+  'metric': 'LOSS',
+  'master': 'local',
+  'base_directory': '/tmp/minception/',
+  'export_directory': '/tmp/minception_export/',
+  'save_summaries_secs': 180,
+  'save_interval_secs': 180,
+  'eval_interval_secs': 15,
+  'eval_delay_secs': 0,
+  'metric_num_examples': 1024,
+  'ps_tasks': 0,
+  'task': 0,
+  'restore_directory': '',
+  'restore_logits': True,
+  'restore_inputs': True,
+  'optimizer': 'ADAM',
+  'learning_decay_steps': 4096,
+  'learning_rate': 1e-4,
+  'loss': 'CROSS_ENTROPY',
+  'model': 'CONCORDANCE',
+  'base_depth': 400,
+  'num_z_values': 26,
+  'read_pngs': False,
+  'dataset_train_directory': None,
+  'dataset_eval_directory': None,
+  'dataset_pattern': None,
+  'dataset_num_shards': 1024,
+  'is_recordio': True,
+  'data_batch_size': 4,
+  'data_batch_num_threads': 4,
+  'data_batch_capacity': 8,
+  'loss_crop_size': 520,
+  'loss_patch_stride': 256,
+  'loss_output_size': 8,
+  'stitch_crop_size': 500,
+  'infer_size': 16,
+  'infer_continuously': False,
+  'infer_channel_whitelist': None,
+  'infer_simplify_error_panels': True,
+  'augment_offset_std': 0,
+  'augment_multiplier_std': 0,
+  'augment_noise_std': 0,
+  'preprocess_batch_size': 16,
+  'preprocess_shuffle_batch_num_threads': 16,
+  'preprocess_batch_capacity': 64,
+  'train_on_full_dataset': False,
+  'tensorcheck_enable_checks': False,
+  # Not the original's:
+  'infer_method': 'DENSE',
+  'infer_panels': ['TARGET', 'INPUT'],
+  'infer_statistics': ['MEDIAN'],
+}
+
+_ALLOWED = {
+  'mode': ['TRAIN', 'EVAL_TRAIN', 'EVAL_EVAL', 'EXPORT', 'DESCRIBE', 'PS'],
+  'metric': ['LOSS', 'JITTER_STITCH', 'STITCH', 'INFER_FULL'],
+  'optimizer': ['ADAM', 'ADAGRAD', 'MOMENTUM'],
+  'loss': ['CROSS_ENTROPY', 'RANKED_PROBABILITY_SCORE'],
+  'model': ['CONCORDANCE', 'FOVEA'],
+  'infer_method': ['DENSE', 'PATCHES'],
+  'infer_panels': ['TARGET', 'INPUT'],
+  'infer_statistics': [
+    *('MODE', 'MEDIAN', 'MEAN', 'STANDARD_DEVIATION', 'PROBABILITY_NONZERO', 'ENTROPY')
+  ],
+}
+
+_INFER = ('--mode=EVAL_EVAL', '--metric=INFER_FULL', '--read_pngs')
+
+
+def _run(*arguments):
+  return testing.run_in_process(launch.run, *arguments)
+
+
+def _experiment(*arguments):
+  with flagsaver.flagsaver():
+    flags.FLAGS(['isl-launch', *arguments])
+    return launch.make_experiment()
+
+
+def _own_flags():
+  by_group = flags.FLAGS.flags_by_module_dict()
+  return {f.name for group, defined in by_group.items() for f in defined if group[:4] == 'isl:'}
+
+
+@pytest.mark.parametrize('name', _DEFAULTS)
+def test_default(name):
+  assert flags.FLAGS[name].default == _DEFAULTS[name]
+
+
+def test_there_are_no_other_flags():
+  assert _own_flags() == _DEFAULTS.keys()
+
+
+def test_helpfull_has_every_flag_in_a_group():
+  shown = _run('--helpfull').stdout
+  titles = re.findall('^isl: (.*):$', shown, re.M)
+  assert len(set(titles)) == len(titles) >= 5
+  groups = dict(zip(titles, re.split('^isl: .*:$', shown, flags=re.M)[1:], strict=True))
+  for name, words in (('infer_size', 'inference'), ('optimizer', 'training'), ('task', 'machines')):
+    (title,) = (t for t, text in groups.items() if re.search(rf'^  --(\[no\])?{name}:', text, re.M))
+    assert words in title
+  for name in _DEFAULTS:
+    assert len(re.findall(rf'^  --(?:\[no\])?{name}: \S', shown, re.M)) == 1, name
+
+
+def test_inference_flags_make_an_experiment():
+  run = _experiment(
+    *_INFER,
+    '--base_directory=/base',
+    '--restore_directory=/model',
+    '--dataset_eval_directory=/images',
+    '--eval_interval_secs=3',
+    '--eval_delay_secs=4',
+    '--stitch_crop_size=700',
+    '--infer_size=5',
+    '--infer_method=PATCHES',
+    '--infer_panels=INPUT',
+    '--infer_statistics=MODE,ENTROPY',
+    '--infer_channel_whitelist=NFH_CONFOCAL,DAPI_CONFOCAL',
+    '--noinfer_simplify_error_panels',
+    '--infer_continuously',
+  )
+  assert (run.mode, run.metric) == (Mode.EVAL_EVAL, Metric.INFER_FULL)
+  assert run.base_directory == pathlib.Path('/base')
+  assert run.checkpoint_directory == pathlib.Path('/model')
+  assert run.image_directory == pathlib.Path('/images')
+  assert (run.eval_interval_secs, run.eval_delay_secs) == (3, 4)
+  assert (run.model, run.base_depth, run.num_z_values) == (None, None, None)
+  assert (run.inference.crop_size, run.inference.tile_size) == (700, 5)
+  assert run.inference.method is InferMethod.PATCHES
+  assert run.inference.panels == (Panel.INPUT,)
+  assert run.inference.statistics == (Statistic.MODE, Statistic.ENTROPY)
+  assert run.inference.channels == ('NFH_CONFOCAL', 'DAPI_CONFOCAL')
+  assert run.inference.continuously
+  assert not run.inference.simplify_panels
+
+
+def test_network_flags_count_only_where_given():
+  """Otherwise the checkpoint decides, even against the defaults."""
+  run = _experiment(*_INFER, '--dataset_eval_directory=x', '--base_depth=400', '--model=FOVEA')
+  assert (run.model, run.base_depth, run.num_z_values) == ('FOVEA', 400, None)
+
+
+@pytest.mark.parametrize(
+  ('mode', 'folder'), [('EVAL_EVAL', '/evaluation'), ('EVAL_TRAIN', '/training')]
+)
+def test_each_mode_reads_its_folder(mode, folder):
+  both = ('--dataset_train_directory=/training', '--dataset_eval_directory=/evaluation')
+  run = _experiment(*_INFER[1:], f'--mode={mode}', *both)
+  assert run.image_directory == pathlib.Path(folder)
+
+
+@pytest.mark.parametrize('flag', ['--infer_panels=', '--infer_statistics='])
+def test_empty_list_is_none(flag):
+  inference = _experiment(*_INFER, '--dataset_eval_directory=x', flag).inference
+  assert not (inference.panels and inference.statistics)
+
+
+def test_empty_whitelist_is_all():
+  run = _experiment(*_INFER, '--dataset_eval_directory=x', '--infer_channel_whitelist=')
+  assert run.inference.channels is None
+
+
+def test_flags_are_on_record():
+  run = _experiment(*_INFER, '--dataset_eval_directory=x')
+  assert dict(run.flags).keys() == _DEFAULTS.keys()
+  assert dict(run.flags)['dataset_eval_directory'] == 'x'
+
+
+@pytest.mark.parametrize('flag', _ALLOWED)
+def test_unknown_value_says_what_is_allowed(flag):
+  error = _run(f'--{flag}=SIDEWAYS').error
+  assert f'--{flag}' in error
+  assert 'SIDEWAYS' in error
+  for allowed in _ALLOWED[flag]:
+    assert allowed in error
+
+
+@pytest.mark.parametrize(
+  ('argument', 'words'),
+  [
+    ('--moed=TRAIN', "'moed'"),
+    ('--nooptimizer', "'nooptimizer'"),
+    ('images', "'images' is not a flag"),
+    ('--infer_size=0', '--infer_size=0: 0 is not a positive integer'),
+    ('--infer_size=-1', '--infer_size=-1'),
+    ('--infer_size=16.5', '--infer_size=16.5'),
+    ('--infer_size=many', '--infer_size=many'),
+    ('--infer_size=', '--infer_size='),
+    ('--stitch_crop_size=-1', '--stitch_crop_size=-1: -1 is not a non-negative integer'),
+    ('--base_depth=0', '--base_depth=0'),
+    ('--num_z_values=0', '--num_z_values=0'),
+    ('--eval_interval_secs=-1', '--eval_interval_secs=-1'),
+    ('--eval_delay_secs=-1', '--eval_delay_secs=-1'),
+    ('--learning_rate=0', '--learning_rate=0'),
+    ('--learning_rate=nan', '--learning_rate=nan'),
+    ('--learning_rate=inf', '--learning_rate=inf'),
+    ('--learning_rate=-1e-4', '--learning_rate=-1e-4'),
+    ('--augment_noise_std=-1', '--augment_noise_std=-1'),
+    ('--augment_offset_std=nan', '--augment_offset_std=nan'),
+    ('--loss_output_size=16', '--loss_output_size=16'),
+    ('--loss_output_size=16', '8 + 16 k'),
+    ('--data_batch_size=0', '--data_batch_size=0'),
+    ('--dataset_num_shards=0', '--dataset_num_shards=0'),
+    ('--ps_tasks=-1', '--ps_tasks=-1'),
+    ('--read_pngs=maybe', '--read_pngs=maybe'),
+    (
+      '--infer_panels=TARGET,TARGET',
+      "--infer_panels=['TARGET', 'TARGET']: names one of them twice",
+    ),
+    (
+      '--infer_statistics=MEAN,MEAN',
+      "--infer_statistics=['MEAN', 'MEAN']: names one of them twice",
+    ),
+    (
+      '--infer_channel_whitelist=X,X',
+      "--infer_channel_whitelist=['X', 'X']: names one of them twice",
+    ),
+    ('--flagfile=/no/such/file', '/no/such/file'),
+  ],
+)
+def test_bad_argument_is_named_with_its_value(argument, words):
+  assert words in _run(argument).error
+
+
+@pytest.mark.parametrize(
+  ('arguments', 'words'),
+  [
+    ([], '--mode TRAIN with --metric LOSS is not in this version yet'),
+    (['--mode=TRAIN', '--metric=STITCH'], '--mode TRAIN goes with --metric LOSS, not STITCH'),
+    (['--mode=EXPORT'], '--mode EXPORT goes with --metric STITCH, not LOSS'),
+    (['--mode=EXPORT', '--metric=STITCH'], '--mode EXPORT .* not in this version'),
+    (['--mode=PS'], '--mode PS .* not in this version'),
+    (['--mode=EVAL_EVAL', '--metric=LOSS'], '--mode EVAL_EVAL with --metric LOSS is not in'),
+    (['--mode=EVAL_TRAIN', '--metric=STITCH'], '--mode EVAL_TRAIN with --metric STITCH is not in'),
+    (['--mode=EVAL_EVAL', '--metric=JITTER_STITCH'], '--metric JITTER_STITCH is not in'),
+    ([*_INFER, '--nois_recordio'], '--is_recordio must be true'),
+    (_INFER[:2], '--read_pngs is needed'),
+    (_INFER, '--dataset_eval_directory is needed with --read_pngs and --mode EVAL_EVAL'),
+    ([*_INFER, '--dataset_train_directory=x'], '--dataset_eval_directory is needed'),
+    ([*_INFER, '--mode=EVAL_TRAIN'], '--dataset_train_directory is needed'),
+    ([*_INFER, '--dataset_eval_directory=x', '--master=grpc://a:1'], '--master'),
+    ([*_INFER, '--dataset_eval_directory=x', '--ps_tasks=1'], '--ps_tasks'),
+    ([*_INFER, '--dataset_eval_directory=x', '--task=1'], '--task'),
+    ([*_INFER, '--dataset_eval_directory=x', '--norestore_logits'], '--norestore_logits'),
+    ([*_INFER, '--dataset_eval_directory=x', '--norestore_inputs'], '--norestore_inputs'),
+  ],
+)
+def test_contradictory_or_missing_flags(arguments, words):
+  outcome = _run(*arguments)
+  assert outcome.status == 1
+  assert re.search(words, outcome.error)
+
+
+@pytest.fixture(scope='module')
+def checkpoint_folder(tmp_path_factory):
+  folder = tmp_path_factory.mktemp('work') / 'train'
+  random_checkpoint.write_random_checkpoint(folder, model='FOVEA', base_depth=5, num_z_values=3)
+  return folder
+
+
+def _describes_fovea(outcome):
+  assert outcome.status == 0, outcome.stderr
+  assert 'model: FOVEA' in outcome.stdout
+  return True
+
+
+def test_paths_count_from_where_the_user_stands(checkpoint_folder, tmp_path, monkeypatch):
+  monkeypatch.chdir(checkpoint_folder.parent)
+  assert _describes_fovea(_run('--mode=DESCRIBE', '--restore_directory=train'))
+  assert _describes_fovea(_run('--mode=DESCRIBE', '--base_directory=.'))
+  monkeypatch.chdir(tmp_path)
+  assert 'is not a folder' in _run('--mode=DESCRIBE', '--restore_directory=train').error
+
+
+def test_home_is_known(checkpoint_folder, monkeypatch):
+  monkeypatch.setenv('HOME', str(checkpoint_folder.parent))
+  assert _describes_fovea(_run('--mode=DESCRIBE', '--restore_directory=~/train'))
+
+
+def test_under_bazel_paths_count_from_its_users_folder(checkpoint_folder, tmp_path, monkeypatch):
+  (checkpoint_folder.parent / 'flags').write_text('--restore_directory=train\n')
+  monkeypatch.chdir(tmp_path)
+  monkeypatch.setenv('BUILD_WORKING_DIRECTORY', str(checkpoint_folder.parent))
+  assert _describes_fovea(_run('--mode=DESCRIBE', '--restore_directory=train'))
+  assert _describes_fovea(_run('--mode=DESCRIBE', '--base_directory=.'))
+  assert _describes_fovea(_run('--mode=DESCRIBE', f'--restore_directory={checkpoint_folder}'))
+  assert _describes_fovea(_run('--mode=DESCRIBE', '--flagfile=flags'))
+
+
+def test_flagfile(checkpoint_folder, tmp_path):
+  (tmp_path / 'flags').write_text(
+    f'# What is described.\n--mode=DESCRIBE\n--restore_directory={checkpoint_folder}\n'
+  )
+  assert _describes_fovea(_run(f'--flagfile={tmp_path / "flags"}'))
+
+
+def test_describe_says_what_a_checkpoint_holds(checkpoint_folder):
+  outcome = _run('--mode=DESCRIBE', f'--restore_directory={checkpoint_folder}')
+  prefix = checkpoint_folder / 'model.ckpt-1000'
+  assert outcome.stdout.startswith(f'checkpoint: {prefix}\nmodel: FOVEA\nbase_depth: ')
+  for line in ('num_z_values: 3', 'global step: 1000', 'target channels: DAPI_CONFOCAL, '):
+    assert f'\n{line}' in outcome.stdout
+  assert not outcome.error_lines
+
+
+def _process(*arguments, code='from isl import launch; launch.run()'):
+  return testing.finish(testing.python_process(code, *arguments))
+
+
+def test_process_describes_and_says_nothing_else(checkpoint_folder):
+  """TensorFlow's own chatter, which comes from native code, included."""
+  outcome = _process('--mode=DESCRIBE', f'--restore_directory={checkpoint_folder}')
+  assert _describes_fovea(outcome)
+  assert not outcome.stderr
+
+
+def test_misspelt_flag_does_not_wait_for_tensorflow():
+  code = """if True:
+    import sys
+    from isl import launch
+    try:
+      launch.run()
+    finally:
+      print('tensorflow' in sys.modules)
+  """
+  outcome = _process('--mode=SIDEWAYS', code=code)
+  assert outcome.stdout == 'False\n'
+  assert '--mode=SIDEWAYS' in outcome.error
+
+
+def test_interrupt_is_no_traceback(monkeypatch, checkpoint_folder):
+  def interrupted(*_):
+    raise KeyboardInterrupt
+
+  monkeypatch.setattr(launch, 'make_experiment', interrupted)
+  outcome = _run('--mode=DESCRIBE', f'--restore_directory={checkpoint_folder}')
+  assert outcome.status == 130
+  assert outcome.stderr == 'isl-launch: stopped\n'
+
+
+def test_debugging_shows_where_it_happened(tmp_path):
+  outcome = _run('--mode=DESCRIBE', f'--restore_directory={tmp_path}', '--verbosity=1')
+  assert outcome.status == 1
+  assert 'Traceback' in outcome.stderr
+  assert 'Traceback' not in _run('--mode=DESCRIBE', f'--restore_directory={tmp_path}').stderr
+
+
+def test_this_python_has_the_console_script():
+  """Where isl is installed, as it is by `make test`."""
+  script = pathlib.Path(sys.executable).with_name('isl-launch')
+  if not os.access(script, os.X_OK):
+    pytest.skip('isl is not installed beside this Python')
+  assert 'launch' in script.read_text()
