@@ -2,11 +2,12 @@
 
     python benchmarks/infer.py
 
-Prints a table and, last, one JSON line. All is timed in one process and one run, so that the ratios
-hold on a noisy machine, too. What the machine can do is measured beside: the speed of a large
-float32 matrix product. From it and the FLOP that dense evaluation cannot do without (see
-isl/models/flop.py: for the outputs asked for, nothing at the crop's borders) follows the least
-time that the outputs could take; its share of the time measured is printed for both methods.
+Prints a table and, last, one JSON line. All is timed in one process, the two methods in turns, and
+medians are compared, so that the ratio holds on a noisy machine, too. What the machine can do is
+measured beside: the speed of a large float32 matrix product. From it and the FLOP that dense
+evaluation cannot do without (isl/models/flop.py: for the outputs asked for, nothing at the crop's
+borders) follows the least time that the outputs could take; its share of the time measured is
+printed for both methods.
 
 Peak memory is that of a process of its own for each method, TensorFlow itself (about 400 MB)
 included: in one process the second would inherit what the first left.
@@ -17,13 +18,16 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import math
 import os
-import resource
+import pathlib
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from typing import Any
 
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
 
@@ -38,6 +42,7 @@ from isl.models.plan import NetworkPlan
 from isl.random_checkpoint import write_random_checkpoint
 
 _TRIAL_PATCHES = 64
+_BY_CLASS = (Statistic.MODE.name, Statistic.MEDIAN.name)
 
 Outputs = dict[Statistic, np.ndarray]
 
@@ -55,7 +60,7 @@ def parse_arguments() -> argparse.Namespace:
   parser.add_argument(
     '--channels', default='DAPI_CONFOCAL,MAP2_CONFOCAL,NFH_CONFOCAL', help='labels, a comma list'
   )
-  parser.add_argument('--repeats', type=int, default=3, help='of dense evaluation; the best counts')
+  parser.add_argument('--repeats', type=int, default=5, help='rounds of both methods')
   parser.add_argument('--batches', default='4,8,16,32,64', help='tried for PATCHES, a comma list')
   parser.add_argument('--peak_of', help=argparse.SUPPRESS)
   return parser.parse_args()
@@ -110,6 +115,7 @@ class Method:
   ):
     """Builds the graph."""
     self._geometry = plan.spec.geometry
+    self._warm = False
     self._labeler = Labeler(
       plan,
       checkpoint,
@@ -119,15 +125,25 @@ class Method:
       blocks=blocks,
     )
 
-  def evaluate(self, crop: np.ndarray, tiles: Sequence[tiling.Tile]) -> tuple[float, Outputs]:
-    """Seconds and outputs [head, row, column] (0 where no tile is)."""
+  def seconds_per_block(
+    self, crop: np.ndarray, tiles: Sequence[tiling.Tile], num_tiles: int
+  ) -> float:
+    """The time for `num_tiles` of the tiles (from the first again where they don't suffice)."""
+    tiles = list(itertools.islice(itertools.cycle(tiles), num_tiles))
+    if not self._warm:
+      self.evaluate(crop, tiles[: self._labeler.batch])
+    start = time.perf_counter()
+    self.evaluate(crop, tiles)
+    return (time.perf_counter() - start) / (num_tiles * math.prod(self._labeler.blocks))
+
+  def evaluate(self, crop: np.ndarray, tiles: Sequence[tiling.Tile]) -> Outputs:
+    """Outputs [head, row, column] of these tiles, 0 where there is none."""
     labeler = self._labeler
     num_heads = len(labeler.heads)
     size = [self._geometry.num_blocks(n) * self._geometry.output for n in crop.shape[:2]]
     outputs = {s: np.zeros((num_heads, *size), np.float32) for s in labeler.statistics}
     label_size = [n * self._geometry.output for n in labeler.blocks]
     labels = np.zeros((num_heads, labeler.batch, *label_size), np.uint8)
-    start = time.perf_counter()
     for first in range(0, len(tiles), labeler.batch):
       batch = list(tiles[first : first + labeler.batch])
       batch += batch[-1:] * (labeler.batch - len(batch))
@@ -136,7 +152,8 @@ class Method:
       for i, tile in enumerate(batch):
         for statistic, values in predicted.items():
           outputs[statistic][:, tile.rows, tile.columns] = tile.own(values[:, i])
-    return time.perf_counter() - start, outputs
+    self._warm = True
+    return outputs
 
   def close(self) -> None:
     """Frees the memory."""
@@ -148,7 +165,7 @@ def compare(one: Outputs, other: Outputs) -> dict[str, float]:
   differences = {}
   for statistic, values in one.items():
     difference = np.abs(values - other[statistic])
-    by_class = statistic in (Statistic.MODE, Statistic.MEDIAN)
+    by_class = statistic.name in _BY_CLASS
     differences[statistic.name] = float((difference > 0).mean() if by_class else difference.max())
   return differences
 
@@ -165,7 +182,9 @@ def print_peak_memory(arguments: argparse.Namespace, checkpoint: checkpoints.Che
   num_blocks = (arguments.blocks, arguments.blocks)
   tiles = tiling.split(num_blocks, (side, side), geometry.output)
   method.evaluate(crop, tiles[:batch])
-  print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6)
+  # Not getrusage(): its peak is inherited from the process that started this one.
+  status = pathlib.Path('/proc/self/status').read_text()
+  print(int(status.split('VmHWM:')[1].split()[0]) * 1024 / 1e6)
 
 
 def main() -> None:
@@ -192,71 +211,86 @@ def measure(arguments: argparse.Namespace, checkpoint: checkpoints.Checkpoint) -
   heads = target_stack(arguments.channels.split(',')).keys
   crop = read_crop(arguments, len(held.inputs.z_values), geometry.input_size(arguments.blocks))
   num_blocks = (arguments.blocks, arguments.blocks)
-  total = arguments.blocks**2
   patches = tiling.split(num_blocks, (1, 1), geometry.output)
-  matmul = matmul_flop_per_second()
+  side = tiling.tile_blocks(arguments.blocks, arguments.infer_size)
+  tiles = tiling.split(num_blocks, (side, side), geometry.output)
 
+  def method(batch: int, blocks: int) -> Method:
+    return Method(plan, checkpoint, heads, batch=batch, blocks=(blocks, blocks))
+
+  matmul = matmul_flop_per_second()
   trials = {}
   for batch in (int(n) for n in arguments.batches.split(',')):
-    method = Method(plan, checkpoint, heads, batch=batch, blocks=(1, 1))
-    some = list(itertools.islice(itertools.cycle(patches), max(_TRIAL_PATCHES, batch)))
-    method.evaluate(crop, some[:batch])
-    trials[batch] = min(method.evaluate(crop, some)[0] for _ in range(2)) / len(some)
-    method.close()
-  best_batch = min(trials, key=lambda batch: trials[batch])
-
-  blocks = tiling.tile_blocks(arguments.blocks, arguments.infer_size)
-  tiles = tiling.split(num_blocks, (blocks, blocks), geometry.output)
-  by_patch = Method(plan, checkpoint, heads, batch=best_batch, blocks=(1, 1))
-  by_tile = Method(plan, checkpoint, heads, batch=1, blocks=(blocks, blocks))
-  by_patch.evaluate(crop, patches[:best_batch])
-  first_seconds, _ = by_tile.evaluate(crop, tiles[:1])
-  # Taken in turns: whatever else the machine does meets both.
-  dense_runs = [by_tile.evaluate(crop, tiles)[0] for _ in range(arguments.repeats)]
-  patches_seconds, patches_outputs = by_patch.evaluate(crop, patches)
-  last_seconds, dense_outputs = by_tile.evaluate(crop, tiles)
-  patches_seconds = min(patches_seconds / total, trials[best_batch])
-  dense_seconds = min(*dense_runs, last_seconds) / total
-  matmul = max(matmul, matmul_flop_per_second())
-
-  flop = dense_flop(plan, len(heads))
-  least = flop / matmul
-  differences = compare(dense_outputs, patches_outputs)
-  patches_mb = peak_memory_mb(arguments, best_batch, 1)
-  dense_mb = peak_memory_mb(arguments, 1, blocks)
-  print(f'{held.model}, base_depth {held.base_depth}, {len(held.inputs.z_values)} z values')
-  print(f'output {total} blocks of {geometry.output} x {geometry.output}, {len(heads)} heads')
-  print(f'matrix product: {matmul / 1e9:.0f} GFLOP/s')
-  print(f'FLOP per block: {patch_flop(plan, len(heads)) / 1e9:.2f} G by patch, {flop / 1e9:.2f} G'
-        ' necessary')  # fmt: skip
-  print('PATCHES, ms per block by batch: '
-        + ', '.join(f'{b}: {s * 1e3:.1f}' for b, s in trials.items()))  # fmt: skip
-  print(f'{"":22}{"PATCHES":>10}{"DENSE":>10}')
-  print(f'{"ms per block":22}{patches_seconds * 1e3:10.2f}{dense_seconds * 1e3:10.2f}')
-  print(f'{"share of the product":22}{least / patches_seconds:10.3f}{least / dense_seconds:10.3f}')
-  print(f'{"peak memory, MB":22}{patches_mb:10.0f}{dense_mb:10.0f}')
-  print(f'ratio: {patches_seconds / dense_seconds:.1f}')
-  for name, difference in differences.items():
-    what = 'pixels that differ' if name in ('MODE', 'MEDIAN') else 'largest difference'
-    print(f'{name}: {what} {difference:.2g}')
-  print(
-    json.dumps(
-      {
-        'patches_s_per_block': patches_seconds,
-        'dense_s_per_block': dense_seconds,
-        'ratio': patches_seconds / dense_seconds,
-        'max_difference': differences,
-        'peak_mb': {'patches': patches_mb, 'dense': dense_mb},
-        'patches_batch': best_batch,
-        'dense_tile_blocks': blocks,
-        'dense_first_run_s': first_seconds,
-        'necessary_gflop_per_block': flop / 1e9,
-        'matmul_gflop_per_s': matmul / 1e9,
-        'patches_share_of_matmul': least / patches_seconds,
-        'dense_share_of_matmul': least / dense_seconds,
-      }
+    trial = method(batch, 1)
+    trials[batch] = trial.seconds_per_block(crop, patches, max(_TRIAL_PATCHES, batch))
+    trial.close()
+  batch = min(trials, key=lambda batch: trials[batch])
+  by_patch, by_tile = method(batch, 1), method(1, side)
+  # In turns: whatever else the machine does meets both.
+  rounds = [
+    (
+      by_patch.seconds_per_block(crop, patches, 2 * _TRIAL_PATCHES),
+      by_tile.seconds_per_block(crop, tiles, len(tiles)),
     )
-  )
+    for _ in range(arguments.repeats)
+  ]
+  matmul = max(matmul, matmul_flop_per_second())
+  differences = compare(by_tile.evaluate(crop, tiles), by_patch.evaluate(crop, patches))
+  patches_seconds, dense_seconds = (statistics.median(times) for times in zip(*rounds, strict=True))
+  least = dense_flop(plan, len(heads)) / matmul
+  result = {
+    'patches_s_per_block': patches_seconds,
+    'dense_s_per_block': dense_seconds,
+    'ratio': patches_seconds / dense_seconds,
+    'max_difference': differences,
+    'peak_mb': {
+      'patches': peak_memory_mb(arguments, batch, 1),
+      'dense': peak_memory_mb(arguments, 1, side),
+    },
+    'share_of_matmul': {
+      'patches': least / patches_seconds,
+      'dense': least / dense_seconds,
+    },
+    'matmul_gflop_per_s': matmul / 1e9,
+    'gflop_per_block': {
+      'patches': patch_flop(plan, len(heads)) / 1e9,
+      'necessary': dense_flop(plan, len(heads)) / 1e9,
+    },
+    'patches_batch': batch,
+    'dense_tile_blocks': side,
+  }
+  print(f'{held.model}, base_depth {held.base_depth}, {len(held.inputs.z_values)} z values;'
+        f' {arguments.blocks} x {arguments.blocks} blocks, {len(heads)} heads')  # fmt: skip
+  print_table(result, trials, rounds)
+  print(json.dumps(result))
+
+
+def print_table(
+  result: dict[str, Any], trials: dict[int, float], rounds: list[tuple[float, float]]
+) -> None:
+  """For a reader, what the JSON line has and the single times."""
+  print(f'matrix product: {result["matmul_gflop_per_s"]:.0f} GFLOP/s')
+  batches = ', '.join(f'{batch}: {seconds * 1e3:.1f}' for batch, seconds in trials.items())
+  print(f'PATCHES, ms per block by batch: {batches}')
+  turns = ', '.join(f'{patches * 1e3:.1f} / {dense * 1e3:.2f}' for patches, dense in rounds)
+  print(f'in turns, PATCHES / DENSE: {turns}')
+  flop, share, peak = (result[name] for name in ('gflop_per_block', 'share_of_matmul', 'peak_mb'))
+  rows = {
+    'ms per block, median': (
+      f'{result["patches_s_per_block"] * 1e3:.1f}',
+      f'{result["dense_s_per_block"] * 1e3:.2f}',
+    ),
+    'GFLOP per block': (f'{flop["patches"]:.2f}', f'{flop["necessary"]:.2f}'),
+    "share of the product's speed": (f'{share["patches"]:.3f}', f'{share["dense"]:.3f}'),
+    'peak memory, MB': (f'{peak["patches"]:.0f}', f'{peak["dense"]:.0f}'),
+  }
+  print(f'{"":30}{"PATCHES":>10}{"DENSE":>10}')
+  for name, (patches, dense) in rows.items():
+    print(f'{name:30}{patches:>10}{dense:>10}')
+  print(f'ratio: {result["ratio"]:.1f}')
+  for name, difference in result['max_difference'].items():
+    what = 'share of pixels that differ' if name in _BY_CLASS else 'largest difference'
+    print(f'{name}: {what} {difference:.2g}')
 
 
 if __name__ == '__main__':

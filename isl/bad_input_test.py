@@ -209,6 +209,15 @@ def test_half_a_checkpoint(error, checkpoint, ending, share):
   assert f"checkpoint '{checkpoint / 'model.ckpt-1000'}' cannot be read, is it complete?" in line
 
 
+def test_process_says_no_more_than_that(setting, checkpoint, tmp_path):
+  """Native code, which the other tests don't hear, included."""
+  path = checkpoint / 'model.ckpt-1000.data-00000-of-00001'
+  os.truncate(path, path.stat().st_size // 2)
+  flags = [*setting.flags(tmp_path / 'base'), f'--restore_directory={checkpoint}']
+  process = testing.python_process('from isl import launch; launch.run()', *flags)
+  assert 'cannot be read, is it complete?' in testing.finish(process).error
+
+
 def test_checkpoint_without_its_data(error, checkpoint):
   (checkpoint / 'model.ckpt-1000.data-00000-of-00001').unlink()
   line = error(f'--restore_directory={checkpoint}')

@@ -11,7 +11,7 @@ import pytest
 import tensorflow.compat.v1 as tf
 
 import isl
-from isl import data_provider, image_io, launch, png_io, testing
+from isl import data_provider, image_io, launch, png_io, random_checkpoint, testing
 from isl.checkpoints import Checkpoint
 from isl.controller import Labeler
 from isl.experiment import (
@@ -68,13 +68,13 @@ def labeled(setting):
   return {statistic: values[:, 0] for statistic, values in outputs.items()}
 
 
-def _assert_same_predictions(setting, run, other, size=_SIZE, channels=TARGET_CHANNELS):
+def _assert_same_predictions(field, run, other, size=_SIZE, channels=TARGET_CHANNELS):
   """In the part of `size` at the top left."""
   rows, columns = size
   for channel in channels:
     for statistic in PREDICTION_STATISTICS:
       a, b = (
-        r.prediction(setting.field, channel, statistic.name)[:rows, :columns].astype(int)
+        r.prediction(field, channel, statistic.name)[:rows, :columns].astype(int)
         for r in (run, other)
       )
       assert a.shape == b.shape == size
@@ -189,12 +189,12 @@ def test_log_has_what_a_user_wants_to_know(setting, whole):
 @pytest.mark.parametrize('infer_size', [1, 2, 3])
 def test_tiles_join_anywhere(setting, whole, infer_size):
   run = setting.run(f'--infer_size={infer_size}', '--infer_panels=', _ALL_STATISTICS)
-  _assert_same_predictions(setting, run, whole)
+  _assert_same_predictions(setting.field, run, whole)
 
 
 def test_patch_by_patch_is_the_same(setting, whole):
   run = setting.run('--infer_method=PATCHES', '--noinfer_simplify_error_panels', _ALL_STATISTICS)
-  _assert_same_predictions(setting, run, whole)
+  _assert_same_predictions(setting.field, run, whole)
   for name in ('target', 'input'):
     a, b = (r.panel(name).astype(int) for r in (run, whole))
     assert np.mean(np.abs(a - b) <= 2) >= 0.999
@@ -215,7 +215,7 @@ def test_crop_is_at_the_top_left_and_clipped(setting, whole, crop, size):
   (record,) = run.record['fields']
   assert record['output_size'] == list(size)
   assert record['output_offset'] == [51, 51]
-  _assert_same_predictions(setting, run, whole, size, ['DAPI_CONFOCAL'])
+  _assert_same_predictions(setting.field, run, whole, size, ['DAPI_CONFOCAL'])
   assert run.prediction(setting.field, 'DAPI_CONFOCAL').shape == size
   assert int(run.metrics[0]['pixels']) == math.prod(size)
   assert run.panel('target').shape == (size[0] + 8, 3 * (size[1] + 8), 3)
@@ -255,7 +255,7 @@ def test_whitelist_orders_the_labels_and_leaves_the_input_panel_alone(setting, w
   whitelist = f'--infer_channel_whitelist={",".join(channels)}'
   run = setting.run(whitelist, '--noinfer_simplify_error_panels', _ALL_STATISTICS)
   assert [row['channel'] for row in run.metrics] == channels
-  _assert_same_predictions(setting, run, whole, channels=channels)
+  _assert_same_predictions(setting.field, run, whole, channels=channels)
   strips = dict(zip(TARGET_CHANNELS, np.split(whole.panel('target'), 9), strict=True))
   expected = np.concatenate([strips[channel] for channel in channels])
   assert np.mean(np.abs(run.panel('target') - expected.astype(int)) <= 1) >= 0.999
@@ -272,9 +272,36 @@ def test_label_without_ground_truth_is_predicted_all_the_same(setting, whole):
   full = '--noinfer_simplify_error_panels'
   run = setting.run(whitelist, full, _ALL_STATISTICS, '--infer_panels=TARGET', images=images)
   channels = ['DEAD_CONFOCAL', 'NEURITE_CONFOCAL']
-  _assert_same_predictions(setting, run, whole, channels=channels)
+  _assert_same_predictions(setting.field, run, whole, channels=channels)
   for strip, drawn in zip(np.split(run.panel('target'), 3), (False, False, True), strict=True):
     boxes = testing.panel_boxes(strip, 12)
     assert boxes[4].any() == drawn
     assert (boxes[11] == 65535 * drawn).all()
   assert [row['channel'] for row in run.metrics] == ['DAPI_CONFOCAL']
+
+
+def test_concordance_by_both_methods(tmp_path):
+  """2 x 3 blocks of patches of 250 pixels."""
+  checkpoint, images = tmp_path / 'checkpoint', tmp_path / 'images'
+  random_checkpoint.write_random_checkpoint(checkpoint, base_depth=5, num_z_values=2)
+  (field,) = testing.write_image_set(images, rows=258, columns=270, bits=8)
+  runs = []
+  for method in ('DENSE', 'PATCHES'):
+    outcome = testing.run_in_process(
+      launch.run,
+      '--mode=EVAL_EVAL',
+      '--metric=INFER_FULL',
+      '--read_pngs',
+      f'--restore_directory={checkpoint}',
+      f'--dataset_eval_directory={images}',
+      f'--base_directory={tmp_path / method}',
+      f'--infer_method={method}',
+      '--infer_size=2',
+      '--infer_panels=TARGET',
+      _ALL_STATISTICS,
+    )
+    assert outcome.status == 0, outcome.stderr
+    runs.append(testing.InferRun(tmp_path / method / 'eval_eval_infer' / '00001000', outcome))
+  _assert_same_predictions(field, runs[0], runs[1], size=(16, 24))
+  (record,) = runs[0].record['fields']
+  assert (record['output_size'], record['output_offset']) == ([16, 24], [121, 121])

@@ -178,8 +178,15 @@ _machines.integer('task', 0, "This worker's index; 0: chief.", least=0)
 
 
 def _path(text: str) -> pathlib.Path:
-  """A path as flags give it."""
-  return pathlib.Path(text).expanduser()
+  """A path as flags give it.
+
+  Raises:
+    ValueError: it begins with the home of somebody who is not known here.
+  """
+  try:
+    return pathlib.Path(text).expanduser()
+  except RuntimeError as e:
+    raise ValueError(f'{text!r} has no home directory: {e}') from e
 
 
 def _given(name: str) -> Any:
@@ -340,6 +347,8 @@ def _parse(argv: Sequence[str]) -> list[str]:
     return FLAGS(argv)
   except flags.Error as e:
     _exit(e, 1)
+  except UnicodeDecodeError as e:
+    _exit(f'the --flagfile is not text: {e}', 1)
 
 
 def run() -> None:

@@ -312,6 +312,15 @@ def test_flagfile(checkpoint_folder, tmp_path):
   assert _describes_fovea(_run(f'--flagfile={tmp_path / "flags"}'))
 
 
+def test_flagfile_that_is_no_text(tmp_path):
+  (tmp_path / 'flags').write_bytes(b'\xc0\xff')
+  assert '--flagfile is not text' in _run(f'--flagfile={tmp_path / "flags"}').error
+
+
+def test_home_of_nobody():
+  assert "'~no one/train'" in _run('--mode=DESCRIBE', '--restore_directory=~no one/train').error
+
+
 def test_describe_says_what_a_checkpoint_holds(checkpoint_folder):
   outcome = _run('--mode=DESCRIBE', f'--restore_directory={checkpoint_folder}')
   prefix = checkpoint_folder / 'model.ckpt-1000'

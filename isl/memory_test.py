@@ -1,37 +1,34 @@
-"""Memory grows with a field of view by no more than the arrays that become files."""
+"""Memory grows with a field of view by little more than the arrays that become files."""
 
 from __future__ import annotations
 
 import pathlib
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 
-from isl import png_io, random_checkpoint, testing
+from isl import launch, png_io, random_checkpoint, testing
 
-# The peak of a process's own resident memory: Linux's ru_maxrss begins with its parent's.
-_PEAK = """if True:
-  import pathlib, re
-  from isl import launch
+# ru_maxrss would begin with the parent's; this is the process's own.
+_PEAK = r"""if True:
+  import importlib, pathlib, re, sys
+  launch = importlib.import_module(sys.argv.pop(1))
   try:
     launch.run()
   except SystemExit as e:
     assert not e.code
   status = pathlib.Path('/proc/self/status').read_text()
-  print(re.search(r'VmHWM:\\\\s*(\\\\d+) kB', status)[1])
-""".replace('\\\\\\\\', '\\\\')
+  print(re.search(r'VmHWM:\s*(\d+) kB', status)[1])
+"""
 
 
-def _peak_mb(
-  base: pathlib.Path, checkpoint: pathlib.Path, images: pathlib.Path, *flags: str, timeout: float
-) -> float:
-  """Of labelling a whole field of view, all heads and both panels, in MB (10^6 bytes)."""
+def _peak_mb(base, checkpoint, images, timeout):
+  """Of labelling a whole field of view, all heads and both panels, in MB."""
   if not pathlib.Path('/proc/self/status').exists():
-    pytest.skip('this system does not tell peaks')
+    pytest.skip('this system does not tell a peak')
   process = testing.python_process(
     _PEAK,
+    launch.__name__,
     '--mode=EVAL_EVAL',
     '--metric=INFER_FULL',
     '--read_pngs',
@@ -39,8 +36,33 @@ def _peak_mb(
     f'--restore_directory={checkpoint}',
     f'--dataset_eval_directory={images}',
     f'--base_directory={base}',
-    *flags,
   )
   outcome = testing.finish(process, timeout)
   assert outcome.status == 0, outcome.stderr
   return int(outcome.stdout) * 1024 / 1e6
+
+
+def test_growth_is_small(tmp_path):
+  """Logits of the larger field of view would take 85 MB for each head."""
+  checkpoint = tmp_path / 'checkpoint'
+  random_checkpoint.write_random_checkpoint(checkpoint, model='FOVEA', base_depth=5, num_z_values=2)
+  peaks = []
+  for side in (206, 398):
+    images = tmp_path / str(side)
+    testing.write_image_set(images, rows=side, columns=side, depths=2)
+    peaks.append(_peak_mb(tmp_path / 'base', checkpoint, images, timeout=300))
+  assert peaks[1] - peaks[0] < 60
+
+
+@pytest.mark.soak
+def test_real_sample_and_one_four_times_as_large(tmp_path):
+  """At full width: under 3 GB, and at most 1.3 times that."""
+  sample = testing.shared_path('data', 'condition_b_sample')
+  checkpoint, large = tmp_path / 'checkpoint', tmp_path / 'large'
+  random_checkpoint.write_random_checkpoint(checkpoint, base_depth=400, num_z_values=26)
+  large.mkdir()
+  for path in sample.glob('*.png'):
+    png_io.write_png(large / path.name, np.tile(png_io.read_png(path), (2, 2)))
+  peak = _peak_mb(tmp_path / 'base', checkpoint, sample, timeout=1800)
+  assert peak < 3000
+  assert _peak_mb(tmp_path / 'base_large', checkpoint, large, timeout=5400) < 1.3 * peak
