@@ -1,4 +1,6 @@
-"""Draws overview.svg, the README's picture: python docs/make_overview.py > docs/overview.svg
+"""Draws the README's picture.
+
+    python docs/make_overview.py > docs/overview.svg
 
 The towers' crops and the layers' numbers come from the network's own plan.
 """
@@ -12,9 +14,7 @@ _INK, _SOFT = '#24292f', '#8c959f'
 
 
 def _rect(x: float, y: float, w: float, h: float, fill: str, stroke: str = _INK) -> str:
-  return (
-    f'<rect x="{x:g}" y="{y:g}" width="{w:g}" height="{h:g}" fill="{fill}" stroke="{stroke}"/>'
-  )
+  return f'<rect x="{x:g}" y="{y:g}" width="{w:g}" height="{h:g}" fill="{fill}" stroke="{stroke}"/>'
 
 
 def _text(x: float, y: float, text: str, *, size: int = 14, fill: str = _INK) -> str:
