@@ -1,0 +1,122 @@
+"""Command lines that cannot be run: one line that names the flag, its value, what is allowed."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from isl import launch, testing
+
+_ALLOWED = {
+  'mode': ['TRAIN', 'EVAL_TRAIN', 'EVAL_EVAL', 'EXPORT', 'DESCRIBE', 'PS'],
+  'metric': ['LOSS', 'JITTER_STITCH', 'STITCH', 'INFER_FULL'],
+  'optimizer': ['ADAM', 'ADAGRAD', 'MOMENTUM'],
+  'loss': ['CROSS_ENTROPY', 'RANKED_PROBABILITY_SCORE'],
+  'model': ['CONCORDANCE', 'FOVEA'],
+  'infer_method': ['DENSE', 'PATCHES'],
+  'infer_panels': ['TARGET', 'INPUT'],
+  'infer_statistics': [
+    *('MODE', 'MEDIAN', 'MEAN', 'STANDARD_DEVIATION', 'PROBABILITY_NONZERO', 'ENTROPY')
+  ],
+}
+
+_INFER = ('--mode=EVAL_EVAL', '--metric=INFER_FULL', '--read_pngs')
+
+
+def _run(*arguments):
+  return testing.run_in_process(launch.run, *arguments)
+
+
+@pytest.mark.parametrize('flag', _ALLOWED)
+def test_unknown_value_says_what_is_allowed(flag):
+  error = _run(f'--{flag}=SIDEWAYS').error
+  assert f'--{flag}' in error
+  assert 'SIDEWAYS' in error
+  for allowed in _ALLOWED[flag]:
+    assert allowed in error
+
+
+@pytest.mark.parametrize(
+  ('argument', 'words'),
+  [
+    ('--moed=TRAIN', "'moed'"),
+    ('--nooptimizer', "'nooptimizer'"),
+    ('images', "'images' is not a flag"),
+    ('--infer_size=0', '--infer_size=0: 0 is not a positive integer'),
+    ('--infer_size=-1', '--infer_size=-1'),
+    ('--infer_size=16.5', '--infer_size=16.5'),
+    ('--infer_size=many', '--infer_size=many'),
+    ('--infer_size=', '--infer_size='),
+    ('--stitch_crop_size=-1', '--stitch_crop_size=-1: -1 is not a non-negative integer'),
+    ('--base_depth=0', '--base_depth=0'),
+    ('--num_z_values=0', '--num_z_values=0'),
+    ('--eval_interval_secs=-1', '--eval_interval_secs=-1'),
+    ('--eval_delay_secs=-1', '--eval_delay_secs=-1'),
+    ('--learning_rate=0', '--learning_rate=0'),
+    ('--learning_rate=nan', '--learning_rate=nan'),
+    ('--learning_rate=inf', '--learning_rate=inf'),
+    ('--learning_rate=-1e-4', '--learning_rate=-1e-4'),
+    ('--augment_noise_std=-1', '--augment_noise_std=-1'),
+    ('--augment_offset_std=nan', '--augment_offset_std=nan'),
+    ('--loss_output_size=16', '--loss_output_size=16'),
+    ('--loss_output_size=16', '8 + 16 k'),
+    ('--data_batch_size=0', '--data_batch_size=0'),
+    ('--dataset_num_shards=0', '--dataset_num_shards=0'),
+    ('--ps_tasks=-1', '--ps_tasks=-1'),
+    ('--read_pngs=maybe', '--read_pngs=maybe'),
+    (
+      '--infer_panels=TARGET,TARGET',
+      "--infer_panels=['TARGET', 'TARGET']: names one of them twice",
+    ),
+    (
+      '--infer_statistics=MEAN,MEAN',
+      "--infer_statistics=['MEAN', 'MEAN']: names one of them twice",
+    ),
+    (
+      '--infer_channel_whitelist=X,X',
+      "--infer_channel_whitelist=['X', 'X']: names one of them twice",
+    ),
+    ('--flagfile=/no/such/file', '/no/such/file'),
+  ],
+)
+def test_bad_argument_is_named_with_its_value(argument, words):
+  assert words in _run(argument).error
+
+
+@pytest.mark.parametrize(
+  ('arguments', 'words'),
+  [
+    ([], '--mode TRAIN with --metric LOSS is not in this version yet'),
+    (['--mode=TRAIN', '--metric=STITCH'], '--mode TRAIN goes with --metric LOSS, not STITCH'),
+    (['--mode=EXPORT'], '--mode EXPORT goes with --metric STITCH, not LOSS'),
+    (['--mode=EXPORT', '--metric=STITCH'], '--mode EXPORT .* not in this version'),
+    (['--mode=PS'], '--mode PS .* not in this version'),
+    (['--mode=EVAL_EVAL', '--metric=LOSS'], '--mode EVAL_EVAL with --metric LOSS is not in'),
+    (['--mode=EVAL_TRAIN', '--metric=STITCH'], '--mode EVAL_TRAIN with --metric STITCH is not in'),
+    (['--mode=EVAL_EVAL', '--metric=JITTER_STITCH'], '--metric JITTER_STITCH is not in'),
+    ([*_INFER, '--nois_recordio'], '--is_recordio must be true'),
+    (_INFER[:2], '--read_pngs is needed'),
+    (_INFER, '--dataset_eval_directory is needed with --read_pngs and --mode EVAL_EVAL'),
+    ([*_INFER, '--dataset_train_directory=x'], '--dataset_eval_directory is needed'),
+    ([*_INFER, '--mode=EVAL_TRAIN'], '--dataset_train_directory is needed'),
+    ([*_INFER, '--dataset_eval_directory=x', '--master=grpc://a:1'], '--master'),
+    ([*_INFER, '--dataset_eval_directory=x', '--ps_tasks=1'], '--ps_tasks'),
+    ([*_INFER, '--dataset_eval_directory=x', '--task=1'], '--task'),
+    ([*_INFER, '--dataset_eval_directory=x', '--norestore_logits'], '--norestore_logits'),
+    ([*_INFER, '--dataset_eval_directory=x', '--norestore_inputs'], '--norestore_inputs'),
+  ],
+)
+def test_contradictory_or_missing_flags(arguments, words):
+  outcome = _run(*arguments)
+  assert outcome.status == 1
+  assert re.search(words, outcome.error)
+
+
+def test_flagfile_that_is_no_text(tmp_path):
+  (tmp_path / 'flags').write_bytes(b'\xc0\xff')
+  assert '--flagfile is not text' in _run(f'--flagfile={tmp_path / "flags"}').error
+
+
+def test_home_of_nobody():
+  assert "'~no one/train'" in _run('--mode=DESCRIBE', '--restore_directory=~no one/train').error
