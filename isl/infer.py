@@ -146,7 +146,9 @@ class _Run:
     for number, field in enumerate(self._fields, start=1):
       title = f'field {number} of {len(self._fields)}'
       logging.info('%s: %s', title.capitalize(), field.name)
-      folder = self._folder / field.name if len(self._fields) > 1 else self._folder
+      # Names that identify nothing are a field of view, too.
+      name = field.name or 'unnamed'
+      folder = self._folder / name if len(self._fields) > 1 else self._folder
       self._label_field(field.read(), folder, title)
     if self._labeler is not None:
       self._labeler.close()
@@ -277,7 +279,8 @@ class _Run:
     """metrics.csv and run.json, of all fields of view done so far."""
     with (
       files.whole_file(self._folder / 'metrics.csv') as partial,
-      partial.open('w', newline='', encoding='utf-8') as stream,
+      # A field's name is of files' names, which on Linux may be any bytes.
+      partial.open('w', newline='', encoding='utf-8', errors='backslashreplace') as stream,
     ):
       writer = csv.writer(stream)
       score_names = [field.name for field in dataclasses.fields(metrics.Scores)]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+
 import numpy as np
 import pytest
 
@@ -164,3 +167,16 @@ def test_continuously_takes_up_each_new_checkpoint(setting, monkeypatch):
   assert [run.record['global_step'] for run in runs] == [3, 8]
   one, other = (run.prediction(setting.field, 'DAPI_CONFOCAL') for run in runs)
   assert (one != other).any()
+
+
+def test_names_of_odd_bytes_and_of_nothing(setting, tmp_path):
+  images = tmp_path / 'images'
+  images.mkdir()
+  for path in setting.images.iterdir():
+    said = path.name[path.name.index('tile_computation-STITCHED,') :].partition(',')[2]
+    shutil.copy(path, images / said)
+    shutil.copy(path, images / os.fsdecode(b'well-\xff,' + said.encode()))
+  run = setting.run('--infer_panels=', images=images)
+  folders = {path.name for path in run.folder.iterdir() if path.is_dir()}
+  assert folders == {'unnamed', os.fsdecode(b'well-\xff')}
+  assert r'well-\udcff,DAPI_CONFOCAL' in (run.folder / 'metrics.csv').read_text()
