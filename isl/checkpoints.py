@@ -227,7 +227,12 @@ class Checkpoint:
 
     def num_parameters(base_depth: int) -> int:
       plan = make_plan(spec, base_depth, num_z_values)
-      return sum(np.prod(shape, dtype=int) for _, shape in variable_shapes(plan, heads))
+      # Of the variables that are here: one that is missing must not make the network look narrower.
+      return sum(
+        np.prod(shape, dtype=int)
+        for name, shape in variable_shapes(plan, heads)
+        if name in self._shapes
+      )
 
     names = {name for name, _ in variable_shapes(make_plan(spec, 400, num_z_values), heads)}
     held = sum(np.prod(self._shapes[name], dtype=int) for name in names & self._shapes.keys())

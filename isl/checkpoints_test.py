@@ -127,15 +127,7 @@ def _values(prefix) -> dict[str, np.ndarray]:
 
 
 def _save(prefix, values) -> pathlib.Path:
-  with tf.Graph().as_default(), tf.Session() as session:
-    session.run(
-      tf.raw_ops.SaveV2(
-        prefix=os.fspath(prefix),
-        tensor_names=list(values),
-        shape_and_slices=[''] * len(values),
-        tensors=list(values.values()),
-      )
-    )
+  random_checkpoint.write_values(prefix, values)
   return prefix
 
 
@@ -337,23 +329,24 @@ def test_another_programs_checkpoint(tmp_path, names):
   _assert_one_line_about(e.value, prefix)
 
 
-def test_variable_of_another_shape_is_named(tmp_path, fovea):
-  name = 'upper_recursion_2/expand_rv2/Conv/weights'
-  values = _values(fovea)
+def _deeper(values, name):
   *kernel, read, made = values[name].shape
   values[name] = np.zeros((*kernel, read, made + 2), np.float32)
-  prefix = _save(tmp_path / 'model-1', values)
-  with pytest.raises(ValueError, match='is no FOVEA as isl knows it') as e:
-    Checkpoint(prefix).describe()
-  _assert_one_line_about(e.value, prefix)
 
 
-def test_missing_variable_is_named(tmp_path, fovea):
-  name = 'upper_recursion_2/expand_rv2/BatchNorm/gamma'
-  values = _values(fovea)
+def _missing(values, name):
   del values[name]
+
+
+@pytest.mark.parametrize(
+  ('spoil', 'variable'), [(_deeper, 'Conv/weights'), (_missing, 'BatchNorm/gamma')]
+)
+def test_variable_that_does_not_fit_is_named(tmp_path, fovea, spoil, variable):
+  name = f'upper_recursion_2/expand_rv2/{variable}'
+  values = _values(fovea)
+  spoil(values, name)
   prefix = _save(tmp_path / 'model-1', values)
-  with pytest.raises(ValueError, match='is no FOVEA as isl knows it') as e:
+  with pytest.raises(ValueError, match=f'is no FOVEA as isl knows it.*{name} is ') as e:
     Checkpoint(prefix).describe()
   _assert_one_line_about(e.value, prefix)
 

@@ -30,7 +30,6 @@ class Labeler:
     statistics: Sequence[Statistic],
     batch: int,
     blocks: tuple[int, int],
-    num_threads: int = 0,
   ):
     """Builds the graph in which the checkpoint's values are constants, and starts a session.
 
@@ -41,7 +40,6 @@ class Labeler:
       statistics: what to compute of each pixel's distribution.
       batch: crops computed at once.
       blocks: outputs in a crop, in rows and columns: 1 x 1 for single patches.
-      num_threads: for one operation; 0: all cores.
 
     Raises:
       ValueError: the checkpoint is damaged.
@@ -59,6 +57,8 @@ class Labeler:
       with tf.variable_scope('', custom_getter=checkpoint.custom_getter):
         inputs = tensorcheck.bounded(self._inputs, 0, 1, 'input')
         features = tensorcheck.finite(towers.features(inputs, plan), 'features')
+        shape = [batch, out_rows, out_columns, plan.output_depth]
+        tensorcheck.shaped(features, shape, 'features')
         variables = [model_util.head_variables(plan.output_depth, key) for key in heads]
       stacked = model_util.HeadVariables(*(tf.stack(v) for v in zip(*variables, strict=True)))
 
@@ -74,9 +74,8 @@ class Labeler:
       self._outputs = tf.map_fn(
         predict, (stacked, self._labels), fn_output_signature=tf.float32, parallel_iterations=1
       )
-    config = tf.ConfigProto(
-      intra_op_parallelism_threads=num_threads, inter_op_parallelism_threads=1
-    )
+    # One operation after the other, on all cores: two at a time were slower.
+    config = tf.ConfigProto(inter_op_parallelism_threads=1)
     # Grappler's passes took 1.5 s before the first block and gained nothing measurable after it.
     config.graph_options.rewrite_options.disable_meta_optimizer = True
     self._session = tf.Session(graph=graph, config=config)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import os
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import tensorflow.compat.v1 as tf
@@ -31,6 +31,20 @@ def _random_value(rng: np.random.Generator, name: str, shape: tuple[int, ...]) -
     # [relu, tanh] of a standard normal number has about 0.45 of its variance in the mean.
     return rng.normal(0, (0.7 / np.prod(shape[:-1])) ** 0.5, shape)
   return rng.normal(0, 0.2, shape)
+
+
+def write_values(prefix: pathlib.Path, values: Mapping[str, np.ndarray]) -> None:
+  """Writes a checkpoint's `.index` and `.data` files with these variables, by name."""
+  # The op of tf.train.Saver, without its thousand variables.
+  with tf.Graph().as_default(), tf.Session() as session:
+    session.run(
+      tf.raw_ops.SaveV2(
+        prefix=os.fspath(prefix),
+        tensor_names=list(values),
+        shape_and_slices=[''] * len(values),
+        tensors=[tf.constant(value) for value in values.values()],
+      )
+    )
 
 
 def write_random_checkpoint(
@@ -71,16 +85,7 @@ def write_random_checkpoint(
     for name, shape in variable_shapes(plan, heads)
   }
   values['global_step'] = np.array(global_step, np.int64)
-  # The op of tf.train.Saver, without its thousand variables.
-  with tf.Graph().as_default(), tf.Session() as session:
-    session.run(
-      tf.raw_ops.SaveV2(
-        prefix=os.fspath(prefix),
-        tensor_names=list(values),
-        shape_and_slices=[''] * len(values),
-        tensors=[tf.constant(value) for value in values.values()],
-      )
-    )
+  write_values(prefix, values)
   (folder / 'checkpoint').write_text(f'model_checkpoint_path: "{prefix.name}"\n')
   return prefix
 
