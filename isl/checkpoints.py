@@ -16,7 +16,7 @@ import re
 import shutil
 import tempfile
 import weakref
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -151,6 +151,11 @@ class Checkpoint:
     shapes = self._reading(self._reader.get_variable_to_shape_map)
     self._shapes: dict[str, Shape] = {name: tuple(shape) for name, shape in shapes.items()}
 
+  @property
+  def shapes(self) -> Mapping[str, Shape]:
+    """The shape of every variable in it, the optimizer's too, by name."""
+    return self._shapes
+
   def _openable(self) -> str:
     """The prefix, or that of links to the files: TensorFlow takes brackets for a pattern."""
     if not re.search(r'[\[\\]', os.fspath(self.prefix)):
@@ -202,7 +207,7 @@ class Checkpoint:
     if differing:
       raise ValueError(
         f'checkpoint {str(self.prefix)!r} is no {model} as isl knows it; the nearest has'
-        f' base_depth {base_depths[-1]}, but {_shown(differing)}'
+        f' base_depth {base_depths[-1]}, but {shown(differing)}'
       )
     sizes = [np.prod(shape, dtype=int) for _, shape in variable_shapes(plan, keys)]
     return Description(
@@ -267,8 +272,16 @@ class Checkpoint:
     held = self.describe()
     plan = make_plan(NETWORKS[model], base_depth, num_z_values)
     differing = self._differences(plan, input_stack(num_z_values).keys + held.targets.keys)
-    if not differing:
-      return
+    if differing:
+      needed = self.needed_flags(model=model, base_depth=base_depth, num_z_values=num_z_values)
+      raise ValueError(
+        f'checkpoint {str(self.prefix)!r} does not fit the flags: {shown(differing)}; it needs'
+        f' {" ".join(needed)} (or leave these flags out)'
+      )
+
+  def needed_flags(self, *, model: str, base_depth: int, num_z_values: int) -> list[str]:
+    """Which flags, with which values, would make a network fit that does not."""
+    held = self.describe()
     needed = []
     if model != held.model:
       needed.append(f'--model {held.model}')
@@ -276,10 +289,7 @@ class Checkpoint:
       needed.append(f'--num_z_values {len(held.inputs.z_values)}')
     if base_depth not in held.base_depths:
       needed.append(f'--base_depth {held.base_depth}')
-    raise ValueError(
-      f'checkpoint {str(self.prefix)!r} does not fit the flags: {_shown(differing)}; it needs'
-      f' {" ".join(needed)} (or leave these flags out)'
-    )
+    return needed
 
   def value(self, name: str) -> np.ndarray:
     """A variable's value.
@@ -320,7 +330,8 @@ def _canonical(channels: Iterable[str]) -> list[str]:
   return sorted(channels, key=lambda channel: (order.get(channel, len(order)), channel))
 
 
-def _shown(differing: Sequence[tuple[str, Shape | None, Shape]]) -> str:
+def shown(differing: Sequence[tuple[str, Shape | None, Shape]]) -> str:
+  """The first of what differs, (name, shape here or None, shape there), for an error."""
   first = '; '.join(
     f'{name} is {list(here) if here else "missing"}, not {list(there)}'
     for name, here, there in itertools.islice(differing, 3)

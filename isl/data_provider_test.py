@@ -16,8 +16,9 @@ def _image_set(folder, **kwargs) -> image_io.ImageSet:
 
 
 def _made(**targets) -> image_io.ImageSet:
-  """A field of view of one depth, 1 row x 2 columns, with these targets."""
-  images = {ImageKey(0, 'DIC'): np.zeros((1, 2), np.uint8)}
+  """A field of view of one depth, with these targets; 1 row x 2 columns if there are none."""
+  rows, columns = next(iter(targets.values()), np.zeros((1, 2))).shape
+  images = {ImageKey(0, 'DIC'): np.zeros((rows, columns), np.uint8)}
   images |= {ImageKey(MAXPROJECT, channel): image for channel, image in targets.items()}
   return image_io.ImageSet(name='made', images=images)
 
@@ -141,6 +142,84 @@ def test_window_beyond_the_image_is_an_error(tmp_path, rows, columns, problem):
     data_provider.input_crop(image_set, experiment.input_stack(3), rows, columns)
   with pytest.raises(ValueError, match=problem):
     data_provider.target_crop(image_set, experiment.target_stack(), rows, columns)
+
+
+def _stretched(channels, **targets) -> image_io.ImageSet:
+  """A field of view of these targets, of which some channels are stretched."""
+  return data_provider.with_stretched(_made(**targets), channels)
+
+
+def _intensities(image_set: image_io.ImageSet, channel: str, **window: slice) -> np.ndarray:
+  """What a network that predicts this channel alone should."""
+  rows, columns = (window.get(name, _ALL) for name in ('rows', 'columns'))
+  stack = experiment.target_stack([channel])
+  return data_provider.target_crop(image_set, stack, rows, columns)[:, :, 0, 0, 0]
+
+
+@pytest.mark.parametrize('dtype', [np.uint8, np.uint16])
+def test_stretched_range_becomes_0_to_1(dtype):
+  levels = np.random.default_rng(0).permutation(np.arange(100, 200)).astype(dtype)
+  image = np.tile(levels, (50, 1))
+  image[0, :2] = 0, np.iinfo(dtype).max  # 0.02% each, which is dust
+  stretched = _stretched(['DAPI_CONFOCAL'], DAPI_CONFOCAL=image, CELLMASK_CONFOCAL=image)
+  low, high = np.percentile(image, [0.1, 99.9])
+  assert (low, high) == (100, 199)
+  expected = np.clip((image - low) / (high - low), 0, 1)
+  np.testing.assert_allclose(_intensities(stretched, 'DAPI_CONFOCAL'), expected, atol=1e-5)
+  # The whole image's range, whatever is read of it; and no other channel's.
+  window = {'rows': slice(3, 9), 'columns': slice(2, 5)}
+  part = _intensities(stretched, 'DAPI_CONFOCAL', **window)
+  np.testing.assert_array_equal(part, _intensities(stretched, 'DAPI_CONFOCAL')[3:9, 2:5])
+  other = _intensities(stretched, 'CELLMASK_CONFOCAL')
+  np.testing.assert_array_equal(other, image / np.float32(np.iinfo(dtype).max))
+
+
+def test_stretched_mean_is_of_unstretched_parts():
+  rng = np.random.default_rng(0)
+  nfh, map2 = (rng.integers(0, high, (40, 50), np.uint8) for high in (50, 200))
+  mean = (nfh.astype(float) + map2) / 2 / 255
+  parts = {'NFH_CONFOCAL': nfh, 'MAP2_CONFOCAL': map2}
+  stretched = _stretched(['NFH_CONFOCAL'], **parts)
+  np.testing.assert_allclose(_intensities(stretched, 'NEURITE_CONFOCAL'), mean, atol=1e-6)
+  stretched = _stretched(['NEURITE_CONFOCAL'], **parts)
+  low, high = np.percentile(mean, [0.1, 99.9])
+  expected = np.clip((mean - low) / (high - low), 0, 1)
+  np.testing.assert_allclose(_intensities(stretched, 'NEURITE_CONFOCAL'), expected, atol=1e-5)
+  np.testing.assert_array_equal(_intensities(stretched, 'NFH_CONFOCAL'), nfh / np.float32(255))
+
+
+def test_absent_channels_are_not_stretched():
+  image_set = _stretched(
+    ['DAPI_CONFOCAL', 'NEURITE_CONFOCAL'], NFH_CONFOCAL=np.eye(5, dtype=np.uint8)
+  )
+  assert image_set.ranges == {}
+  np.testing.assert_array_equal(_intensities(image_set, 'DAPI_CONFOCAL'), 0)
+
+
+@pytest.mark.parametrize('level', [0, 51, 255])
+def test_constant_image_cannot_be_stretched(level):
+  # A speck beyond the percentiles is no range.
+  image = np.full((100, 100), level, np.uint8)
+  image[0, 0] = 7
+  with pytest.raises(ValueError, match="field of view 'made': DAPI_CONFOCAL cannot") as raised:
+    _stretched(['DAPI_CONFOCAL'], DAPI_CONFOCAL=image)
+  assert f'percentiles 0.1 and 99.9 are both {level / 255:.6g};' in str(raised.value)
+
+
+def test_classes_are_the_nearest():
+  intensities = np.array([0, 0.4 / 255, 0.6 / 255, 254.6 / 255, 1], np.float32)
+  classes = data_provider.classes_of(intensities)
+  assert classes.dtype == np.uint8
+  assert classes.tolist() == [0, 0, 1, 255, 255]
+
+
+def test_light_is_read_at_the_depths_asked_for(tmp_path):
+  image_set = _image_set(tmp_path, depths=4, channels=())
+  light = data_provider.light_crop(image_set, [3, 1, 1], slice(2, 9), slice(4, 5))
+  assert light.dtype == np.float32 and light.shape == (7, 1, 3)
+  for i, depth in enumerate([3, 1, 1]):
+    image = image_set.images[ImageKey(depth, 'PHASE_CONTRAST')]
+    np.testing.assert_array_equal(light[:, :, i], image_io.intensity(image)[2:9, 4:5])
 
 
 def test_real_sample():

@@ -30,6 +30,11 @@ TARGET_CHANNELS = (
 # A channel that no microscope records: the mean of these, masked by the geometric mean of theirs.
 SYNTHETIC_CHANNELS = {'NEURITE_CONFOCAL': ('NFH_CONFOCAL', 'MAP2_CONFOCAL')}
 
+# The published checkpoint's network: what TRAIN makes unless a checkpoint or a flag says otherwise.
+DEFAULT_MODEL = 'CONCORDANCE'
+DEFAULT_BASE_DEPTH = 400
+DEFAULT_NUM_Z_VALUES = 26
+
 # A pixel's intensity is one of this many classes; class k has the value k / (NUM_CLASSES - 1).
 NUM_CLASSES = 256
 
@@ -44,10 +49,13 @@ class Statistic(enum.Enum):
   PROBABILITY_NONZERO = 'PROBABILITY_NONZERO'
   ENTROPY = 'ENTROPY'
   CROSS_ENTROPY = 'CROSS_ENTROPY'
+  RANKED_PROBABILITY_SCORE = 'RANKED_PROBABILITY_SCORE'
 
 
-# Those that can be written as pictures: the cross entropy needs the truth and has no bound.
-PREDICTION_STATISTICS = tuple(s for s in Statistic if s is not Statistic.CROSS_ENTROPY)
+# Those that need no truth, and so can be written as pictures of any field of view.
+PREDICTION_STATISTICS = tuple(
+  s for s in Statistic if s not in (Statistic.CROSS_ENTROPY, Statistic.RANKED_PROBABILITY_SCORE)
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,9 +171,102 @@ class Panel(enum.Enum):
   INPUT = 'INPUT'
 
 
+class Optimizer(enum.Enum):
+  """How weights follow their gradients."""
+
+  ADAM = 'ADAM'
+  ADAGRAD = 'ADAGRAD'
+  MOMENTUM = 'MOMENTUM'
+
+
+class Loss(enum.Enum):
+  """How far a predicted distribution is from the true class; formulas in losses.py."""
+
+  CROSS_ENTROPY = 'CROSS_ENTROPY'
+  RANKED_PROBABILITY_SCORE = 'RANKED_PROBABILITY_SCORE'
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Sampling:
+  """How patches are taken from fields of view, for a loss. Sizes are in pixels.
+
+  Attributes:
+    crop_size: side of a random crop.
+    patch_stride: stride of the patches in it, in both directions.
+    output_size: side of a patch's output.
+    batch_size: patches computed at once.
+    num_threads: threads that read patches.
+    capacity: consecutive patches that are shuffled among each other.
+  """
+
+  crop_size: int
+  patch_stride: int
+  output_size: int
+  batch_size: int
+  num_threads: int
+  capacity: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Corruption:
+  """Random changes of the input, as standard deviations in intensities from 0 to 1.
+
+  Attributes:
+    multiplier_std: of an image's factor, around 1.
+    offset_std: of an image's offset.
+    noise_std: of a pixel's noise.
+  """
+
+  multiplier_std: float
+  offset_std: float
+  noise_std: float
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Training:
+  """How TRAIN goes about it.
+
+  Attributes:
+    optimizer: how weights follow their gradients.
+    learning_rate: its rate.
+    learning_decay_steps: steps in which the rate of MOMENTUM decays by 0.999.
+    number_of_steps: the global step to stop at; None: until stopped.
+    restore_logits: whether the heads start from the restored checkpoint, too.
+    restore_inputs: whether the first layer does.
+    save_summaries_secs: seconds between summaries.
+    save_interval_secs: seconds between checkpoints.
+  """
+
+  optimizer: Optimizer
+  learning_rate: float
+  learning_decay_steps: int
+  number_of_steps: int | None
+  restore_logits: bool
+  restore_inputs: bool
+  save_summaries_secs: float
+  save_interval_secs: float
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Evaluation:
+  """When EVAL_TRAIN and EVAL_EVAL compute their metric, and of how much.
+
+  Attributes:
+    interval_secs: pause between looks for a new checkpoint.
+    delay_secs: wait before the first.
+    once: whether the newest checkpoint is the only one.
+    num_examples: patches averaged for LOSS.
+  """
+
+  interval_secs: float
+  delay_secs: float
+  once: bool
+  num_examples: int
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Inference:
-  """What INFER_FULL computes and writes.
+  """What INFER_FULL, STITCH and JITTER_STITCH compute of a field of view, and what is written.
 
   Attributes:
     crop_size: side of the crop at the image's top left, in pixels; 0: the whole image.
@@ -175,7 +276,6 @@ class Inference:
     simplify_panels: whether they have only the columns that are needed most.
     statistics: a file with predictions is written for each of these.
     channels: labels to predict, in this order; None: all that the checkpoint predicts.
-    continuously: whether to go on with every new checkpoint.
   """
 
   crop_size: int
@@ -185,7 +285,6 @@ class Inference:
   simplify_panels: bool
   statistics: tuple[Statistic, ...]
   channels: tuple[str, ...] | None
-  continuously: bool
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -196,31 +295,58 @@ class Experiment:
     mode: what it does.
     metric: what an evaluation computes.
     base_directory: where training and evaluations write.
-    checkpoint_directory: where the checkpoint is.
-    image_directory: the folder of images that this mode reads; None: none.
+    restore_directory: folder of the checkpoint to start from or to use; None: the newest in
+      BASE/train.
+    image_directories: the folders of images that this mode reads.
     model: the network's name; None: as the checkpoint says.
     base_depth: its width; None: likewise.
     num_z_values: z depths that it reads; None: likewise.
-    eval_interval_secs: pause between evaluations.
-    eval_delay_secs: wait before the first.
-    inference: what INFER_FULL does.
+    loss: what training minimizes and LOSS reports.
+    sampling: how patches are taken from fields of view.
+    corruption: how the input of TRAIN and JITTER_STITCH is changed at random.
+    stretch_targets: channels whose range in each field of view becomes [0, 1].
+    random_seed: decides all that is drawn at random; None: another at every start.
+    training: what TRAIN does.
+    evaluation: when the evaluations happen.
+    inference: what INFER_FULL, STITCH and JITTER_STITCH do.
     flags: the command line's flags and their values, for the record.
   """
 
   mode: Mode
   metric: Metric
   base_directory: pathlib.Path
-  checkpoint_directory: pathlib.Path
-  image_directory: pathlib.Path | None
+  restore_directory: pathlib.Path | None
+  image_directories: tuple[pathlib.Path, ...]
   model: str | None
   base_depth: int | None
   num_z_values: int | None
-  eval_interval_secs: float
-  eval_delay_secs: float
+  loss: Loss
+  sampling: Sampling
+  corruption: Corruption
+  stretch_targets: tuple[str, ...]
+  random_seed: int | None
+  training: Training
+  evaluation: Evaluation
   inference: Inference
   flags: tuple[tuple[str, Any], ...] = ()
 
   @property
+  def train_directory(self) -> pathlib.Path:
+    """Where training writes its checkpoints and summaries."""
+    return self.base_directory / 'train'
+
+  @property
+  def checkpoint_directory(self) -> pathlib.Path:
+    """Where an evaluation finds its checkpoint."""
+    return self.restore_directory or self.train_directory
+
+  @property
   def evaluation_directory(self) -> pathlib.Path:
     """Where this mode and metric write: BASE/eval_eval_infer, say."""
-    return self.base_directory / f'{self.mode.value.lower()}_infer'
+    name = {
+      Metric.INFER_FULL: 'infer',
+      Metric.LOSS: f'loss_{self.loss.value}',
+      Metric.STITCH: 'stitch',
+      Metric.JITTER_STITCH: 'jitter_stitch',
+    }[self.metric]
+    return self.base_directory / f'{self.mode.value.lower()}_{name}'

@@ -62,22 +62,34 @@ def test_blocks_are_all_that_fit(size):
     assert _PATCH_250.input_size(blocks) <= size < _PATCH_250.input_size(blocks + 1)
 
 
-@pytest.mark.parametrize(
-  ('mode', 'folder'),
-  [(Mode.EVAL_EVAL, 'eval_eval_infer'), (Mode.EVAL_TRAIN, 'eval_train_infer')],
-)
-def test_experiment_is_read_only_and_knows_its_folder(mode, folder):
-  run = Experiment(
+def _experiment(mode, metric, loss=Loss.CROSS_ENTROPY, restore_directory=None):
+  return Experiment(
     mode=mode,
-    metric=Metric.INFER_FULL,
+    metric=metric,
     base_directory=pathlib.Path('base'),
-    checkpoint_directory=pathlib.Path('base', 'train'),
-    image_directory=None,
+    restore_directory=restore_directory,
+    image_directories=(),
     model=None,
     base_depth=None,
     num_z_values=None,
-    eval_interval_secs=0,
-    eval_delay_secs=0,
+    loss=loss,
+    sampling=experiment.Sampling(
+      crop_size=520, patch_stride=256, output_size=8, batch_size=16, num_threads=16, capacity=64
+    ),
+    corruption=experiment.Corruption(multiplier_std=0, offset_std=0, noise_std=0),
+    stretch_targets=(),
+    random_seed=None,
+    training=experiment.Training(
+      optimizer=experiment.Optimizer.ADAM,
+      learning_rate=1e-4,
+      learning_decay_steps=4096,
+      number_of_steps=None,
+      restore_logits=True,
+      restore_inputs=True,
+      save_summaries_secs=180,
+      save_interval_secs=180,
+    ),
+    evaluation=experiment.Evaluation(interval_secs=0, delay_secs=0, once=True, num_examples=1024),
     inference=experiment.Inference(
       crop_size=0,
       tile_size=16,
@@ -86,9 +98,32 @@ def test_experiment_is_read_only_and_knows_its_folder(mode, folder):
       simplify_panels=True,
       statistics=(),
       channels=None,
-      continuously=False,
     ),
   )
+
+
+@pytest.mark.parametrize(
+  ('mode', 'metric', 'folder'),
+  [
+    (Mode.EVAL_EVAL, Metric.INFER_FULL, 'eval_eval_infer'),
+    (Mode.EVAL_TRAIN, Metric.INFER_FULL, 'eval_train_infer'),
+    (Mode.EVAL_EVAL, Metric.LOSS, 'eval_eval_loss_RANKED_PROBABILITY_SCORE'),
+    (Mode.EVAL_EVAL, Metric.STITCH, 'eval_eval_stitch'),
+    (Mode.EVAL_TRAIN, Metric.JITTER_STITCH, 'eval_train_jitter_stitch'),
+  ],
+)
+def test_every_evaluation_has_its_folder(mode, metric, folder):
+  run = _experiment(mode, metric, Loss.RANKED_PROBABILITY_SCORE)
   assert run.evaluation_directory == pathlib.Path('base', folder)
+
+
+def test_checkpoints_come_from_training_unless_told_otherwise():
+  run = _experiment(Mode.EVAL_EVAL, Metric.LOSS)
+  assert run.checkpoint_directory == run.train_directory == pathlib.Path('base', 'train')
+  other = _experiment(Mode.EVAL_EVAL, Metric.LOSS, restore_directory=pathlib.Path('x'))
+  assert other.checkpoint_directory == pathlib.Path('x')
+
+
+def test_experiment_is_read_only():
   with pytest.raises(dataclasses.FrozenInstanceError):
-    setattr(run, 'mode', Mode.TRAIN)  # noqa: B010 - mypy knows that it cannot be assigned.
+    setattr(_experiment(Mode.TRAIN, Metric.LOSS), 'mode', Mode.PS)  # noqa: B010 - for mypy.

@@ -29,6 +29,14 @@ PANEL_STATISTICS = {
     Statistic.MEAN,
     Statistic.STANDARD_DEVIATION,
   ),
+  visualize.Layout.STITCH: (
+    Statistic.MODE,
+    Statistic.MEDIAN,
+    Statistic.MEAN,
+    Statistic.STANDARD_DEVIATION,
+    Statistic.ENTROPY,
+    Statistic.CROSS_ENTROPY,
+  ),
 }
 
 
@@ -39,6 +47,7 @@ class FieldPrediction:
   bit. What the panels show beside them is read from the field of view while they are drawn.
 
   Attributes:
+    image_set: the field of view.
     size: (rows, columns) of the predicted images.
   """
 
@@ -66,7 +75,7 @@ class FieldPrediction:
       layout: their columns.
       statistics: of the labels, to write as files.
     """
-    self._image_set = image_set
+    self.image_set = image_set
     self._margin = margin
     self.size = size
     self._panels = tuple(panels)
@@ -91,23 +100,24 @@ class FieldPrediction:
       dtype = np.uint8 if statistic in _CLASSES else np.uint16
       self._images[key, statistic] = np.zeros(self.size, dtype)
 
-  def true_classes(self, rows: slice, columns: slice) -> np.ndarray:
-    """Classes of the labels, uint8 [target, row, column], 0 where there is no truth.
+  def true_classes(self, panel: Panel, rows: slice, columns: slice) -> np.ndarray:
+    """Classes of the labels or of the input, uint8 [image, row, column]; 0 without a truth.
 
     Args:
+      panel: which of them, in the panel's order.
       rows: of the output.
       columns: likewise.
     """
-    truth = self._true_stack(self._stacks[Panel.TARGET], rows, columns)[:, :, 0, :, 0]
-    classes = np.rint(truth * np.float32(NUM_CLASSES - 1)).astype(np.uint8)
-    return np.moveaxis(classes, -1, 0)
+    truth = self._true_stack(self._stacks[panel], rows, columns)[..., 0]
+    classes = data_provider.classes_of(truth)
+    return np.moveaxis(classes.reshape(*classes.shape[:2], -1), -1, 0)
 
   def _true_stack(self, stack: StackSpec, rows: slice, columns: slice) -> np.ndarray:
     """[row, column, z, channel, mask] of a part of the output."""
     window = [slice(s.start + self._margin, s.stop + self._margin) for s in (rows, columns)]
     is_target = stack.z_values == (MAXPROJECT,)
     crop = data_provider.target_crop if is_target else data_provider.input_crop
-    return crop(self._image_set, stack, window[0], window[1])
+    return crop(self.image_set, stack, window[0], window[1])
 
   def add(
     self, key: ImageKey, rows: slice, columns: slice, predicted: dict[Statistic, np.ndarray]
@@ -123,6 +133,8 @@ class FieldPrediction:
     for statistic, values in predicted.items():
       image = self._images.get((key, statistic))
       if image is not None:
+        if statistic is Statistic.CROSS_ENTROPY:
+          values = visualize.clipped_cross_entropy(values)
         levels = NUM_CLASSES - 1 if statistic in _CLASSES else 65535
         image[rows, columns] = np.rint(np.clip(values, 0, 1) * levels)
     if key in self._scores:
@@ -168,24 +180,33 @@ class FieldPrediction:
   def _prediction_path(
     self, folder: pathlib.Path, key: ImageKey, statistic: Statistic
   ) -> pathlib.Path:
-    name = image_io.prediction_name(self._image_set.name, key.channel, statistic.value)
+    name = image_io.prediction_name(self.image_set.name, key.channel, statistic.value)
     return folder / 'predictions' / name
 
+  def picture(self, panel: Panel) -> np.ndarray:
+    """Draws an error panel as a whole: uint16 RGB [row, column, 3]."""
+    images = (self._predicted_image(key) for key in self._stacks[panel].keys)
+    return visualize.panel(images, self._layout)
+
   def _bands(self, keys: Sequence[ImageKey]) -> Iterator[np.ndarray]:
-    rows, columns = (slice(0, n) for n in self.size)
     for key in keys:
-      stack = StackSpec(z_values=(key.z,), channels=(key.channel,))
-      true = self._true_stack(stack, rows, columns)
-      predicted = {s: self._values(key, s) for s in PANEL_STATISTICS[self._layout]}
-      image = visualize.PredictedImage(
-        median=predicted[Statistic.MEDIAN],
-        mode=predicted.get(Statistic.MODE),
-        mean=predicted.get(Statistic.MEAN),
-        standard_deviation=predicted.get(Statistic.STANDARD_DEVIATION),
-        truth=true[:, :, 0, 0, 0],
-        mask=true[:, :, 0, 0, 1],
-      )
-      yield from visualize.bands(image, self._layout)
+      yield from visualize.bands(self._predicted_image(key), self._layout)
+
+  def _predicted_image(self, key: ImageKey) -> visualize.PredictedImage:
+    rows, columns = (slice(0, n) for n in self.size)
+    stack = StackSpec(z_values=(key.z,), channels=(key.channel,))
+    true = self._true_stack(stack, rows, columns)
+    predicted = {s: self._values(key, s) for s in PANEL_STATISTICS[self._layout]}
+    return visualize.PredictedImage(
+      median=predicted[Statistic.MEDIAN],
+      mode=predicted.get(Statistic.MODE),
+      mean=predicted.get(Statistic.MEAN),
+      standard_deviation=predicted.get(Statistic.STANDARD_DEVIATION),
+      entropy=predicted.get(Statistic.ENTROPY),
+      cross_entropy=predicted.get(Statistic.CROSS_ENTROPY),
+      truth=true[:, :, 0, 0, 0],
+      mask=true[:, :, 0, 0, 1],
+    )
 
   def _values(self, key: ImageKey, statistic: Statistic) -> np.ndarray:
     """float32 in [0, 1]."""

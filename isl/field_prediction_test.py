@@ -76,6 +76,8 @@ def _expected_panel(image_set, predictions, stack, layout):
   for i, key in enumerate(stack.keys):
     z, channel = divmod(i, len(stack.channels))
     predicted = {s.value.lower(): predictions[key][s] for s in PANEL_STATISTICS[layout]}
+    if 'cross_entropy' in predicted:
+      predicted['cross_entropy'] = visualize.clipped_cross_entropy(predicted['cross_entropy'])
     image = visualize.PredictedImage(
       **predicted, truth=truth[:, :, z, channel, 0], mask=truth[:, :, z, channel, 1]
     )
@@ -92,6 +94,19 @@ def test_panels_show_the_predictions_beside_the_truth(image_set, tmp_path, layou
   for panel, stack in ((Panel.TARGET, _TARGETS), (Panel.INPUT, _INPUTS)):
     expected = _expected_panel(image_set, predictions, stack, layout)
     np.testing.assert_allclose(_read(tmp_path, panel), expected, atol=tolerance, rtol=0)
+
+
+@pytest.mark.parametrize('layout', Layout)
+def test_pictures_are_the_panels_as_a_whole(image_set, layout):
+  predictions = _predictions()
+  for statistics in predictions.values():
+    statistics[Statistic.CROSS_ENTROPY] *= 3  # It has no bound.
+  prediction = _gathered(image_set, predictions, layout=layout, statistics=())
+  for panel, stack in ((Panel.TARGET, _TARGETS), (Panel.INPUT, _INPUTS)):
+    picture = prediction.picture(panel)
+    assert picture.dtype == np.uint16
+    expected = _expected_panel(image_set, predictions, stack, layout)
+    np.testing.assert_allclose(picture.astype(int), expected, atol=1, rtol=0)
 
 
 def test_label_without_truth_is_drawn_black_with_mask_0(image_set, tmp_path):
@@ -172,8 +187,11 @@ def test_scores_are_of_labels_with_truth(image_set):
 def test_true_classes_are_rounded(image_set):
   prediction = _gathered(image_set, {})
   rows, columns = slice(1, 9), slice(2, 20)
-  truth = _truth(image_set, _TARGETS)[rows, columns, 0, :, 0].astype(float)
-  found = prediction.true_classes(rows, columns)
-  assert found.dtype == np.uint8
-  np.testing.assert_array_equal(np.moveaxis(found, 0, -1), np.rint(truth * 255))
-  assert not found[_TARGETS.channels.index('DEAD_CONFOCAL')].any()
+  for panel, stack in ((Panel.TARGET, _TARGETS), (Panel.INPUT, _INPUTS)):
+    truth = _truth(image_set, stack)[rows, columns, ..., 0].astype(float)
+    found = prediction.true_classes(panel, rows, columns)
+    assert found.dtype == np.uint8
+    expected = np.rint(truth * 255).reshape(8, 18, -1)
+    np.testing.assert_array_equal(np.moveaxis(found, 0, -1), expected)
+    if panel is Panel.TARGET:
+      assert not found[_TARGETS.channels.index('DEAD_CONFOCAL')].any()

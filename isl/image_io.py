@@ -130,10 +130,13 @@ class ImageSet:
     name: the fields of its images' names that identify it.
     images: as on disk: uint8 or uint16 [row, column], all of one size. Transmitted light of one
       kind at z 0..num_depths-1, and any of the recorded target channels at z MAXPROJECT.
+    ranges: (low, high) of the target channels, synthetic ones included, whose intensities from low
+      to high stand for 0 to 1.
   """
 
   name: str
   images: Mapping[ImageKey, np.ndarray]
+  ranges: Mapping[str, tuple[float, float]] = dataclasses.field(default_factory=dict)
 
   @property
   def size(self) -> tuple[int, int]:
@@ -152,6 +155,11 @@ class ImageSet:
     return sum(_is_transmitted_light(key) for key in self.images)
 
 
+def intensity(image: np.ndarray) -> np.ndarray:
+  """As float32 in [0, 1]: divided by the type's maximum."""
+  return image / np.float32(np.iinfo(image.dtype).max)
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ImageFiles:
   """A field of view on disk; `find_image_sets` makes and checks it.
@@ -159,10 +167,12 @@ class ImageFiles:
   Attributes:
     name: the fields of its images' names that identify it.
     paths: the images that an `ImageSet` has.
+    unknown_targets: channels at z MAXPROJECT that it lacks, because isl knows no such label.
   """
 
   name: str
   paths: Mapping[ImageKey, pathlib.Path]
+  unknown_targets: tuple[str, ...] = ()
 
   def read(self) -> ImageSet:
     """Decodes every image, once.
@@ -200,7 +210,7 @@ def find_image_sets(directory: str | os.PathLike[str]) -> list[ImageFiles]:
       transmitted light or two kinds of it, a gap in z, or an image twice.
   """
   fields: dict[str, dict[ImageKey, pathlib.Path]] = collections.defaultdict(dict)
-  unused = set()
+  unused: dict[str, set[ImageKey]] = collections.defaultdict(set)
   for path, name in _images(pathlib.Path(directory)).items():
     paths, key = fields[name.field], name.key
     if key in paths:
@@ -211,16 +221,25 @@ def find_image_sets(directory: str | os.PathLike[str]) -> list[ImageFiles]:
     if _is_transmitted_light(key) or _is_target(key):
       paths[key] = path
     else:
-      unused.add(key.channel + (f' at z {key.z}' if isinstance(key.z, str) else ' at single z'))
+      unused[name.field].add(key)
   if unused:
+    shown = {
+      key.channel + (f' at z {key.z}' if isinstance(key.z, str) else ' at single z')
+      for key in set().union(*unused.values())
+    }
     logging.warning(
-      '%r: ignoring what is neither input nor target: %s.',
-      str(directory),
-      ', '.join(sorted(unused)),
+      '%r: ignoring what is neither input nor target: %s.', str(directory), ', '.join(sorted(shown))
     )
   for field, paths in fields.items():
     _check_transmitted_light(f'{str(directory)!r}: field of view {field!r}', paths)
-  return [ImageFiles(name=field, paths=fields[field]) for field in sorted(fields)]
+  return [
+    ImageFiles(
+      name=field,
+      paths=fields[field],
+      unknown_targets=tuple(sorted(key.channel for key in filter(_is_unknown, unused[field]))),
+    )
+    for field in sorted(fields)
+  ]
 
 
 def _images(directory: pathlib.Path) -> dict[pathlib.Path, ImageName]:
@@ -261,6 +280,11 @@ def _is_transmitted_light(key: ImageKey) -> bool:
 
 def _is_target(key: ImageKey) -> bool:
   return key.channel in _RECORDED_CHANNELS and key.z == experiment.MAXPROJECT
+
+
+def _is_unknown(key: ImageKey) -> bool:
+  known = (*experiment.TARGET_CHANNELS, *experiment.TRANSMITTED_LIGHT_CHANNELS)
+  return key.channel not in known and key.z == experiment.MAXPROJECT
 
 
 def _check_transmitted_light(shown: str, keys: Iterable[ImageKey]) -> None:

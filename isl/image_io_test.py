@@ -205,11 +205,30 @@ def test_unknown_channels_are_ignored_with_a_line(tmp_path, logged):
     (tmp_path / testing.image_name('A4', MAXPROJECT, channel)).write_text('')
   for z in (0, 1):
     (tmp_path / testing.image_name('A4', z, 'DAPI_CONFOCAL')).write_text('')
-  assert image_io.find_image_sets(tmp_path) == [expected]
+  (found,) = image_io.find_image_sets(tmp_path)
+  assert (found.name, found.paths) == (expected.name, expected.paths)
+  # Nobody takes the others for labels of this network.
+  assert (found.unknown_targets, expected.unknown_targets) == (('GFP',), ())
   assert logged == [
     f"'{tmp_path}': ignoring what is neither input nor target: DAPI_CONFOCAL at single z, GFP at z"
     ' MAXPROJECT, NEURITE_CONFOCAL at z MAXPROJECT, PHASE_CONTRAST at z MAXPROJECT.'
   ]
+
+
+def test_unknown_targets_are_their_fields_own(tmp_path):
+  testing.write_image_set(tmp_path, wells=('A4', 'B2'))
+  for channel in ('RFP', 'GFP'):
+    (tmp_path / testing.image_name('B2', MAXPROJECT, channel)).write_text('')
+  found = image_io.find_image_sets(tmp_path)
+  assert [field.unknown_targets for field in found] == [(), ('GFP', 'RFP')]
+
+
+@pytest.mark.parametrize('dtype', [np.uint8, np.uint16])
+def test_intensity_is_a_share_of_the_types_maximum(dtype):
+  maximum = np.iinfo(dtype).max
+  intensities = image_io.intensity(np.array([0, 51, maximum], dtype))
+  assert intensities.dtype == np.float32
+  np.testing.assert_array_equal(intensities, np.array([0, 51 / maximum, 1], np.float32))
 
 
 def test_no_such_folder(tmp_path):

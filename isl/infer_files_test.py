@@ -8,7 +8,7 @@ import shutil
 import numpy as np
 import pytest
 
-from isl import infer, launch, png_io, random_checkpoint, testing
+from isl import launch, png_io, random_checkpoint, testing, watching
 from isl.experiment import MAXPROJECT, ImageKey
 from isl.testing import InferRun
 
@@ -147,7 +147,7 @@ def test_continuously_takes_up_each_new_checkpoint(setting, monkeypatch):
     lambda: write(8),
     lambda: None,
   )
-  monkeypatch.setattr(infer, 'time', waits)
+  monkeypatch.setattr(watching, 'time', waits)
   outcome = testing.run_in_process(
     launch.run,
     '--mode=EVAL_EVAL',

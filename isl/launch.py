@@ -20,14 +20,24 @@ from typing import Any, NoReturn
 from absl import app, flags, logging
 
 from isl.experiment import (
+  DEFAULT_BASE_DEPTH,
+  DEFAULT_MODEL,
+  DEFAULT_NUM_Z_VALUES,
   PREDICTION_STATISTICS,
+  TARGET_CHANNELS,
+  Corruption,
+  Evaluation,
   Experiment,
   Inference,
   InferMethod,
+  Loss,
   Metric,
   Mode,
+  Optimizer,
   Panel,
+  Sampling,
   Statistic,
+  Training,
 )
 
 FLAGS = flags.FLAGS
@@ -51,7 +61,7 @@ class _Group:
   def switch(self, name: str, default: bool, meaning: str) -> None:
     self._define(flags.DEFINE_boolean, name, default, meaning)
 
-  def integer(self, name: str, default: int, meaning: str, *, least: int = 1) -> None:
+  def integer(self, name: str, default: int | None, meaning: str, *, least: int = 1) -> None:
     self._define(flags.DEFINE_integer, name, default, meaning, lower_bound=least)
 
   def number(self, name: str, default: float, meaning: str, *, least: float = 0.0) -> None:
@@ -92,13 +102,20 @@ _run.text('base_directory', '/tmp/minception/',
           'BASE: training writes to BASE/train, evaluations to BASE/eval_train_* and'
           ' BASE/eval_eval_*.')
 _run.text('export_directory', '/tmp/minception_export/', 'Where EXPORT writes.')
+_run.integer('random_seed', None,
+             'Decides all that is drawn at random; without it, every start draws anew.', least=0)
 _run.switch('tensorcheck_enable_checks', False,
             'Check shapes, bounds and finiteness of tensors at run time.')
 
 _data = _Group('images')
 _data.switch('read_pngs', False, 'Read folders of PNGs; otherwise TFRecord shards.')
-_data.text('dataset_train_directory', None, 'Images for TRAIN and EVAL_TRAIN (--read_pngs).')
+_data.names('dataset_train_directory', None,
+            'Folders of images for TRAIN and EVAL_TRAIN (--read_pngs), as a comma list; each is'
+            ' drawn equally often.')
 _data.text('dataset_eval_directory', None, 'Images for EVAL_EVAL (--read_pngs).')
+_data.choices('stretch_targets', [], list(TARGET_CHANNELS),
+              "Target channels whose range in each field of view (from its 0.1 to its 99.9"
+              " percentile) is stretched to [0, 1].")
 _data.text('dataset_pattern', None, 'Name of the shards, with %d for the number.')
 _data.integer('dataset_num_shards', 1024, 'Number of shards.')
 _data.switch('is_recordio', True, 'Shards are TFRecord; false (SSTable) is refused.')
@@ -114,19 +131,19 @@ _network.text('restore_directory', '',
 _network.switch('restore_logits', True, 'Restore the heads (TRAIN).')
 _network.switch('restore_inputs', True,
                 'Restore the first layer (TRAIN); false: the number of z depths may change.')
-_network.choice('model', 'CONCORDANCE', ['CONCORDANCE', 'FOVEA'],
+_network.choice('model', DEFAULT_MODEL, ['CONCORDANCE', 'FOVEA'],
                 "The network. Where not given, the checkpoint's.")
-_network.integer('base_depth', 400, "The network's width. Where not given, the checkpoint's.")
-_network.integer('num_z_values', 26,
+_network.integer('base_depth', DEFAULT_BASE_DEPTH, "The network's width. Where not given, the checkpoint's.")
+_network.integer('num_z_values', DEFAULT_NUM_Z_VALUES,
                  "z depths that the network reads. Where not given, the checkpoint's.")
 
 _training = _Group('training')
-_training.choice('optimizer', 'ADAM', ['ADAM', 'ADAGRAD', 'MOMENTUM'], 'The optimizer.')
+_training.choice('optimizer', 'ADAM', [o.name for o in Optimizer], 'The optimizer.')
 _training.number('learning_rate', 1e-4, 'The learning rate.')
 flags.register_validator('learning_rate', lambda rate: rate > 0, 'must be positive')
 _training.integer('learning_decay_steps', 4096,
                   'Steps in which the rate of MOMENTUM decays by 0.999.')
-_training.choice('loss', 'CROSS_ENTROPY', ['CROSS_ENTROPY', 'RANKED_PROBABILITY_SCORE'],
+_training.choice('loss', 'CROSS_ENTROPY', [x.name for x in Loss],
                  'The loss.')
 _training.integer('loss_crop_size', 520, 'Crop for LOSS, in pixels.')
 _training.integer('loss_patch_stride', 256, 'Stride of the patches in that crop, in pixels.')
@@ -140,12 +157,15 @@ for _name, _what in (('offset', 'offset of an image'), ('multiplier', 'factor of
                      ('noise', 'noise of a pixel')):
   _training.number(f'augment_{_name}_std', 0.0,
                    f'Standard deviation of the {_what}, in intensities from 0 to 1.')
+_training.integer('number_of_steps', None,
+                  'Global step to stop at; without it, training goes on until it is stopped.')
 _training.integer('save_summaries_secs', 180, 'Seconds between summaries.')
 _training.integer('save_interval_secs', 180, 'Seconds between checkpoints.')
 
 _evaluation = _Group('evaluation')
 _evaluation.integer('eval_interval_secs', 15, 'Seconds between evaluations.', least=0)
 _evaluation.integer('eval_delay_secs', 0, 'Seconds before the first evaluation.', least=0)
+_evaluation.switch('eval_once', False, 'Evaluate the newest checkpoint, and exit.')
 _evaluation.integer('metric_num_examples', 1024, 'Patches averaged in an evaluation of LOSS.')
 _evaluation.integer('stitch_crop_size', 500,
                     "Crop at the image's top left for STITCH and INFER_FULL, in pixels; 0: the"
@@ -210,17 +230,14 @@ def _check_together(mode: Mode, metric: Metric) -> None:
     )
   if mode is Mode.DESCRIBE:
     return
-  if mode in (Mode.TRAIN, Mode.EXPORT, Mode.PS) or metric is not Metric.INFER_FULL:
-    raise ValueError(
-      f'--mode {mode.name} with --metric {metric.name} is not in this version yet; it has --mode'
-      ' EVAL_EVAL and EVAL_TRAIN with --metric INFER_FULL, and --mode DESCRIBE'
-    )
+  if mode in (Mode.EXPORT, Mode.PS):
+    raise ValueError(f'--mode {mode.name} is not in this version yet')
   if FLAGS.master not in ('', 'local') or FLAGS.ps_tasks or FLAGS.task:
     raise ValueError(
       '--master, --ps_tasks and --task are for many machines, which are not in this version yet;'
       " --master must be '' or local, the others 0"
     )
-  if not (FLAGS.restore_logits and FLAGS.restore_inputs):
+  if mode is not Mode.TRAIN and not (FLAGS.restore_logits and FLAGS.restore_inputs):
     raise ValueError(
       '--norestore_logits and --norestore_inputs go with --mode TRAIN: without these layers'
       ' nothing can be predicted'
@@ -232,21 +249,22 @@ def _check_together(mode: Mode, metric: Metric) -> None:
     )
 
 
-def _image_directory(mode: Mode) -> pathlib.Path | None:
-  """The folder that the mode reads.
+def _image_directories(mode: Mode) -> tuple[pathlib.Path, ...]:
+  """The folders that the mode reads.
 
   Raises:
-    ValueError: it is not given.
+    ValueError: none is given.
   """
-  if mode not in (Mode.EVAL_TRAIN, Mode.EVAL_EVAL):
-    return None
-  name = 'dataset_train_directory' if mode is Mode.EVAL_TRAIN else 'dataset_eval_directory'
-  folder = FLAGS[name].value
-  if not folder:
+  if mode not in (Mode.TRAIN, Mode.EVAL_TRAIN, Mode.EVAL_EVAL):
+    return ()
+  name = 'dataset_eval_directory' if mode is Mode.EVAL_EVAL else 'dataset_train_directory'
+  given = FLAGS[name].value
+  folders = [given] if isinstance(given, str) else given
+  if not folders or not all(folders):
     raise ValueError(
       f'--{name} is needed with --read_pngs and --mode {mode.name}: the folder of images'
     )
-  return _path(str(folder))
+  return tuple(_path(folder) for folder in folders)
 
 
 def make_experiment() -> Experiment:
@@ -257,20 +275,48 @@ def make_experiment() -> Experiment:
   """
   mode, metric = Mode[FLAGS.mode], Metric[FLAGS.metric]
   _check_together(mode, metric)
-  base_directory = _path(FLAGS.base_directory)
-  restore = FLAGS.restore_directory
-  channels = FLAGS.infer_channel_whitelist
+  infers = metric is Metric.INFER_FULL
   return Experiment(
     mode=mode,
     metric=metric,
-    base_directory=base_directory,
-    checkpoint_directory=_path(restore) if restore else base_directory / 'train',
-    image_directory=_image_directory(mode),
+    base_directory=_path(FLAGS.base_directory),
+    restore_directory=_path(FLAGS.restore_directory) if FLAGS.restore_directory else None,
+    image_directories=_image_directories(mode),
     model=_given('model'),
     base_depth=_given('base_depth'),
     num_z_values=_given('num_z_values'),
-    eval_interval_secs=FLAGS.eval_interval_secs,
-    eval_delay_secs=FLAGS.eval_delay_secs,
+    loss=Loss[FLAGS.loss],
+    sampling=Sampling(
+      crop_size=FLAGS.loss_crop_size,
+      patch_stride=FLAGS.loss_patch_stride,
+      output_size=FLAGS.loss_output_size,
+      batch_size=FLAGS.preprocess_batch_size,
+      num_threads=FLAGS.preprocess_shuffle_batch_num_threads,
+      capacity=FLAGS.preprocess_batch_capacity,
+    ),
+    corruption=Corruption(
+      multiplier_std=FLAGS.augment_multiplier_std,
+      offset_std=FLAGS.augment_offset_std,
+      noise_std=FLAGS.augment_noise_std,
+    ),
+    stretch_targets=tuple(FLAGS.stretch_targets),
+    random_seed=FLAGS.random_seed,
+    training=Training(
+      optimizer=Optimizer[FLAGS.optimizer],
+      learning_rate=FLAGS.learning_rate,
+      learning_decay_steps=FLAGS.learning_decay_steps,
+      number_of_steps=FLAGS.number_of_steps,
+      restore_logits=FLAGS.restore_logits,
+      restore_inputs=FLAGS.restore_inputs,
+      save_summaries_secs=FLAGS.save_summaries_secs,
+      save_interval_secs=FLAGS.save_interval_secs,
+    ),
+    evaluation=Evaluation(
+      interval_secs=FLAGS.eval_interval_secs,
+      delay_secs=FLAGS.eval_delay_secs,
+      once=not FLAGS.infer_continuously if infers else FLAGS.eval_once,
+      num_examples=FLAGS.metric_num_examples,
+    ),
     inference=Inference(
       crop_size=FLAGS.stitch_crop_size,
       tile_size=FLAGS.infer_size,
@@ -278,8 +324,7 @@ def make_experiment() -> Experiment:
       panels=tuple(Panel[name] for name in FLAGS.infer_panels),
       simplify_panels=FLAGS.infer_simplify_error_panels,
       statistics=tuple(Statistic[name] for name in FLAGS.infer_statistics),
-      channels=tuple(channels) if channels else None,
-      continuously=FLAGS.infer_continuously,
+      channels=tuple(FLAGS.infer_channel_whitelist or ()) or None,
     ),
     flags=tuple(
       (flag.name, flag.value)
@@ -308,7 +353,7 @@ def _run_mode(experiment: Experiment) -> None:
   # Loading TensorFlow says in four lines what no user asked for; no environment variable stops it.
   with _quiet_stderr():
     # Not at the top: it takes seconds, for which a misspelt flag should not have to wait.
-    from isl import checkpoints, infer, tensorcheck
+    from isl import checkpoints, evaluate, infer, tensorcheck, train
 
   tensorcheck.enable(FLAGS.tensorcheck_enable_checks)
   if experiment.mode is Mode.DESCRIBE:
@@ -316,8 +361,12 @@ def _run_mode(experiment: Experiment) -> None:
     description = checkpoint.describe()
     checkpoint.verify()
     print(f'checkpoint: {checkpoint.prefix}\n{description}')
-  else:
+  elif experiment.mode is Mode.TRAIN:
+    train.run(experiment)
+  elif experiment.metric is Metric.INFER_FULL:
     infer.run(experiment)
+  else:
+    evaluate.run(experiment)
 
 
 def main(argv: Sequence[str]) -> None:

@@ -64,6 +64,10 @@ _DEFAULTS = {
   'train_on_full_dataset': False,
   'tensorcheck_enable_checks': False,
   # Not the original's:
+  'eval_once': False,
+  'number_of_steps': None,
+  'random_seed': None,
+  'stretch_targets': [],
   'infer_method': 'DENSE',
   'infer_panels': ['TARGET', 'INPUT'],
   'infer_statistics': ['MEDIAN'],
@@ -128,15 +132,15 @@ def test_inference_flags_make_an_experiment():
   assert (run.mode, run.metric) == (Mode.EVAL_EVAL, Metric.INFER_FULL)
   assert run.base_directory == pathlib.Path('/base')
   assert run.checkpoint_directory == pathlib.Path('/model')
-  assert run.image_directory == pathlib.Path('/images')
-  assert (run.eval_interval_secs, run.eval_delay_secs) == (3, 4)
+  assert run.image_directories == (pathlib.Path('/images'),)
+  assert (run.evaluation.interval_secs, run.evaluation.delay_secs) == (3, 4)
   assert (run.model, run.base_depth, run.num_z_values) == (None, None, None)
   assert (run.inference.crop_size, run.inference.tile_size) == (700, 5)
   assert run.inference.method is InferMethod.PATCHES
   assert run.inference.panels == (Panel.INPUT,)
   assert run.inference.statistics == (Statistic.MODE, Statistic.ENTROPY)
   assert run.inference.channels == ('NFH_CONFOCAL', 'DAPI_CONFOCAL')
-  assert run.inference.continuously
+  assert not run.evaluation.once
   assert not run.inference.simplify_panels
 
 
@@ -152,7 +156,7 @@ def test_network_flags_count_only_where_given():
 def test_each_mode_reads_its_folder(mode, folder):
   both = ('--dataset_train_directory=/training', '--dataset_eval_directory=/evaluation')
   run = _experiment(*_INFER[1:], f'--mode={mode}', *both)
-  assert run.image_directory == pathlib.Path(folder)
+  assert run.image_directories == (pathlib.Path(folder),)
 
 
 @pytest.mark.parametrize('flag', ['--infer_panels=', '--infer_statistics='])

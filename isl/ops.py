@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import tensorflow.compat.v1 as tf
 
+from isl import losses
 from isl.experiment import NUM_CLASSES, Statistic
 
 # The median's search looks at groups of this many classes first.
@@ -75,14 +76,14 @@ def distribution_statistics(
   Args:
     logits: float32 [pixel, class].
     labels: int32 [pixel], the true class (any class where the truth is unknown); only
-      Statistic.CROSS_ENTROPY reads it.
+      Statistic.CROSS_ENTROPY and RANKED_PROBABILITY_SCORE read it.
     statistics: which.
 
   Returns:
     One float32 [pixel] for each of `statistics`: with K = 256
     MODE argmax(p) / (K - 1); MEDIAN #(cumulative p < 0.5) / (K - 1); MEAN; STANDARD_DEVIATION;
     PROBABILITY_NONZERO 1 - p[0]; ENTROPY -sum p ln(p + 1e-7) / ln K; CROSS_ENTROPY -ln p[label] /
-    ln K, not clipped.
+    ln K, not clipped; RANKED_PROBABILITY_SCORE as in losses.py.
   """
   p = tf.nn.softmax(logits)
   values = _from_reciprocal(tf.range(NUM_CLASSES))
@@ -108,5 +109,6 @@ def distribution_statistics(
       -tf.reduce_sum(p * tf.log(p + 1e-7), axis=-1) / math.log(NUM_CLASSES)
     ),
     Statistic.CROSS_ENTROPY: cross_entropy,
+    Statistic.RANKED_PROBABILITY_SCORE: lambda: losses.ranked_probability_score(logits, labels),
   }
   return [makers[statistic]() for statistic in statistics]

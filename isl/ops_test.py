@@ -40,6 +40,7 @@ def _expected(logits, labels) -> dict[Statistic, np.ndarray]:
   values = np.arange(NUM_CLASSES) / _LAST
   mean = p @ values
   cross_entropy = -log_p[np.arange(len(p)), labels] / math.log(NUM_CLASSES)
+  step = np.arange(NUM_CLASSES) >= np.asarray(labels)[:, np.newaxis]
   return {
     Statistic.MODE: p.argmax(axis=-1) / _LAST,
     # Rounding may make the last sum a little less than 1, but never less than one half.
@@ -49,6 +50,7 @@ def _expected(logits, labels) -> dict[Statistic, np.ndarray]:
     Statistic.PROBABILITY_NONZERO: 1 - p[:, 0],
     Statistic.ENTROPY: -(p * np.log(p + 1e-7)).sum(axis=-1) / math.log(NUM_CLASSES),
     Statistic.CROSS_ENTROPY: cross_entropy,
+    Statistic.RANKED_PROBABILITY_SCORE: ((p.cumsum(axis=-1) - step) ** 2).sum(axis=-1) / _LAST,
   }
 
 

@@ -10,9 +10,12 @@ from __future__ import annotations
 
 import dataclasses
 import enum
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
+
+from isl.experiment import NUM_CLASSES
 
 # A border's width in pixels. Boxes abut, so between two pictures there are two borders.
 BORDER = 4
@@ -83,6 +86,12 @@ class PredictedImage:
     """(rows, columns)."""
     rows, columns = self.median.shape
     return rows, columns
+
+
+def clipped_cross_entropy(cross_entropy: np.ndarray) -> np.ndarray:
+  """-ln(p + 1e-6) / ln K clipped to [0, 1], from -ln p / ln K, which has no bound."""
+  scale = np.float32(math.log(NUM_CLASSES))
+  return np.clip(-np.log(np.exp(-cross_entropy * scale) + np.float32(1e-6)) / scale, 0, 1)
 
 
 def as_is(image: np.ndarray, truth: np.ndarray) -> np.ndarray:
@@ -255,6 +264,22 @@ def strip(predicted: PredictedImage, layout: Layout) -> np.ndarray:
   return result
 
 
+def panel(images: Iterable[PredictedImage], layout: Layout) -> np.ndarray:
+  """Draws a whole panel, for those that are small enough.
+
+  Args:
+    images: at least one, all of one size.
+    layout: the panel's columns.
+
+  Returns:
+    uint16 RGB, [images * (rows + 8), boxes * (columns + 8), 3].
+
+  Raises:
+    ValueError: an image lacks what the layout draws.
+  """
+  return np.concatenate([strip(image, layout) for image in images])
+
+
 def _band(predicted: PredictedImage, layout: Layout, rows: slice) -> np.ndarray:
   """Draws the strip's part that shows these rows of the images."""
   num_columns = predicted.size[1]
@@ -263,13 +288,13 @@ def _band(predicted: PredictedImage, layout: Layout, rows: slice) -> np.ndarray:
   for i, column in enumerate(layout.columns):
     left = i * (num_columns + 2 * BORDER) + BORDER
     picture = column.draw(_float32(getattr(predicted, column.image)[rows]), truth)
-    result[:, left : left + num_columns] = _to_uint16(picture)
+    result[:, left : left + num_columns] = to_uint16(picture)
   return result
 
 
 def _borders(rows: int, columns: int, layout: Layout) -> np.ndarray:
   """Rows of a strip, with each box's in its border's colour."""
-  colours = _to_uint16(np.array([column.border for column in layout.columns], np.float32))
+  colours = to_uint16(np.array([column.border for column in layout.columns], np.float32))
   line = np.repeat(colours, columns + 2 * BORDER, axis=0)
   return np.tile(line, (rows, 1, 1))
 
@@ -287,7 +312,7 @@ def _float32(image: np.ndarray) -> np.ndarray:
   return image.astype(np.float32, copy=False)
 
 
-def _to_uint16(picture: np.ndarray) -> np.ndarray:
+def to_uint16(picture: np.ndarray) -> np.ndarray:
   """Floats in [0, 1] to v * 65535, truncated."""
   # Clipped, because a value that rounding left above 1 would wrap around to black.
   clipped: np.ndarray = np.clip(picture, 0, 1)

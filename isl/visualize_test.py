@@ -242,3 +242,18 @@ def read_png(path: Path) -> np.ndarray:
   assert image is not None, path
   assert image.dtype == np.uint16
   return image
+
+
+def test_panel_is_its_strips_from_top_to_bottom() -> None:
+  images = [predicted_image(seed=seed) for seed in range(3)]
+  panel = visualize.panel(images, Layout.STITCH)
+  for image, strip in zip(images, np.split(panel, 3), strict=True):
+    np.testing.assert_array_equal(strip, visualize.strip(image, Layout.STITCH))
+
+
+def test_clipped_cross_entropy() -> None:
+  p = np.array([0, 1e-9, 1 / 256, 0.01, 0.5, 1 - 1e-7, 1])
+  with np.errstate(divide='ignore'):
+    cross_entropy = (-np.log(p) / np.log(256)).astype(np.float32)
+  expected = np.clip(-np.log(p + 1e-6) / np.log(256), 0, 1)
+  np.testing.assert_allclose(visualize.clipped_cross_entropy(cross_entropy), expected, atol=1e-6)

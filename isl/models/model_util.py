@@ -10,6 +10,7 @@ Networks, 2016); the activation is [relu, tanh], side by side along depth.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import tensorflow.compat.v1 as tf
@@ -19,6 +20,9 @@ from isl.models.plan import ModulePlan, head_scope
 from isl.ops import crop
 
 _EPSILON = 0.001
+
+# oneDNN's batch norm in training is four times slower where the depth is not a multiple of this.
+_FAST_DEPTH = 8
 
 
 class BatchNorm(NamedTuple):
@@ -59,6 +63,60 @@ def _batch_norm(depth: int) -> BatchNorm:
     )
 
 
+class BatchStatistics:
+  """Batch norm in training: normalizes by the batch's own statistics, and collects these.
+
+  Attributes:
+    collected: for each moving average, by its variable's name, what this batch has to say: the
+      mean, or the unbiased estimate of the variance; [depth] each.
+  """
+
+  def __init__(self) -> None:
+    """Nothing is collected yet."""
+    self.collected: dict[str, tf.Tensor] = {}
+
+  def normalize(self, *parts: tf.Tensor, depths: Sequence[int]) -> list[tf.Tensor]:
+    """Normalizes the concatenation of the parts along depth, without making it.
+
+    The scale and the offset are variables of the current scope.
+
+    Args:
+      *parts: [batch, row, column, depth or more]; what is beyond the depth is 0, and stays so.
+      depths: the parts' depths.
+    """
+    with tf.variable_scope('BatchNorm') as scope:
+      gammas, betas = (
+        _split_depth(tf.get_variable(name, [sum(depths)]), parts, depths)
+        for name in ('gamma', 'beta')
+      )
+    normalized = [
+      tf.nn.fused_batch_norm(part, gamma, beta, epsilon=_EPSILON)
+      for part, gamma, beta in zip(parts, gammas, betas, strict=True)
+    ]
+    for i, name in ((1, 'moving_mean'), (2, 'moving_variance')):
+      found = [n[i][:depth] for n, depth in zip(normalized, depths, strict=True)]
+      self.collected[f'{scope.name}/{name}'] = tf.concat(found, 0)
+    return [n[0] for n in normalized]
+
+
+def _split_depth(
+  vector: tf.Tensor, parts: Sequence[tf.Tensor], depths: Sequence[int], axis: int = 0
+) -> list[tf.Tensor]:
+  """Splits along an axis by the parts' depths; zeros fill what a part has more."""
+  pieces = tf.split(vector, depths, axis) if len(depths) > 1 else [vector]
+  return [
+    _pad_end(piece, axis, part.shape.as_list()[-1] - depth)
+    for piece, part, depth in zip(pieces, parts, depths, strict=True)
+  ]
+
+
+def _pad_end(net: tf.Tensor, axis: int, count: int) -> tf.Tensor:
+  """Appends zeros along an axis."""
+  if not count:
+    return net
+  return tf.pad(net, [[0, count if i == axis else 0] for i in range(net.shape.rank)])
+
+
 def _weights(*shape: int) -> tf.Tensor:
   return tf.get_variable('weights', shape, initializer=tf.glorot_uniform_initializer())
 
@@ -81,6 +139,24 @@ def projection(net: tf.Tensor, depth: int) -> tf.Tensor:
   with tf.variable_scope('Conv'):
     weights = _weights(1, 1, net.shape.as_list()[-1], depth)
     return tf.nn.bias_add(_convolve(net, weights), _biases(depth))
+
+
+def training_projection(net: tf.Tensor, depth: int) -> tf.Tensor:
+  """`projection` of intensities [batch, row, column, z] whose masks are all 1.
+
+  The weights that read masks then only add to the bias: half the input need not be made.
+  """
+  num_z_values = net.shape.as_list()[-1]
+  with tf.variable_scope('Conv'):
+    weights = tf.reshape(_weights(1, 1, 2 * num_z_values, depth), [num_z_values, 2, depth])
+    biases = _biases(depth) + tf.reduce_sum(weights[:, 1], axis=0)
+    return tf.nn.bias_add(_multiply(net, weights[:, 0]), biases)
+
+
+def with_masks(net: tf.Tensor) -> tf.Tensor:
+  """[batch, row, column, 2 * z] from intensities [batch, row, column, z] whose masks are all 1."""
+  *size, num_z_values = net.shape.as_list()
+  return tf.reshape(tf.stack([net, tf.ones_like(net)], axis=-1), [*size, 2 * num_z_values])
 
 
 def _expand_weights(plan: ModulePlan) -> tf.Tensor:
@@ -133,6 +209,51 @@ def module(net: tf.Tensor, plan: ModulePlan) -> tf.Tensor:
     return crop(path(net, reduced, plan), plan.crop)
 
 
+def training_module(net: tf.Tensor, plan: ModulePlan, statistics: BatchStatistics) -> tf.Tensor:
+  """`module` with batch norm by the batch's own statistics.
+
+  The expanded map has zeros appended to a depth at which batch norm is fast; weights of zero make
+  them, and read them.
+
+  Args:
+    net: [batch, row, column, plan.input_depth].
+    plan: names, depths and sizes.
+    statistics: collects the batch's.
+
+  Returns:
+    [batch, row, column, plan.output_depth].
+  """
+  with tf.variable_scope(plan.name):
+    with tf.variable_scope('expand_rv2'):
+      activations = _activations(*statistics.normalize(net, depths=[plan.input_depth]))
+      convolve, made_axis = (_deconvolve, 2) if plan.is_deconv else (_convolve, 3)
+      weights = _pad_end(_expand_weights(plan), made_axis, -plan.expand_depth % _FAST_DEPTH)
+      joined = [convolve(activations, weights, plan.stride)]
+    depths = [plan.expand_depth]
+    if not plan.is_deconv:
+      joined.append(tf.nn.max_pool2d(net, plan.kernel, plan.stride, 'VALID'))
+      depths.append(plan.input_depth)
+    with tf.variable_scope('reduce_rv2'):
+      activations = _activations(*statistics.normalize(*joined, depths=depths))
+      with tf.variable_scope('Conv'):
+        weights = _weights(1, 1, 2 * plan.joined_depth, plan.reduce_depth)
+    # The rows that read relu, and those that read tanh, both by part.
+    rows = tf.reshape(weights, [2, plan.joined_depth, plan.reduce_depth])
+    rows = tf.concat(_split_depth(rows, joined, depths, axis=1), axis=1)
+    reduced = _multiply(activations, tf.reshape(rows, [-1, plan.reduce_depth]))
+    path = _deconvolved_path if plan.is_deconv else _convolved_path
+    result = crop(path(net, reduced, plan), plan.crop)
+    tf.add_to_collection(tf.GraphKeys.ACTIVATIONS, result)
+    return result
+
+
+def _multiply(net: tf.Tensor, weights: tf.Tensor) -> tf.Tensor:
+  """A 1x1 convolution with weights [depth, made depth]; as a product its gradient is faster."""
+  *size, depth = net.shape.as_list()
+  made = tf.matmul(tf.reshape(net, [-1, depth]), weights)
+  return tf.reshape(made, [*size, weights.shape.as_list()[-1]])
+
+
 def _convolved_path(net: tf.Tensor, reduced: tf.Tensor, plan: ModulePlan) -> tf.Tensor:
   """The sum of both paths; zeros stand for the channels that the residual lacks."""
   net = crop(net, 1)
@@ -173,6 +294,42 @@ def head_variables(depth: int, key: ImageKey) -> HeadVariables:
     norm = _batch_norm(depth)
     with tf.variable_scope('Conv'):
       return HeadVariables(*norm, _weights(1, 1, 2 * depth, NUM_CLASSES), _biases(NUM_CLASSES))
+
+
+def training_logits(
+  net: tf.Tensor, keys: Sequence[ImageKey], statistics: BatchStatistics
+) -> tf.Tensor:
+  """Logits of all heads in training.
+
+  All read the same features, so all find the same statistics in a batch; what differs is scale and
+  offset.
+
+  Args:
+    net: the features, [batch, row, column, depth].
+    keys: the images that the heads predict.
+    statistics: collects the batch's.
+
+  Returns:
+    [head, batch * row * column, class].
+  """
+  depth = net.shape.as_list()[-1]
+  normalized, mean, variance, *_ = tf.nn.fused_batch_norm(
+    net, tf.ones([depth]), tf.zeros([depth]), epsilon=_EPSILON
+  )
+  variables = []
+  for key in keys:
+    with tf.variable_scope(head_scope(key)):
+      with tf.variable_scope('BatchNorm') as scope:
+        scale_and_offset = [tf.get_variable(name, [depth]) for name in ('gamma', 'beta')]
+      with tf.variable_scope('Conv'):
+        weights = tf.reshape(_weights(1, 1, 2 * depth, NUM_CLASSES), [2 * depth, NUM_CLASSES])
+        variables.append((*scale_and_offset, weights, _biases(NUM_CLASSES)))
+    statistics.collected[f'{scope.name}/moving_mean'] = mean
+    statistics.collected[f'{scope.name}/moving_variance'] = variance
+  gammas, betas, weights, biases = (tf.stack(v) for v in zip(*variables, strict=True))
+  pixels = tf.reshape(normalized, [1, -1, depth])
+  activations = _activations(pixels * gammas[:, tf.newaxis] + betas[:, tf.newaxis])
+  return tf.matmul(activations, weights) + biases[:, tf.newaxis]
 
 
 def head_logits(net: tf.Tensor, head: HeadVariables) -> tf.Tensor:

@@ -85,6 +85,39 @@ def features(net: tf.Tensor, plan: NetworkPlan) -> tf.Tensor:
   return _upper(tf.concat(towers, axis=-1), plan, rows, columns)
 
 
+def training_features(
+  net: tf.Tensor, plan: NetworkPlan, statistics: model_util.BatchStatistics
+) -> tf.Tensor:
+  """The features that the heads read, of a batch of training patches.
+
+  A window larger than a patch is computed in one phase: as if it were one large patch.
+
+  Args:
+    net: intensities, [batch, row, column, z], of a patch's size or a multiple of 16 pixels more.
+      Every image is there: all masks are 1.
+    plan: the network.
+    statistics: collects what batch norm finds in the batch.
+
+  Returns:
+    [batch, row, column, plan.output_depth], geometry.margin smaller on each side.
+  """
+  geometry = plan.spec.geometry
+  if plan.spec.projection_depth:
+    net = model_util.training_projection(net, plan.spec.projection_depth)
+  else:
+    net = model_util.with_masks(net)
+  towers = []
+  for size, modules in zip(plan.spec.crops, plan.towers, strict=True):
+    tower = crop(net, (geometry.patch - size) // 2)
+    for module in modules:
+      tower = model_util.training_module(tower, module, statistics)
+    towers.append(tower)
+  net = tf.concat(towers, axis=-1)
+  for module in plan.upper:
+    net = model_util.training_module(net, module, statistics)
+  return net
+
+
 def _tower(
   net: tf.Tensor, nominal: int, modules: tuple[ModulePlan, ...], rows: _Blocks, columns: _Blocks
 ) -> tf.Tensor:

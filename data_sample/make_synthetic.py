@@ -1,0 +1,184 @@
+"""Simulated fields of view: neurons in transmitted light, with their fluorescent labels.
+
+    python data_sample/make_synthetic.py --directory images --seed 3
+
+writes z-stacks of 13 depths and the labels DAPI_CONFOCAL (nuclei), MAP2_CONFOCAL (neurons' bodies
+and dendrites) and NFH_CONFOCAL (axons, and bodies weakly), a field of view for each well, named as
+in the published sample. What is in a field is in cells.py, how transmitted light shows it, with
+formulas and their sources, in optics.py. On top of that come here a slightly uneven illumination
+and the camera:
+
+- The camera counts photons: N fill a pixel, so that intensity I in [0, 1] has Poisson's noise, of
+  variance I / N, which for so many photons is Gaussian. Reading adds noise of a variance of its own
+  (Janesick, Photon Transfer, SPIE 2007).
+- A label is the largest density of its dye along z, blurred by the confocal microscope's point
+  spread function, which is close to a Gaussian (Zhang, Zerubia, Olivo-Marin, Applied Optics 46,
+  1819-1829, 2007), over a background, with a little noise.
+"""
+
+from __future__ import annotations
+
+import argparse
+import pathlib
+import re
+import sys
+from collections.abc import Callable, Sequence
+
+import cv2
+import numpy as np
+from cells import Culture
+from optics import TRANSFERS, Microscope, focal_stack
+from specimen import CHANNELS, Specimen
+
+from isl import experiment, png_io
+from isl.random_field import image_name
+
+# Intensities are shares of a pixel's full range: light without a specimen, the photons that fill a
+# pixel, the deviation of reading it.
+_MEAN = 0.5
+_PHOTONS = 20000.0
+_READ_NOISE = 0.002
+# Pixels simulated around the field, so that what lies outside of it reaches in.
+_MARGIN = 48
+# Of a label: the blur in pixels, its intensity where there is no dye and what a density of 1 adds,
+# the deviation of its noise.
+_CONFOCAL_BLUR = 1.2
+_BACKGROUND = 0.06
+_BRIGHT = 0.7
+_LABEL_NOISE = 0.004
+
+
+def simulate(
+  rng: np.random.Generator, rows: int, columns: int, transmitted_light: str
+) -> dict[tuple[int | str, str], np.ndarray]:
+  """A field of view.
+
+  Args:
+    rng: what it shows depends on this alone.
+    rows: of each image, in pixels.
+    columns: of each image, in pixels.
+    transmitted_light: PHASE_CONTRAST, DIC or BRIGHTFIELD.
+
+  Returns:
+    Intensities in [0, 1], float64 [row, column], by z and channel.
+  """
+  microscope = Microscope()
+  specimen = Specimen(rows + 2 * _MARGIN, columns + 2 * _MARGIN, microscope)
+  Culture(rng, specimen).grow()
+  field = (slice(_MARGIN, _MARGIN + rows), slice(_MARGIN, _MARGIN + columns))
+  images: dict[tuple[int | str, str], np.ndarray] = {}
+  light = illumination(rng, rows, columns)
+  for z, image in enumerate(focal_stack(specimen.phase, transmitted_light, microscope)):
+    images[z, transmitted_light] = _camera(rng, light * image[field])
+  for channel in CHANNELS:
+    density = cv2.GaussianBlur(specimen.density[channel], (0, 0), _CONFOCAL_BLUR)[field]
+    noise = rng.normal(0, _LABEL_NOISE, density.shape)
+    label = _BACKGROUND + _BRIGHT * density + noise
+    images[experiment.MAXPROJECT, channel] = np.clip(label, 0, 1)
+  return images
+
+
+def illumination(rng: np.random.Generator, rows: int, columns: int) -> np.ndarray:
+  """Light without a specimen: a few percent brighter on one side, float64 [row, column]."""
+  slope = rng.uniform(-0.03, 0.03, 2)
+  return (
+    _MEAN
+    + slope[0] * np.linspace(-1, 1, rows)[:, np.newaxis]
+    + slope[1] * np.linspace(-1, 1, columns)
+  )
+
+
+def _camera(rng: np.random.Generator, intensity: np.ndarray) -> np.ndarray:
+  """What a camera records of light, in [0, 1]."""
+  deviation = np.sqrt(np.maximum(intensity, 0) / _PHOTONS + _READ_NOISE**2)
+  return np.clip(intensity + deviation * rng.standard_normal(intensity.shape), 0, 1)
+
+
+def write_fields(
+  directory: pathlib.Path,
+  *,
+  rows: int,
+  columns: int,
+  wells: Sequence[str],
+  transmitted_light: str = 'PHASE_CONTRAST',
+  bits: int = 8,
+  seed: int = 0,
+) -> None:
+  """Writes a field of view for each well.
+
+  Args:
+    directory: the folder, made if it is missing.
+    rows: of each image, in pixels.
+    columns: of each image, in pixels.
+    wells: their names. A field depends on the seed and the well's place in this list.
+    transmitted_light: PHASE_CONTRAST, DIC or BRIGHTFIELD.
+    bits: of a pixel, 8 or 16.
+    seed: of all that is random.
+  """
+  directory.mkdir(parents=True, exist_ok=True)
+  kind = {8: np.uint8, 16: np.uint16}[bits]
+  for i, well in enumerate(wells):
+    images = simulate(np.random.default_rng([seed, i]), rows, columns, transmitted_light)
+    for (z, channel), intensity in images.items():
+      image = np.rint(intensity * (2**bits - 1)).astype(kind)
+      png_io.write_png(directory / image_name(well, z, channel), image)
+
+
+def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+  """The command line; what is wrong in it is said in one line, with status 2."""
+  parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
+  parser.add_argument('--directory', required=True, help='made if it is missing')
+  parser.add_argument('--seed', type=_whole(0), default=0, help='of all that is random')
+  parser.add_argument('--rows', type=_whole(32, 8192), default=512, help='of each image, in pixels')
+  parser.add_argument('--columns', type=_whole(32, 8192), default=512, help='likewise')
+  parser.add_argument('--transmitted_light', choices=list(TRANSFERS), default='PHASE_CONTRAST')
+  parser.add_argument('--wells', type=_well_names, default='1', help='how many, or which: A4,B2')
+  parser.add_argument('--bits', type=int, choices=(8, 16), default=8, help='of a pixel')
+  return parser.parse_args(arguments)
+
+
+def _whole(smallest: int, largest: float = np.inf) -> Callable[[str], int]:
+  """The type of a flag that is a whole number from `smallest` to `largest`."""
+
+  def whole(text: str) -> int:
+    if not re.fullmatch('[0-9]{1,18}', text) or not smallest <= int(text) <= largest:
+      limit = 'up' if largest == np.inf else f'to {largest}'
+      raise argparse.ArgumentTypeError(
+        f'must be a whole number from {smallest} {limit}, got {text!r}'
+      )
+    return int(text)
+
+  return whole
+
+
+def _well_names(text: str) -> list[str]:
+  """The type of --wells: how many (2 is A1,A2), or which (A4,B2)."""
+  if re.fullmatch('[0-9]{1,3}', text) and 1 <= int(text) <= 96:
+    return [f'{"ABCDEFGH"[i // 12]}{i % 12 + 1}' for i in range(int(text))]
+  names = text.split(',')
+  if len(set(names)) < len(names) or not all(re.fullmatch('[A-P][1-9][0-9]?', n) for n in names):
+    raise argparse.ArgumentTypeError(
+      f'must be a number from 1 to 96, or different wells (A4,B2), got {text!r}'
+    )
+  return names
+
+
+def main() -> None:
+  """The command line."""
+  arguments = parse_arguments()
+  try:
+    write_fields(
+      pathlib.Path(arguments.directory),
+      rows=arguments.rows,
+      columns=arguments.columns,
+      wells=arguments.wells,
+      transmitted_light=arguments.transmitted_light,
+      bits=arguments.bits,
+      seed=arguments.seed,
+    )
+  except OSError as error:
+    sys.exit(f'--directory: {error}')
+
+
+if __name__ == '__main__':
+  main()

@@ -1,0 +1,189 @@
+"""Tests of best_checkpoint.py: the lowest loss's checkpoint is there, whatever happens."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+
+from isl import best_checkpoint, random_checkpoint, testing
+from isl.best_checkpoint import BestCheckpoint
+from isl.checkpoints import Checkpoint, find_newest
+
+_SETTINGS = {'loss': 'CROSS_ENTROPY', 'images': ['/a'], 'num_examples': 4}
+_FLAGS = {'mode': 'EVAL_EVAL', 'dataset_train_directory': None, 'infer_panels': ['TARGET']}
+
+
+@pytest.fixture
+def train(tmp_path):
+  """A folder with checkpoints of the steps 1 to 4."""
+  for step in range(1, 5):
+    random_checkpoint.write_random_checkpoint(
+      tmp_path / 'train', model='FOVEA', base_depth=2, num_z_values=2, global_step=step, seed=step
+    )
+  return tmp_path / 'train'
+
+
+def _offer(best, train, step, loss):
+  prefix = train / f'model.ckpt-{step}'
+  with best_checkpoint.opened(prefix) as contents:
+    return best.offer(prefix, contents, step, loss)
+
+
+def _kept(folder):
+  """The step of the checkpoint that is found, which is whole."""
+  checkpoint = Checkpoint(find_newest(folder))
+  checkpoint.verify()
+  return checkpoint.describe().global_step
+
+
+def test_the_lowest_is_kept_alone(train, tmp_path):
+  folder = tmp_path / 'best'
+  best = BestCheckpoint(folder, _SETTINGS, _FLAGS)
+  losses = {1: 0.5, 2: 0.7, 3: 0.5, 4: 0.3}
+  assert [_offer(best, train, step, loss) for step, loss in losses.items()] == [
+    True,
+    False,
+    False,
+    True,
+  ]
+  assert _kept(folder) == 4
+  parts = ('index', 'data-00000-of-00001')
+  assert testing.files_in(folder) == {
+    'checkpoint',
+    'model.ckpt-4.json',
+    *(f'model.ckpt-4.{part}' for part in parts),
+  }
+  for part in parts:
+    name = f'model.ckpt-4.{part}'
+    assert (folder / name).read_bytes() == (train / name).read_bytes()
+
+
+def test_record(train, tmp_path):
+  best = BestCheckpoint(tmp_path / 'best', _SETTINGS, _FLAGS)
+  _offer(best, train, 2, 0.25)
+  assert json.loads((tmp_path / 'best' / 'model.ckpt-2.json').read_text()) == {
+    'global_step': 2,
+    'total_loss': 0.25,
+    'source': str(train / 'model.ckpt-2'),
+    'settings': _SETTINGS,
+    'flags': _FLAGS,
+  }
+
+
+def test_loss_is_remembered(train, tmp_path):
+  _offer(BestCheckpoint(tmp_path / 'best', _SETTINGS, _FLAGS), train, 1, 0.5)
+  again = BestCheckpoint(tmp_path / 'best', _SETTINGS, _FLAGS)
+  assert not _offer(again, train, 1, 0.5)
+  assert not _offer(again, train, 2, 0.6)
+  assert _offer(again, train, 3, 0.4)
+  assert _kept(tmp_path / 'best') == 3
+
+
+def test_loss_of_other_patches_is_not_compared(train, tmp_path):
+  _offer(BestCheckpoint(tmp_path / 'best', _SETTINGS, _FLAGS), train, 1, 0.5)
+  other = BestCheckpoint(tmp_path / 'best', {**_SETTINGS, 'images': ['/b']}, _FLAGS)
+  assert _offer(other, train, 2, 0.9)
+  assert _kept(tmp_path / 'best') == 2
+
+
+def test_same_step_of_another_training(train, tmp_path):
+  """Its files have the same names, but never take each other's place half-way."""
+  folder = tmp_path / 'best'
+  best = BestCheckpoint(folder, _SETTINGS, _FLAGS)
+  contents = {}
+  for seed, loss in ((7, 0.5), (8, 0.4), (9, 0.3)):
+    random_checkpoint.write_random_checkpoint(
+      train, model='FOVEA', base_depth=2, num_z_values=2, global_step=1, seed=seed
+    )
+    assert _offer(best, train, 1, loss)
+    assert _kept(folder) == 1
+    assert len(testing.files_in(folder)) == 4
+    (data,) = folder.glob('*.data*')
+    contents[seed] = data.read_bytes()
+    assert contents[seed] == (train / 'model.ckpt-1.data-00000-of-00001').read_bytes()
+  assert len(set(contents.values())) == 3
+
+
+@pytest.mark.parametrize('loss', [math.nan, math.inf])
+def test_training_that_diverged(train, tmp_path, loss):
+  best = BestCheckpoint(tmp_path / 'best', _SETTINGS, _FLAGS)
+  assert not _offer(best, train, 1, loss)
+  assert _offer(best, train, 2, 1e9)
+  assert not _offer(best, train, 3, loss)
+
+
+def test_checkpoint_that_is_deleted_after_it_was_opened(train, tmp_path):
+  best = BestCheckpoint(tmp_path / 'best', _SETTINGS, _FLAGS)
+  prefix = train / 'model.ckpt-2'
+  with best_checkpoint.opened(prefix) as contents:
+    for path in train.iterdir():
+      path.unlink()
+    assert best.offer(prefix, contents, 2, 0.5)
+  assert _kept(tmp_path / 'best') == 2
+
+
+@pytest.mark.parametrize('ending', ['index', 'data-00000-of-00001'])
+def test_checkpoint_that_was_deleted_before(train, ending):
+  (train / f'model.ckpt-2.{ending}').unlink()
+  with best_checkpoint.opened(train / 'model.ckpt-2') as contents:
+    assert contents is None
+
+
+def test_nothing_else_in_the_folder_is_touched(train, tmp_path):
+  folder = tmp_path / 'best'
+  folder.mkdir()
+  others = {'notes.txt', 'model.ckpt-1.png', 'events.out.tfevents.1'}
+  for name in others:
+    (folder / name).touch()
+  best = BestCheckpoint(folder, _SETTINGS, _FLAGS)
+  _offer(best, train, 1, 0.5)
+  _offer(best, train, 2, 0.4)
+  assert others < testing.files_in(folder)
+
+
+# Kills itself before the n-th renaming, or if there is none, at the first deletion.
+_KILLED_AT = """if True:
+  import os, pathlib, signal, sys
+  from isl import best_checkpoint
+  folder, train, wanted = pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2]), int(sys.argv[3])
+  renames = 0
+  replace = pathlib.Path.replace
+  def kill(*arguments):
+    os.kill(os.getpid(), signal.SIGKILL)
+  def killing_replace(self, target):
+    global renames
+    renames += 1
+    if renames == wanted:
+      kill()
+    return replace(self, target)
+  best = best_checkpoint.BestCheckpoint(folder, *SETTINGS)
+  pathlib.Path.replace = killing_replace
+  prefix = train / 'model.ckpt-2'
+  with best_checkpoint.opened(prefix) as contents:
+    if wanted > 4:
+      best._delete_all_but = kill
+    best.offer(prefix, contents, 2, 0.4)
+"""
+
+
+# Of data, record, index, state file; after the state file the newer counts.
+@pytest.mark.parametrize(
+  'renaming', [3, 4, 5, *(pytest.param(n, marks=pytest.mark.soak) for n in (1, 2))]
+)
+def test_kill(train, tmp_path, renaming):
+  folder = tmp_path / 'best'
+  _offer(BestCheckpoint(folder, _SETTINGS, _FLAGS), train, 1, 0.5)
+  code = _KILLED_AT.replace('SETTINGS', repr((_SETTINGS, _FLAGS)))
+  process = testing.python_process(code, folder, train, renaming)
+  process.communicate(timeout=300)
+  assert process.returncode == -9
+  step, loss = (1, 0.5) if renaming <= 4 else (2, 0.4)
+  assert _kept(folder) == step
+  again = BestCheckpoint(folder, _SETTINGS, _FLAGS)
+  assert again.record.total_loss == loss
+  assert not _offer(again, train, 3, loss)
+  assert _offer(again, train, 4, 0.3)
+  assert _kept(folder) == 4
+  assert len(testing.files_in(folder)) == 4

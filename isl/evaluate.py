@@ -1,0 +1,277 @@
+"""EVAL_TRAIN and EVAL_EVAL with LOSS, STITCH or JITTER_STITCH: how good checkpoints are.
+
+Whenever a new checkpoint appears, its losses or its error panels go to TensorBoard's event files in
+
+    BASE/{eval_eval,eval_train}_{loss_CROSS_ENTROPY,stitch,..}/
+
+EVAL_EVAL with LOSS also keeps the checkpoint with the lowest total loss in BASE/best. All that is
+random is the same for each checkpoint, so that these can be compared.
+"""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+
+import numpy as np
+from absl import logging
+
+from isl import (
+  augment,
+  best_checkpoint,
+  data_provider,
+  field_labeling,
+  files,
+  image_io,
+  training_data,
+  visualize,
+  watching,
+)
+from isl.checkpoints import Checkpoint
+from isl.controller import Labeler
+from isl.experiment import (
+  Corruption,
+  Experiment,
+  Geometry,
+  ImageKey,
+  Loss,
+  Metric,
+  Mode,
+  Panel,
+  StackSpec,
+  Statistic,
+)
+from isl.models.plan import NetworkPlan
+from isl.progress import Progress
+from isl.summaries import SummaryWriter
+
+# Patches computed together.
+_BATCH = 4
+_STATISTICS = {
+  Loss.CROSS_ENTROPY: Statistic.CROSS_ENTROPY,
+  Loss.RANKED_PROBABILITY_SCORE: Statistic.RANKED_PROBABILITY_SCORE,
+}
+_NO_CORRUPTION = Corruption(multiplier_std=0, offset_std=0, noise_std=0)
+
+
+def run(experiment: Experiment) -> None:
+  """Evaluates every new checkpoint, or the newest alone.
+
+  Raises:
+    ValueError: the checkpoint or an image is missing, damaged or does not fit.
+    OSError: a file cannot be read or written.
+  """
+  evaluator = (_Losses if experiment.metric is Metric.LOSS else _Panels)(experiment)
+  folder = experiment.checkpoint_directory
+  for checkpoint in watching.new_checkpoints(folder, experiment.evaluation):
+    held = checkpoint.describe()
+    logging.info('Checkpoint %s, step %d', checkpoint.prefix, held.global_step)
+    evaluator.evaluate(checkpoint)
+    logging.info('Wrote step %d to %s', held.global_step, experiment.evaluation_directory)
+
+
+class _Evaluator(abc.ABC):
+  """What is computed of each checkpoint."""
+
+  def __init__(self, experiment: Experiment):
+    """Checks what can be checked before there is a checkpoint, for which one may wait long."""
+    self._experiment = experiment
+    self._fields = field_labeling.find_fields(experiment)
+    files.check_writable(experiment.evaluation_directory / 'events')
+    self._opened_writer: SummaryWriter | None = None
+
+  @property
+  def _seed(self) -> int:
+    return self._experiment.random_seed or 0
+
+  @property
+  def _writer(self) -> SummaryWriter:
+    """Made when there is something to write."""
+    if self._opened_writer is None:
+      self._opened_writer = SummaryWriter(self._experiment.evaluation_directory)
+    return self._opened_writer
+
+  @abc.abstractmethod
+  def evaluate(self, checkpoint: Checkpoint) -> None:
+    """Computes and writes it."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _HeadLosses:
+  """The losses of a checkpoint.
+
+  Attributes:
+    inputs: of each input head.
+    targets: of each label.
+  """
+
+  inputs: dict[ImageKey, float]
+  targets: dict[ImageKey, float]
+
+  def scalars(self) -> dict[str, float]:
+    """By TensorBoard's tag; the total first."""
+    input_mean, target_mean = (
+      float(np.mean(list(losses.values()))) for losses in (self.inputs, self.targets)
+    )
+    return {
+      'total_loss': 0.5 * input_mean + 0.5 * target_mean,
+      'loss/input': input_mean,
+      'loss/target': target_mean,
+      **{f'loss/{key}': loss for key, loss in (self.inputs | self.targets).items()},
+    }
+
+
+class _Losses(_Evaluator):
+  """LOSS: every head's, on random patches that are neither flipped, rotated nor corrupted."""
+
+  def __init__(self, experiment: Experiment):
+    super().__init__(experiment)
+    self._folders: tuple[tuple[image_io.ImageSet, ...], ...] = ()
+    self._read_for: StackSpec | None = None
+    self._best: best_checkpoint.BestCheckpoint | None = None
+    if experiment.mode is Mode.EVAL_EVAL:
+      folder = experiment.base_directory / 'best'
+      self._best = best_checkpoint.BestCheckpoint(folder, self._settings(), dict(experiment.flags))
+
+  def _settings(self) -> dict[str, object]:
+    """Losses that differ in one of these cannot be compared."""
+    return {
+      'loss': self._experiment.loss.value,
+      'images': [str(folder.absolute()) for folder in self._experiment.image_directories],
+      'stretch_targets': list(self._experiment.stretch_targets),
+      'num_examples': self._experiment.evaluation.num_examples,
+      'crop_size': self._experiment.sampling.crop_size,
+      'patch_stride': self._experiment.sampling.patch_stride,
+      'random_seed': self._seed,
+    }
+
+  def evaluate(self, checkpoint: Checkpoint) -> None:
+    """Computes the losses; the checkpoint with the lowest is kept."""
+    step = checkpoint.describe().global_step
+    with best_checkpoint.opened(checkpoint.prefix) as contents:
+      scalars = self._compute(checkpoint).scalars()
+      for tag, value in scalars.items():
+        logging.info('Step %d: %s %.6f', step, tag, value)
+      self._writer.scalars(step, scalars)
+      if self._best is None:
+        return
+      if contents is None:
+        logging.warning('%s is deleted, and so not kept', checkpoint.prefix)
+      elif self._best.offer(checkpoint.prefix, contents, step, scalars['total_loss']):
+        logging.info('Lowest loss so far: kept in %s', self._experiment.base_directory / 'best')
+
+  def _compute(self, checkpoint: Checkpoint) -> _HeadLosses:
+    held = checkpoint.describe()
+    plan = field_labeling.make_network_plan(self._experiment, checkpoint)
+    patches = self._patches(plan, held.inputs, held.targets)
+    labeler = Labeler(
+      plan,
+      checkpoint,
+      heads=held.heads,
+      statistics=(_STATISTICS[self._experiment.loss],),
+      batch=_BATCH,
+      blocks=(1, 1),
+    )
+    try:
+      means = self._means(patches, labeler, plan.spec.geometry)
+    finally:
+      labeler.close()
+    losses = dict(zip(held.heads, map(float, means), strict=True))
+    return _HeadLosses(
+      inputs={key: losses[key] for key in held.inputs.keys},
+      targets={key: losses[key] for key in held.targets.keys},
+    )
+
+  def _patches(
+    self, plan: NetworkPlan, inputs: StackSpec, targets: StackSpec
+  ) -> training_data.Patches:
+    if self._read_for != targets:
+      self._folders = training_data.read_fields(
+        self._experiment.image_directories,
+        targets=targets,
+        stretch_targets=self._experiment.stretch_targets,
+      )
+      self._read_for = targets
+    geometry = plan.spec.geometry
+    # All are averaged, so their order does not matter.
+    sampling = dataclasses.replace(
+      self._experiment.sampling, output_size=geometry.output, capacity=1
+    )
+    return training_data.Patches(
+      self._folders,
+      sampling=sampling,
+      geometry=geometry,
+      inputs=inputs,
+      targets=targets,
+      seed=self._seed,
+      augment=False,
+      corruption=_NO_CORRUPTION,
+    )
+
+  def _means(
+    self, patches: training_data.Patches, labeler: Labeler, geometry: Geometry
+  ) -> np.ndarray:
+    """Each head's loss, [head]: as in losses.py, over the pixels of all patches."""
+    sums, counts = np.zeros((2, len(labeler.heads)))
+    num_examples = self._experiment.evaluation.num_examples
+    with Progress('loss', num_examples, 'example') as progress:
+      for first in range(0, num_examples, _BATCH):
+        numbers = range(first, min(first + _BATCH, num_examples))
+        batch = [patches.patch(number) for number in numbers]
+        # The network takes whole batches; what fills the last one is dropped.
+        filled = batch + batch[-1:] * (_BATCH - len(batch))
+        inputs = np.stack([patch.input for patch in filled])
+        classes = np.stack([_classes(patch, geometry) for patch in filled], axis=1)
+        with_masks = np.stack([inputs, np.ones_like(inputs)], axis=-1)[..., np.newaxis, :]
+        (loss,) = labeler(with_masks, classes).values()
+        for i, patch in enumerate(batch):
+          num_inputs = len(labeler.heads) - len(patch.target_mask)
+          mask = np.concatenate([np.ones(num_inputs), patch.target_mask])
+          sums += mask * loss[:, i].sum(axis=(1, 2), dtype=np.float64)
+          counts += (mask != 0) * loss[0, i].size
+        progress.add(len(batch))
+    return sums / np.maximum(counts, 1)
+
+
+def _classes(patch: training_data.Patch, geometry: Geometry) -> np.ndarray:
+  """The true classes of the input heads, then of the labels: uint8 [head, row, column]."""
+  centre = slice(geometry.margin, geometry.margin + geometry.output)
+  inputs = data_provider.classes_of(patch.input[centre, centre])
+  return np.moveaxis(np.concatenate([inputs, patch.target_classes], axis=-1), -1, 0)
+
+
+class _Panels(_Evaluator):
+  """STITCH and JITTER_STITCH: error panels of each field of view's crop at the top left."""
+
+  def __init__(self, experiment: Experiment):
+    super().__init__(experiment)
+    if not experiment.inference.panels:
+      raise ValueError(
+        f'--infer_panels must name a panel for --metric {experiment.metric.name}:'
+        f' {" or ".join(panel.name for panel in Panel)}; got none'
+      )
+
+  def evaluate(self, checkpoint: Checkpoint) -> None:
+    """Draws the panels."""
+    labeler = field_labeling.FieldLabeler(self._experiment, checkpoint, visualize.Layout.STITCH)
+    try:
+      for number, (title, field) in enumerate(field_labeling.numbered(self._fields)):
+        logging.info('%s: %s', title.capitalize(), field.name)
+        prediction = labeler.empty_prediction(self._read(field, number))
+        labeler.compute(prediction, title)
+        for panel in self._experiment.inference.panels:
+          tag = f'{panel.value.lower()}_error_panel'
+          if len(self._fields) > 1:
+            tag += f'/{field.name or "unnamed"}'
+          self._writer.image(labeler.held.global_step, tag, prediction.picture(panel))
+    finally:
+      labeler.close()
+
+  def _read(self, field: image_io.ImageFiles, number: int) -> image_io.ImageSet:
+    """The field of view, jittered if that is asked for."""
+    image_set = field_labeling.read_field(self._experiment, field)
+    if self._experiment.metric is not Metric.JITTER_STITCH:
+      return image_set
+    rng = np.random.default_rng([self._seed, number])
+    size = self._experiment.inference.crop_size
+    return augment.jitter(image_set, size, self._experiment.corruption, rng)

@@ -1,0 +1,440 @@
+"""Tests of evaluate.py through the command line: what TensorBoard is given to show."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import shutil
+import subprocess
+import sys
+
+import cv2
+import numpy as np
+import pytest
+from tensorboard.backend.event_processing import event_file_loader
+from tensorboard.util import tensor_util
+
+from isl import data_provider, image_io, launch, png_io, random_checkpoint, testing, watching
+from isl.checkpoints import Checkpoint, find_newest
+from isl.controller import Labeler
+from isl.experiment import TARGET_CHANNELS, Loss, Panel, Statistic, input_stack, target_stack
+
+# FOVEA's patches have 110 pixels.
+_ROWS, _COLUMNS = 139, 155
+_PATCH, _MARGIN = 110, 51
+_CHANNELS = ('DAPI_CONFOCAL', 'MAP2_CONFOCAL', 'NFH_CONFOCAL')
+_INPUTS, _TARGETS = input_stack(3), target_stack()
+_HEADS = (*_INPUTS.keys, *_TARGETS.keys)
+
+
+def _write_checkpoint(folder, step=1000, seed=0):
+  return random_checkpoint.write_random_checkpoint(
+    folder, model='FOVEA', base_depth=8, num_z_values=3, global_step=step, seed=seed
+  )
+
+
+@pytest.fixture(scope='module')
+def checkpoint(tmp_path_factory):
+  """A folder with a checkpoint."""
+  return _write_checkpoint(tmp_path_factory.mktemp('checkpoint')).parent
+
+
+@pytest.fixture(scope='module')
+def images(tmp_path_factory):
+  """A folder with a field of view."""
+  folder = tmp_path_factory.mktemp('images')
+  testing.write_image_set(folder, rows=_ROWS, columns=_COLUMNS, depths=5, channels=_CHANNELS)
+  return folder
+
+
+def _arguments(base, images, *flags):
+  return [
+    '--mode=EVAL_EVAL',
+    '--read_pngs',
+    f'--dataset_eval_directory={images}',
+    f'--base_directory={base}',
+    '--loss_crop_size=120',
+    '--metric_num_examples=6',
+    *flags,
+  ]
+
+
+def _run(base, images, *flags, status=0):
+  outcome = testing.run_in_process(launch.run, *_arguments(base, images, *flags))
+  assert outcome.status == status, outcome.stderr
+  return outcome
+
+
+def _events(folder):
+  """(step, tag) -> array, of all event files."""
+  return {
+    (event.step, value.tag): tensor_util.make_ndarray(value.tensor)
+    for path in folder.iterdir()
+    for event in event_file_loader.EventFileLoader(str(path)).Load()
+    for value in event.summary.value
+  }
+
+
+def _losses(folder, step=1000):
+  """Tag -> loss, of the events of one step."""
+  return {tag: float(value) for (at, tag), value in _events(folder).items() if at == step}
+
+
+def _picture(tensor):
+  """RGB uint8 of an image event."""
+  decoded = cv2.imdecode(np.frombuffer(tensor[2], np.uint8), cv2.IMREAD_UNCHANGED)
+  assert decoded is not None
+  assert [int(n) for n in tensor[:2]] == [decoded.shape[1], decoded.shape[0]]
+  return decoded[..., ::-1]
+
+
+def _expected_losses(checkpoint, images, statistic, size):
+  """Head -> loss, of the one patch at the image's top left, or of the only one."""
+  (field,) = image_io.find_image_sets(images)
+  image_set = field.read()
+  window, centre = slice(0, size), slice(_MARGIN, _MARGIN + 8)
+  reader = Checkpoint(find_newest(checkpoint))
+  labeler = Labeler(
+    reader.describe().plan(),
+    reader,
+    heads=_HEADS,
+    statistics=(statistic,),
+    batch=1,
+    blocks=(1, 1),
+  )
+  truth = [
+    data_provider.input_crop(image_set, _INPUTS, centre, centre),
+    data_provider.target_crop(image_set, _TARGETS, centre, centre),
+  ]
+  values, masks = (
+    np.concatenate([t[..., i].reshape(8, 8, -1) for t in truth], axis=-1) for i in (0, 1)
+  )
+  crop = data_provider.input_crop(image_set, _INPUTS, window, window)
+  classes = np.moveaxis(np.rint(values * 255).astype(np.uint8), -1, 0)
+  (loss,) = labeler(crop[np.newaxis], classes[:, np.newaxis]).values()
+  labeler.close()
+  return dict(zip(_HEADS, (loss[:, 0].mean(axis=(1, 2)) * masks[0, 0]).tolist(), strict=True))
+
+
+@pytest.mark.parametrize('loss', Loss)
+def test_losses_are_the_networks(checkpoint, tmp_path, loss):
+  """Every patch of an image of a patch's size is the same."""
+  images = tmp_path / 'images'
+  testing.write_image_set(images, rows=_PATCH, columns=_PATCH, depths=5, channels=_CHANNELS)
+  base = tmp_path / 'base'
+  outcome = _run(
+    base,
+    images,
+    f'--restore_directory={checkpoint}',
+    '--eval_once',
+    '--loss_crop_size=110',
+    f'--loss={loss.value}',
+  )
+  found = _losses(base / f'eval_eval_loss_{loss.value}')
+  expected = _expected_losses(checkpoint, images, Statistic[loss.value], _PATCH)
+  inputs, targets = (np.mean([expected[key] for key in s.keys]) for s in (_INPUTS, _TARGETS))
+  assert found == {
+    **{f'loss/{key}': pytest.approx(value, rel=1e-5) for key, value in expected.items()},
+    'loss/input': pytest.approx(inputs, rel=1e-5),
+    'loss/target': pytest.approx(targets, rel=1e-5),
+    'total_loss': pytest.approx(0.5 * inputs + 0.5 * targets, rel=1e-5),
+  }
+  for channel in TARGET_CHANNELS:
+    recorded = channel in (*_CHANNELS, 'NEURITE_CONFOCAL')
+    assert (found[f'loss/MAXPROJECT/{channel}'] > 0) == recorded
+  logged = dict(re.findall(r'Step 1000: (\S+) (\S+)', outcome.stderr))
+  assert {tag: float(value) for tag, value in logged.items()} == pytest.approx(found, abs=1e-6)
+  assert not outcome.error_lines
+
+
+def test_losses_are_the_originals(tmp_path):
+  """At full width, on the real sample; see the reference's README."""
+  make = testing.shared_path('reference', 'make_checkpoint.py')
+  reference = testing.shared_path('reference', 'losses_seed7_row0_col0.json')
+  sample = testing.shared_path('data', 'condition_b_sample')
+  variables = make.with_name('variables_concordance.json')
+  arguments = ['--variables', variables, '--seed', '7', '--directory', tmp_path / 'checkpoint']
+  subprocess.run([sys.executable, make, *arguments], check=True, capture_output=True)
+  images = tmp_path / 'images'
+  for path in sample.glob('*.png'):
+    png_io.write_png(images / path.name, png_io.read_png(path)[:506, :506])
+  base = tmp_path / 'base'
+  _run(
+    base,
+    images,
+    '--metric=LOSS',
+    '--eval_once',
+    '--loss_crop_size=506',
+    '--metric_num_examples=4',
+    f'--restore_directory={tmp_path / "checkpoint"}',
+  )
+  found = _losses(base / 'eval_eval_loss_CROSS_ENTROPY', 375000)
+  expected = json.loads(reference.read_text())['eval']
+  assert found['total_loss'] == pytest.approx(expected['total'], abs=2e-4)
+  assert len(found) == len(expected['items']) + 3
+  for head, value in expected['items'].items():
+    assert found[f'loss/{head}'] == pytest.approx(value, abs=2e-4)
+
+
+def test_losses_are_means_over_all_patches(checkpoint, images, tmp_path):
+  """Of whole batches and of what is left of the last; the same patches each time."""
+  found = {}
+  for count in (1, 4, 5):
+    base = tmp_path / str(count)
+    flags = (f'--restore_directory={checkpoint}', '--eval_once', f'--metric_num_examples={count}')
+    _run(base, images, *flags)
+    found[count] = _losses(base / 'eval_eval_loss_CROSS_ENTROPY')
+  _run(tmp_path / 'more', images, *flags)
+  assert _losses(tmp_path / 'more' / 'eval_eval_loss_CROSS_ENTROPY') == found[5]
+  _run(tmp_path / 'other', images, *flags, '--random_seed=1')
+  assert _losses(tmp_path / 'other' / 'eval_eval_loss_CROSS_ENTROPY') != found[5]
+  assert found[1] != found[4] != found[5]
+  # The first patches of five are those of four, so the fifth's loss follows; none is negative.
+  for tag, mean in found[5].items():
+    assert 5 * mean - 4 * found[4][tag] >= -1e-5
+
+
+def test_field_without_a_label_does_not_count_for_it(checkpoint, images, tmp_path):
+  """Two fields of view; the second lacks a label that the first has."""
+  both = shutil.copytree(images, tmp_path / 'both')
+  for path in images.iterdir():
+    if 'DAPI' not in path.name:
+      shutil.copy(path, both / path.name.replace('well-A4', 'well-B5'))
+  found = {}
+  for name, folder in (('one', images), ('both', both)):
+    flags = (f'--restore_directory={checkpoint}', '--eval_once', '--metric_num_examples=16')
+    _run(tmp_path / name, folder, *flags)
+    found[name] = _losses(tmp_path / name / 'eval_eval_loss_CROSS_ENTROPY')
+  # Patches with and without DAPI; the mean over those with it is of the usual size.
+  dapi = 'loss/MAXPROJECT/DAPI_CONFOCAL'
+  assert found['both'][dapi] == pytest.approx(found['one'][dapi], rel=0.3)
+  assert found['both'][dapi] != found['one'][dapi]
+
+
+class _Training:
+  """In place of the clock: writes a checkpoint whenever the evaluation waits, then stops it."""
+
+  def __init__(self, folder, *seeds):
+    self._folder = folder
+    self._seeds = list(seeds)
+    self._step = 0
+
+  def sleep(self, seconds):
+    del seconds
+    if not self._seeds:
+      raise KeyboardInterrupt
+    self._step += 100
+    _write_checkpoint(self._folder, self._step, self._seeds.pop(0))
+
+
+def test_each_new_checkpoint_is_evaluated_and_the_best_kept(images, tmp_path, monkeypatch):
+  base = tmp_path / 'base'
+  monkeypatch.setattr(watching, 'time', _Training(base / 'train', 1, 2, 1, 3))
+  outcome = _run(base, images, status=130)
+  assert outcome.error_lines == ['isl-launch: stopped']
+  folder = base / 'eval_eval_loss_CROSS_ENTROPY'
+  losses = [_losses(folder, step)['total_loss'] for step in (100, 200, 300, 400)]
+  assert len(set(losses)) == 3
+  assert losses[0] == losses[2]
+  # The first of equals.
+  best = 100 * (1 + losses.index(min(losses)))
+  assert Checkpoint(find_newest(base / 'best')).describe().global_step == best
+  # It can be evaluated itself, and stays.
+  monkeypatch.undo()
+  before = {p.name: p.read_bytes() for p in (base / 'best').iterdir()}
+  _run(base, images, f'--restore_directory={base / "best"}', '--eval_once')
+  assert {p.name: p.read_bytes() for p in (base / 'best').iterdir()} == before
+  assert _losses(folder, best)['total_loss'] == min(losses)
+
+
+def test_evaluation_of_the_training_set_keeps_no_checkpoint(checkpoint, images, tmp_path):
+  base = tmp_path / 'base'
+  flags = ['--mode=EVAL_TRAIN', f'--dataset_train_directory={images}', '--eval_once']
+  _run(base, '/no/such/folder', *flags, f'--restore_directory={checkpoint}')
+  assert [path.name for path in base.iterdir()] == ['eval_train_loss_CROSS_ENTROPY']
+
+
+@pytest.mark.parametrize('metric', ['STITCH', 'JITTER_STITCH'])
+def test_panels(checkpoint, images, tmp_path, metric):
+  base = tmp_path / 'base'
+  whitelist = 'NFH_CONFOCAL,DAPI_CONFOCAL,DEAD_CONFOCAL'
+  _run(
+    base,
+    images,
+    f'--metric={metric}',
+    f'--restore_directory={checkpoint}',
+    '--eval_once',
+    '--stitch_crop_size=130',
+    f'--infer_channel_whitelist={whitelist}',
+    '--augment_noise_std=0.2',
+    '--infer_size=2',
+  )
+  events = _events(base / f'eval_eval_{metric.lower()}')
+  assert set(events) == {(1000, f'{p.value.lower()}_error_panel') for p in Panel}
+  # 130 pixels hold 3 x 3 outputs of 8 pixels.
+  boxes = {}
+  for panel, rows in (('target', 3), ('input', 3)):
+    picture = _picture(events[1000, f'{panel}_error_panel'])
+    assert picture.shape == (rows * 32, 14 * 32, 3)
+    boxes[panel] = [testing.panel_boxes(strip, 14) for strip in np.split(picture, rows)]
+  (field,) = image_io.find_image_sets(images)
+  window = slice(_MARGIN, _MARGIN + 24)
+  stack = target_stack(whitelist.split(','))
+  truth = data_provider.target_crop(field.read(), stack, window, window)[:, :, 0, :, 0]
+  for i, row in enumerate(boxes['target']):
+    drawn = np.sort(row[5][..., 0].ravel())
+    # Jitter flips and turns the crop, which is not centred: then it is of the crop's middle.
+    if metric == 'STITCH':
+      np.testing.assert_array_equal(row[5][..., 0], (truth[..., i] * 65535).astype(int) >> 8)
+    assert drawn.any() == (i < 2)
+    assert (row[13] == 255 * (i < 2)).all()
+  for row in boxes['input']:
+    assert row[5].any()
+    assert (row[13] == 255).all()
+
+
+def test_cross_entropy_is_drawn_of_inputs_and_labels(checkpoint, images, tmp_path):
+  """Its mean over a patch is near the loss of the same patch."""
+  base = tmp_path / 'base'
+  field = tmp_path / 'field'
+  testing.write_image_set(field, rows=_PATCH, columns=_PATCH, depths=5, channels=_CHANNELS)
+  flags = (f'--restore_directory={checkpoint}', '--eval_once', '--loss_crop_size=110')
+  for metric in ('LOSS', 'STITCH'):
+    _run(base, field, f'--metric={metric}', *flags)
+  losses = _losses(base / 'eval_eval_loss_CROSS_ENTROPY')
+  events = _events(base / 'eval_eval_stitch')
+  for panel, stack in (('input', _INPUTS), ('target', _TARGETS)):
+    strips = np.split(_picture(events[1000, f'{panel}_error_panel']), len(stack.keys))
+    for key, strip in zip(stack.keys, strips, strict=True):
+      loss = losses[f'loss/{key}']
+      drawn = testing.panel_boxes(strip, 14)[6].mean() / 255
+      if loss > 0:
+        assert drawn <= min(loss, 1) + 0.01
+        assert drawn > 0.5 * min(loss, 1)
+
+
+def test_several_fields_of_view_have_a_tag_each(checkpoint, images, tmp_path):
+  both = shutil.copytree(images, tmp_path / 'both')
+  for path in images.iterdir():
+    shutil.copy(path, both / path.name.replace('well-A4', 'well-B5'))
+  base = tmp_path / 'base'
+  _run(
+    base,
+    both,
+    '--metric=STITCH',
+    f'--restore_directory={checkpoint}',
+    '--eval_once',
+    '--infer_panels=TARGET',
+    '--infer_channel_whitelist=DAPI_CONFOCAL',
+  )
+  tags = {f'target_error_panel/{field.name}' for field in image_io.find_image_sets(both)}
+  assert len(tags) == 2
+  assert set(_events(base / 'eval_eval_stitch')) == {(1000, tag) for tag in tags}
+
+
+def test_jitter_flips_turns_and_corrupts(checkpoint, images, tmp_path):
+  drawn = []
+  for number, flags in enumerate(
+    (['--random_seed=1'], ['--random_seed=1'], ['--random_seed=2', '--augment_offset_std=0.5'])
+  ):
+    base = tmp_path / str(number)
+    common = ['--metric=JITTER_STITCH', f'--restore_directory={checkpoint}', '--eval_once']
+    _run(base, images, *common, *flags)
+    events = _events(base / 'eval_eval_jitter_stitch')
+    drawn.append({tag: _picture(tensor) for (_, tag), tensor in events.items()})
+  for tag in drawn[0]:
+    np.testing.assert_array_equal(drawn[0][tag], drawn[1][tag])
+    assert drawn[0][tag].shape != drawn[2][tag].shape or (drawn[0][tag] != drawn[2][tag]).any()
+
+
+def test_stretched_targets(checkpoint, images, tmp_path):
+  """The whole range of intensities is drawn, and the loss is of other classes."""
+  dim = tmp_path / 'dim'
+  for path in images.iterdir():
+    image = png_io.read_png(path)
+    png_io.write_png(dim / path.name, image // 8 if 'DAPI' in path.name else image)
+  for name, flags in (('as_is', []), ('stretched', ['--stretch_targets=DAPI_CONFOCAL'])):
+    base = tmp_path / name
+    common = [f'--restore_directory={checkpoint}', '--eval_once', *flags]
+    for metric in ('LOSS', 'STITCH'):
+      _run(base, dim, f'--metric={metric}', *common, '--infer_channel_whitelist=DAPI_CONFOCAL')
+    picture = _picture(_events(base / 'eval_eval_stitch')[1000, 'target_error_panel'])
+    truth = testing.panel_boxes(picture, 14)[5]
+    assert (truth.max() > 250) == (name == 'stretched')
+    assert (truth.max() < 33) == (name == 'as_is')
+  losses = [
+    _losses(tmp_path / name / 'eval_eval_loss_CROSS_ENTROPY') for name in ('as_is', 'stretched')
+  ]
+  dapi, nfh = (f'loss/MAXPROJECT/{channel}' for channel in ('DAPI_CONFOCAL', 'NFH_CONFOCAL'))
+  assert losses[0][dapi] != losses[1][dapi]
+  assert losses[0][nfh] == losses[1][nfh]
+
+
+def _error(base, images, *flags):
+  """The one line of a run that must fail without having written anything."""
+  outcome = testing.run_in_process(launch.run, *_arguments(base, images, '--eval_once', *flags))
+  assert outcome.status == 1
+  assert not testing.files_in(base)
+  return outcome.error
+
+
+@pytest.mark.parametrize('metric', ['LOSS', 'STITCH', 'JITTER_STITCH'])
+def test_errors_of_all_metrics(checkpoint, images, tmp_path, metric):
+  base, nowhere = tmp_path / 'base', tmp_path / 'nowhere'
+  metric, restore = f'--metric={metric}', f'--restore_directory={checkpoint}'
+  assert f"'{base / 'train'}' is not a folder" in _error(base, images, metric)
+  assert f"'{nowhere}' does not exist" in _error(base, nowhere, metric, restore)
+  (base / 'train').mkdir(parents=True)
+  assert f"'{base / 'train'}' holds no checkpoint" in _error(base, images, metric)
+  line = _error(base, images, metric, restore, '--num_z_values=4')
+  assert 'does not fit the flags' in line
+  (tmp_path / 'file').touch()
+  line = _error(tmp_path / 'file' / 'base', images, metric, restore)
+  assert 'Not a directory' in line
+
+
+def test_missing_folder_is_found_before_waiting_for_a_checkpoint(tmp_path):
+  outcome = testing.run_in_process(launch.run, *_arguments(tmp_path / 'base', tmp_path / 'nowhere'))
+  assert 'does not exist' in outcome.error
+
+
+def test_no_target_to_compute_a_loss_of(checkpoint, images, tmp_path):
+  folder = tmp_path / 'images'
+  folder.mkdir()
+  for path in images.glob('*PHASE_CONTRAST*'):
+    shutil.copy(path, folder)
+  line = _error(tmp_path / 'base', folder, f'--restore_directory={checkpoint}')
+  assert f"'{folder}' has no target" in line
+
+
+def test_crop_larger_than_the_image(checkpoint, images, tmp_path):
+  restore = f'--restore_directory={checkpoint}'
+  line = _error(tmp_path / 'base', images, restore, '--loss_crop_size=140')
+  assert 'is 139 rows x 155 columns, too small for --loss_crop_size 140' in line
+
+
+def test_unknown_channel_in_the_whitelist(checkpoint, images, tmp_path):
+  flags = [f'--restore_directory={checkpoint}', '--infer_channel_whitelist=GFP_CONFOCAL']
+  line = _error(tmp_path / 'base', images, '--metric=STITCH', *flags)
+  assert '--infer_channel_whitelist has GFP_CONFOCAL' in line
+
+
+def test_no_panel(checkpoint, images, tmp_path):
+  flags = [f'--restore_directory={checkpoint}', '--infer_panels=']
+  line = _error(tmp_path / 'base', images, '--metric=STITCH', *flags)
+  assert '--infer_panels must name a panel for --metric STITCH: TARGET or INPUT' in line
+
+
+def test_training_that_diverged(images, tmp_path, monkeypatch):
+  """A loss that is not finite is written, but is not the best."""
+  base = tmp_path / 'base'
+  _write_checkpoint(base / 'train')
+  monkeypatch.setattr(
+    Labeler,
+    '__call__',
+    lambda self, inputs, labels: {self.statistics[0]: np.full(labels.shape, np.nan, np.float32)},
+  )
+  _run(base, images, '--eval_once')
+  assert math.isnan(_losses(base / 'eval_eval_loss_CROSS_ENTROPY')['total_loss'])
+  assert not (base / 'best').exists()

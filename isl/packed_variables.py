@@ -1,0 +1,199 @@
+"""A network's variables in training, packed into two: its weights, and its moving averages.
+
+A plain graph has a variable for each of a network's 1,252 arrays, with an initializer, a read, an
+update and slots of the optimizer each: some 25,000 nodes, which take longer to build and to start
+than a hundred steps take to run. Here one variable holds all weights, one all moving averages, and
+a checkpoint still has each array under its own name.
+"""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import re
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import numpy as np
+import tensorflow.compat.v1 as tf
+
+from isl.experiment import ImageKey
+from isl.models.plan import NetworkPlan, variable_shapes
+
+Shape = tuple[int, ...]
+
+# Of a checkpoint in the making, too.
+_PART = re.compile(r'(?P<prefix>.+)\.(?P<part>(index|data-\d{5}-of-\d{5})(\.tempstate\d+)?)')
+_AVERAGES = ('moving_mean', 'moving_variance')
+
+
+def is_average(name: str) -> bool:
+  """Whether a model variable follows batch norm's statistics; all others are trained."""
+  return name.rsplit('/', 1)[-1] in _AVERAGES
+
+
+def initial_value(name: str, shape: Shape, rng: np.random.Generator) -> np.ndarray:
+  """What a model variable starts from.
+
+  Convolutions' weights are drawn from U(-a, a) with a = sqrt(6 / (fan in + fan out)) (Glorot and
+  Bengio, Understanding the difficulty of training deep feedforward neural networks, 2010); gammas
+  and moving variances are 1, all others 0.
+
+  Args:
+    name: as in checkpoints.
+    shape: its shape.
+    rng: is used for weights only.
+
+  Returns:
+    float32 of that shape.
+  """
+  kind = name.rsplit('/', 1)[-1]
+  if kind == 'weights':
+    # In a transposed convolution both fans change places.
+    limit = np.sqrt(6 / (np.prod(shape[:2]) * (shape[2] + shape[3])))
+    return rng.uniform(-limit, limit, shape).astype(np.float32)
+  filled = 1 if kind in ('gamma', 'moving_variance') else 0
+  return np.full(shape, filled, np.float32)
+
+
+class Packing:
+  """Where arrays lie in a vector: one behind the other."""
+
+  def __init__(self, shapes: Mapping[str, Shape]):
+    """Takes the arrays' names and shapes, in their order."""
+    self.shapes = dict(shapes)
+    self._sizes = [int(np.prod(shape, dtype=np.int64)) for shape in self.shapes.values()]
+
+  @property
+  def size(self) -> int:
+    """The vector's."""
+    return sum(self._sizes)
+
+  def pack(self, value: Callable[[str], np.ndarray]) -> np.ndarray:
+    """The vector, from each array by its name."""
+    return np.concatenate([np.ravel(value(name)) for name in self.shapes])
+
+  def repeat(self, value: Callable[[str], float]) -> np.ndarray:
+    """A vector that has one number in each array's whole place."""
+    return np.repeat(np.array([value(name) for name in self.shapes], np.float32), self._sizes)
+
+  def unpack_array(self, vector: np.ndarray) -> dict[str, np.ndarray]:
+    """The arrays of a vector, by name."""
+    pieces = np.split(vector, np.cumsum(self._sizes)[:-1])
+    shaped = zip(self.shapes.items(), pieces, strict=True)
+    return {name: piece.reshape(shape) for (name, shape), piece in shaped}
+
+  def unpack(self, vector: tf.Tensor) -> dict[str, tf.Tensor]:
+    """`unpack_array` for tensors."""
+    pieces = zip(self.shapes.items(), tf.split(vector, self._sizes), strict=True)
+    return {
+      name: piece if len(shape) == 1 else tf.reshape(piece, shape)
+      for (name, shape), piece in pieces
+    }
+
+  def pack_tensors(self, tensors: Mapping[str, tf.Tensor]) -> tf.Tensor:
+    """`pack` for tensors of which each has one dimension."""
+    return tf.concat([tensors[name] for name in self.shapes], axis=0)
+
+
+class PackedVariables:
+  """The variables of a network in training.
+
+  Attributes:
+    weights: what is trained, [weight].
+    averages: batch norm's moving averages, [average].
+    weight_packing: the weights' names and places.
+    average_packing: the averages'.
+    read_weights: the weights as a tensor, of which gradients can be had.
+  """
+
+  def __init__(self, plan: NetworkPlan, heads: Iterable[ImageKey]):
+    """Makes both variables in the current graph."""
+    shapes = dict(variable_shapes(plan, heads))
+    trained = {name: shape for name, shape in shapes.items() if not is_average(name)}
+    averaged = {name: shape for name, shape in shapes.items() if is_average(name)}
+    self.weight_packing, self.average_packing = Packing(trained), Packing(averaged)
+    self.weights = _vector('weights', self.weight_packing.size)
+    self.averages = _vector('moving_averages', self.average_packing.size)
+    self.read_weights = self.weights.read_value()
+    self._views = self.weight_packing.unpack(self.read_weights)
+
+  def custom_getter(self, getter: Callable[..., tf.Tensor], name: str, **kwargs: Any) -> tf.Tensor:
+    """For tf.variable_scope: gives the weights by the names that checkpoints have."""
+    del getter
+    view = self._views[name]
+    assert view.shape.as_list() == list(kwargs['shape']), (name, view.shape, kwargs['shape'])
+    return view
+
+  def named_tensors(self, optimizer: tf.train.Optimizer) -> dict[str, tf.Tensor]:
+    """All that a checkpoint holds, by name: model variables, the optimizer's slots, its step.
+
+    An optimizer's slots are named as TensorFlow names those of single variables:
+    `{variable}/Adam`, `{variable}/Adam_1`.
+
+    Args:
+      optimizer: has been applied to the weights.
+    """
+    tensors = dict(self._views) | self.average_packing.unpack(self.averages.read_value())
+    for name, slot in self.slots(optimizer).items():
+      views = self.weight_packing.unpack(slot.read_value())
+      tensors |= {f'{variable}/{name}': view for variable, view in views.items()}
+    for variable in tf.global_variables():
+      if variable.shape.rank == 0:
+        tensors[variable.op.name] = variable.read_value()
+    return tensors
+
+  def slots(self, optimizer: tf.train.Optimizer) -> dict[str, tf.Variable]:
+    """The optimizer's vectors beside the weights, by the last part of their names."""
+    slots = [optimizer.get_slot(self.weights, name) for name in optimizer.get_slot_names()]
+    return {slot.op.name.rsplit('/', 1)[-1]: slot for slot in slots}
+
+
+def _vector(name: str, size: int) -> tf.Variable:
+  return tf.get_variable(name, [size], initializer=tf.zeros_initializer(), use_resource=True)
+
+
+def make_saver(tensors: Mapping[str, tf.Tensor], **kwargs: Any) -> tf.train.Saver:
+  """A Saver that writes tensors under these names; values are read with `checkpoints.Checkpoint`.
+
+  Args:
+    tensors: by name.
+    **kwargs: of tf.train.SaverDef: max_to_keep say.
+  """
+  prefix = tf.placeholder(tf.string, [], name='checkpoint_prefix')
+  saved = tf.raw_ops.SaveV2(
+    prefix=prefix,
+    tensor_names=list(tensors),
+    shape_and_slices=[''] * len(tensors),
+    tensors=list(tensors.values()),
+  )
+  with tf.control_dependencies([saved]):
+    written = tf.identity(prefix)
+  return tf.train.Saver(
+    saver_def=tf.train.SaverDef(
+      filename_tensor_name=prefix.name,
+      save_tensor_name=written.name,
+      # A Saver wants one; nobody runs it.
+      restore_op_name=written.op.name,
+      version=tf.train.SaverDef.V2,
+      **kwargs,
+    ),
+    save_relative_paths=True,
+  )
+
+
+def remove_partial(directory: str | os.PathLike[str]) -> None:
+  """Removes what saving that was cut short has left in a folder of checkpoints."""
+  folder = pathlib.Path(directory)
+  parts: dict[str, set[str]] = {}
+  for path in folder.glob('model.ckpt-*'):
+    if match := _PART.fullmatch(path.name):
+      parts.setdefault(match['prefix'], set()).add(match['part'])
+  for prefix, found in parts.items():
+    complete = {'index', 'data'} <= {part.partition('-')[0] for part in found - _partial(found)}
+    for part in _partial(found) if complete else found:
+      (folder / f'{prefix}.{part}').unlink(missing_ok=True)
+
+
+def _partial(parts: set[str]) -> set[str]:
+  return {part for part in parts if 'tempstate' in part}

@@ -1,0 +1,253 @@
+"""Where a training starts from: its own last checkpoint, another's, or random weights."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import json
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+from absl import logging
+
+from isl import checkpoints, files
+from isl.checkpoints import Checkpoint
+from isl.experiment import (
+  DEFAULT_BASE_DEPTH,
+  DEFAULT_MODEL,
+  DEFAULT_NUM_Z_VALUES,
+  Experiment,
+  Optimizer,
+  StackSpec,
+  input_stack,
+  target_stack,
+)
+from isl.models.networks import NETWORKS
+from isl.models.plan import NetworkPlan, make_plan, variable_shapes
+
+_RECORD = 'run.json'
+_HEADS = 'head/'
+# What a resumed run must have in common with the one that it goes on with.
+_BINDING_FLAGS = ('model', 'base_depth', 'num_z_values', 'optimizer', 'loss')
+# The layers that read the z-stack, for --norestore_inputs.
+_FIRST_LAYERS = {
+  'CONCORDANCE': ('Conv/',),
+  'FOVEA': ('lower_scale_0_recursion_0/', *(f'downscale_{scale}_0/' for scale in range(1, 5))),
+}
+# What TensorFlow calls an optimizer's state beside a variable.
+_SLOT = {Optimizer.ADAM: 'Adam', Optimizer.ADAGRAD: 'Adagrad', Optimizer.MOMENTUM: 'Momentum'}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Start:
+  """Where a training starts from, and with what network.
+
+  Attributes:
+    plan: the network.
+    inputs: the images that it reads.
+    targets: the labels that it predicts.
+    checkpoint: the values to begin with; None: all variables start fresh.
+    resumes: whether that is the training's own, with the optimizer's state and the step.
+    fresh: why a model variable does not start from the checkpoint, by its name. Of a resumed run:
+      those that did not when the run began.
+  """
+
+  plan: NetworkPlan
+  inputs: StackSpec
+  targets: StackSpec
+  checkpoint: Checkpoint | None
+  resumes: bool
+  fresh: Mapping[str, str]
+
+
+def find_start(experiment: Experiment) -> Start:
+  """Decides where a training starts from, and says so in the log.
+
+  Raises:
+    ValueError: a checkpoint is damaged, or does not fit the flags; or BASE was trained with others.
+    OSError: a folder cannot be read.
+  """
+  folder = experiment.train_directory
+  if folder.is_dir() and list(folder.glob('*.index')):
+    return _resume(experiment, Checkpoint(checkpoints.find_newest(folder)))
+  if experiment.restore_directory is not None:
+    return _restore(experiment, Checkpoint(checkpoints.find_newest(experiment.restore_directory)))
+  plan, inputs, targets = _network(experiment, None)
+  logging.info('Training starts from random weights')
+  shapes = variable_shapes(plan, inputs.keys + targets.keys)
+  fresh = {name: 'no checkpoint' for name, _ in shapes}
+  return Start(
+    plan=plan, inputs=inputs, targets=targets, checkpoint=None, resumes=False, fresh=fresh
+  )
+
+
+def _network(
+  experiment: Experiment, checkpoint: Checkpoint | None
+) -> tuple[NetworkPlan, StackSpec, StackSpec]:
+  """The network: as the flags say, or the checkpoint, or as the published one was."""
+  model, base_depth, num_z_values = DEFAULT_MODEL, DEFAULT_BASE_DEPTH, DEFAULT_NUM_Z_VALUES
+  if checkpoint is not None:
+    held = checkpoint.describe()
+    model, base_depth, num_z_values = held.model, held.base_depth, len(held.inputs.z_values)
+  num_z_values = experiment.num_z_values or num_z_values
+  plan = make_plan(
+    NETWORKS[experiment.model or model], experiment.base_depth or base_depth, num_z_values
+  )
+  return plan, input_stack(num_z_values), target_stack()
+
+
+def _resume(experiment: Experiment, checkpoint: Checkpoint) -> Start:
+  record = read_record(experiment.train_directory)
+  _check_record(experiment, record)
+  plan, inputs, targets = _network(experiment, checkpoint)
+  held = checkpoint.describe()
+  differing = _differing(checkpoint, plan, inputs, targets, {})
+  if differing:
+    raise ValueError(
+      f'--base_directory has a training of another network: {checkpoints.shown(differing)} in'
+      f' {str(checkpoint.prefix)!r}; give {_given_flags(experiment, checkpoint)} as there, or'
+      ' another --base_directory'
+    )
+  slot = _SLOT[experiment.training.optimizer]
+  if not any(name.endswith(f'/{slot}') for name in checkpoint.shapes):
+    raise ValueError(
+      f'--base_directory was not trained with --optimizer {experiment.training.optimizer.name}:'
+      f' {str(checkpoint.prefix)!r} has no variables named */{slot}; give the optimizer that it was'
+      ' trained with, or another --base_directory'
+    )
+  logging.info('Resuming from %s, step %d', checkpoint.prefix, held.global_step)
+  if experiment.restore_directory is not None:
+    logging.info('--restore_directory is for the beginning of a training, and is not read')
+  return Start(
+    plan=plan,
+    inputs=inputs,
+    targets=targets,
+    checkpoint=checkpoint,
+    resumes=True,
+    fresh=record.get('fresh', {}),
+  )
+
+
+def _check_record(experiment: Experiment, record: Mapping[str, Any]) -> None:
+  """Compares the flags with those of the run that began in this BASE.
+
+  Raises:
+    ValueError: one that must not change has.
+  """
+  began = record.get('flags', {})
+  now = dict(experiment.flags)
+  explicit = {
+    'model': experiment.model,
+    'base_depth': experiment.base_depth,
+    'num_z_values': experiment.num_z_values,
+  }
+  for name in _BINDING_FLAGS:
+    value = explicit[name] if name in explicit else now.get(name)
+    # The network's may be left out: the checkpoint has them.
+    if name in began and value is not None and value != began[name]:
+      raise ValueError(
+        f'--base_directory {str(experiment.base_directory)!r} was trained with --{name}'
+        f' {began[name]}, not {value}; give that, or another --base_directory'
+      )
+  for name, value in now.items():
+    if name in began and name not in _BINDING_FLAGS and value != began[name]:
+      logging.info('--%s is now %s; the training began with %s', name, value, began[name])
+
+
+def _given_flags(experiment: Experiment, checkpoint: Checkpoint) -> str:
+  held = checkpoint.describe()
+  return ' '.join(
+    checkpoint.needed_flags(
+      model=experiment.model or held.model,
+      base_depth=experiment.base_depth or held.base_depth,
+      num_z_values=experiment.num_z_values or len(held.inputs.z_values),
+    )
+  )
+
+
+def _restore(experiment: Experiment, checkpoint: Checkpoint) -> Start:
+  plan, inputs, targets = _network(experiment, checkpoint)
+  training = experiment.training
+  first_layers = _FIRST_LAYERS[plan.spec.name]
+  fresh = {}
+  shapes = dict(variable_shapes(plan, inputs.keys + targets.keys))
+  for name in shapes:
+    if name.startswith(_HEADS) and not training.restore_logits:
+      fresh[name] = '--norestore_logits'
+    elif name.startswith(first_layers) and not training.restore_inputs:
+      fresh[name] = '--norestore_inputs'
+    elif name.startswith(_HEADS) and name not in checkpoint.shapes:
+      fresh[name] = 'not in the checkpoint'
+  differing = _differing(checkpoint, plan, inputs, targets, fresh)
+  if differing:
+    needed = _given_flags(experiment, checkpoint)
+    if all(name.startswith(first_layers) for name, _, _ in differing):
+      needed += ', or --norestore_inputs to start the first layer fresh'
+    raise ValueError(
+      f'--restore_directory has another network: {checkpoints.shown(differing)} in'
+      f' {str(checkpoint.prefix)!r}; {len(shapes) - len(fresh) - len(differing):,} of'
+      f' {len(shapes):,} variables match; give {needed}'
+    )
+  logging.info(
+    'Restored %d of %d model variables from %s, step %d',
+    len(shapes) - len(fresh),
+    len(shapes),
+    checkpoint.prefix,
+    checkpoint.describe().global_step,
+  )
+  for reason, layers in _by_reason(fresh).items():
+    logging.info('Starting fresh (%s): %s', reason, ', '.join(layers))
+  return Start(
+    plan=plan, inputs=inputs, targets=targets, checkpoint=checkpoint, resumes=False, fresh=fresh
+  )
+
+
+def _differing(
+  checkpoint: Checkpoint,
+  plan: NetworkPlan,
+  inputs: StackSpec,
+  targets: StackSpec,
+  fresh: Mapping[str, str],
+) -> list[tuple[str, tuple[int, ...] | None, tuple[int, ...]]]:
+  """(name, shape in the checkpoint or None, shape in the network) of what cannot be restored."""
+  return [
+    (name, checkpoint.shapes.get(name), shape)
+    for name, shape in variable_shapes(plan, inputs.keys + targets.keys)
+    if name not in fresh and checkpoint.shapes.get(name) != shape
+  ]
+
+
+def _by_reason(fresh: Mapping[str, str]) -> dict[str, list[str]]:
+  """Layers instead of variables: `head/MAXPROJECT/DAPI_CONFOCAL`, `Conv`."""
+  layers: dict[str, dict[str, None]] = collections.defaultdict(dict)
+  for name, reason in fresh.items():
+    depth = 3 if name.startswith(_HEADS) else 1
+    layers[reason]['/'.join(name.split('/')[:depth])] = None
+  return {reason: list(names) for reason, names in layers.items()}
+
+
+def read_record(folder: pathlib.Path) -> dict[str, Any]:
+  """What the run that began in this folder wrote about itself; nothing of a foreign one.
+
+  Raises:
+    ValueError: the file is damaged.
+  """
+  path = folder / _RECORD
+  if not path.is_file():
+    return {}
+  try:
+    record: dict[str, Any] = json.loads(path.read_text(encoding='utf-8'))
+  except ValueError as e:
+    raise ValueError(f'{str(path)!r} is not JSON; delete it, or restore it: {e}') from e
+  return record
+
+
+def write_record(folder: pathlib.Path, record: Mapping[str, Any]) -> None:
+  """Writes it.
+
+  Raises:
+    OSError: it cannot be written.
+  """
+  with files.whole_file(folder / _RECORD) as partial:
+    partial.write_text(json.dumps(record, indent=2) + '\n', encoding='utf-8')

@@ -1,0 +1,194 @@
+"""TRAIN: fits a network to fields of view.
+
+Reads folders of images with labels, starts from a checkpoint or from random weights, and writes
+
+    BASE/train/
+      model.ckpt-*  checkpoint     checkpoints, and which is the newest
+      events.out.tfevents.*        for TensorBoard
+      run.json                     flags, versions, what was restored
+
+Started again with the same BASE, it goes on where it was.
+"""
+
+from __future__ import annotations
+
+import datetime
+import platform
+import secrets
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import tensorflow.compat.v1 as tf
+from absl import logging
+
+import isl
+from isl import files, packed_variables, restoration, training_data, training_hooks
+from isl.experiment import Experiment
+from isl.restoration import Start
+from isl.training_graph import TrainingGraph
+from isl.training_summaries import SummaryHook
+
+
+def run(experiment: Experiment) -> None:
+  """Trains until `number_of_steps`, or until it is stopped.
+
+  Raises:
+    ValueError: an image or a checkpoint is missing, damaged or does not fit; the loss is not
+      finite.
+    OSError: a file cannot be read or written.
+  """
+  with training_hooks.StopOnSignal() as stop:
+    start = restoration.find_start(experiment)
+    if _is_done(experiment, start):
+      return
+    fields = training_data.read_fields(
+      experiment.image_directories,
+      targets=start.targets,
+      stretch_targets=experiment.stretch_targets,
+    )
+    seed = experiment.random_seed
+    if seed is None:
+      seed = secrets.randbits(32)
+    patches = training_data.Patches(
+      fields,
+      sampling=experiment.sampling,
+      geometry=start.plan.spec.geometry,
+      inputs=start.inputs,
+      targets=start.targets,
+      seed=seed,
+      augment=True,
+      corruption=experiment.corruption,
+    )
+    files.check_writable(experiment.train_directory / 'checkpoint.test')
+    packed_variables.remove_partial(experiment.train_directory)
+    _write_record(experiment, start, seed)
+    with tf.Graph().as_default():
+      _train(experiment, TrainingGraph(experiment, start, patches), start, seed, stop)
+
+
+def _is_done(experiment: Experiment, start: Start) -> bool:
+  last = experiment.training.number_of_steps
+  if last is None or not start.resumes or start.checkpoint is None:
+    return False
+  step = start.checkpoint.describe().global_step
+  if step >= last:
+    logging.info('Nothing to do: step %d is reached, --number_of_steps is %d', step, last)
+  return step >= last
+
+
+def _train(
+  experiment: Experiment,
+  graph: TrainingGraph,
+  start: Start,
+  seed: int,
+  stop: training_hooks.StopOnSignal,
+) -> None:
+  training = experiment.training
+  folder = experiment.train_directory
+  saver = training_hooks.CheckpointSaver(folder, training.save_interval_secs, graph)
+  scaffold = tf.train.Scaffold(
+    init_fn=_initializer(graph, start, seed),
+    local_init_op=graph.iterator.initializer,
+    saver=saver.saver,
+  )
+  hooks: list[tf.train.SessionRunHook] = [
+    # First, since no other may see what a diverged step leaves.
+    training_hooks.LossGuard(graph),
+    training_hooks.ProgressLog(graph),
+    SummaryHook(folder, training.save_summaries_secs, graph, start),
+    saver,
+    stop,
+  ]
+  if training.number_of_steps is not None:
+    hooks.append(tf.train.StopAtStepHook(last_step=training.number_of_steps))
+  with tf.train.MonitoredTrainingSession(
+    scaffold=scaffold,
+    hooks=hooks,
+    config=_session_config(),
+    save_checkpoint_secs=None,
+    save_summaries_steps=None,
+    save_summaries_secs=None,
+    log_step_count_steps=None,
+  ) as session:
+    while not session.should_stop() and stop.received is None:
+      session.run(graph.train)
+  if stop.received is not None:
+    logging.info('Stopped by %s', stop.received)
+
+
+def _session_config() -> tf.ConfigProto:
+  # One operation after the other, on all cores: two at a time were not faster.
+  config = tf.ConfigProto(inter_op_parallelism_threads=1)
+  # Grappler's passes cost seconds of the first step and gained nothing measurable after it.
+  config.graph_options.rewrite_options.disable_meta_optimizer = True
+  return config
+
+
+def _initializer(
+  graph: TrainingGraph, start: Start, seed: int
+) -> Callable[[tf.train.Scaffold, tf.Session], None]:
+  """What gives the variables their first values, for a Scaffold."""
+  variables = graph.variables
+  vectors = {variables.weights: (variables.weight_packing, '{}')}
+  vectors[variables.averages] = (variables.average_packing, '{}')
+  scalars = []
+  if start.resumes:
+    for suffix, slot in variables.slots(graph.optimizer).items():
+      vectors[slot] = (variables.weight_packing, f'{{}}/{suffix}')
+    scalars = [variable for variable in tf.global_variables() if variable.shape.rank == 0]
+  placeholders = {
+    variable: tf.placeholder(variable.dtype.base_dtype, variable.shape)
+    for variable in [*vectors, *scalars]
+  }
+  assign = tf.group(*(v.assign(placeholder) for v, placeholder in placeholders.items()))
+
+  def initialize(scaffold: tf.train.Scaffold, session: tf.Session) -> None:
+    del scaffold
+    rng = np.random.default_rng(seed)
+
+    def value(name: str) -> np.ndarray:
+      if start.checkpoint is not None and (start.resumes or name not in start.fresh):
+        return start.checkpoint.value(name)
+      shapes = variables.weight_packing.shapes | variables.average_packing.shapes
+      return packed_variables.initial_value(name, shapes[name], rng)
+
+    session.run(
+      assign,
+      {
+        placeholders[variable]: packing.pack(lambda name, pattern=pattern: value(pattern.format(name)))
+        for variable, (packing, pattern) in vectors.items()
+      }
+      | {placeholders[variable]: value(variable.op.name) for variable in scalars},
+    )
+
+  return initialize
+
+
+def _write_record(experiment: Experiment, start: Start, seed: int) -> None:
+  """run.json: how the training began, and when it was started again."""
+  folder = experiment.train_directory
+  now = {
+    'time': datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds'),
+    'global_step': 0,
+    'random_seed': seed,
+    'versions': {
+      'python': platform.python_version(),
+      'isl': isl.__version__,
+      'tensorflow': tf.__version__,
+      'numpy': np.__version__,
+    },
+  }
+  record: dict[str, Any] = {}
+  if start.resumes:
+    assert start.checkpoint is not None
+    now['global_step'] = start.checkpoint.describe().global_step
+    record = restoration.read_record(folder)
+  else:
+    record = {
+      'restored_from': str(start.checkpoint.prefix.absolute()) if start.checkpoint else None,
+      'fresh': dict(start.fresh),
+      'flags': dict(experiment.flags),
+    }
+  record['starts'] = [*record.get('starts', []), now]
+  restoration.write_record(folder, record)

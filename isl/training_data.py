@@ -1,0 +1,308 @@
+"""Patches of fields of view for a loss: an endless stream, of which any part can be had at once.
+
+Everything about patch number j is a function of the seed and j, so that a resumed run goes on
+exactly where it was, and no other patch has to be read for it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import pathlib
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import tensorflow.compat.v1 as tf
+from absl import logging
+
+from isl import augment, data_provider, image_io
+from isl.experiment import MAXPROJECT, Corruption, Geometry, Sampling, StackSpec
+from isl.image_io import ImageFiles, ImageSet
+
+# What random numbers are for, between the seed and a running number.
+_CROP, _ORDER, _NOISE = range(1, 4)
+
+
+def read_fields(
+  directories: Iterable[str | os.PathLike[str]],
+  *,
+  targets: StackSpec,
+  stretch_targets: Sequence[str],
+) -> tuple[tuple[ImageSet, ...], ...]:
+  """Reads all fields of view of all folders, for training or for evaluating a loss.
+
+  Args:
+    directories: the folders.
+    targets: the labels that the network predicts.
+    stretch_targets: channels whose range in each field of view becomes [0, 1].
+
+  Returns:
+    For each folder its fields of view. Their names begin with the folder.
+
+  Raises:
+    OSError: a folder or a file cannot be read.
+    ValueError: a folder has no fields of view as `find_image_sets` wants them, none of the targets,
+      or a label that is not one of them; or a file is damaged, or a channel cannot be stretched.
+  """
+  found = [(pathlib.Path(d), image_io.find_image_sets(d)) for d in directories]
+  for directory, fields in found:
+    _check_targets(directory, fields, targets)
+  return tuple(
+    tuple(_read(directory, field, stretch_targets) for field in fields)
+    for directory, fields in found
+  )
+
+
+def _check_targets(
+  directory: pathlib.Path, fields: Sequence[ImageFiles], targets: StackSpec
+) -> None:
+  predicts = f'the network predicts {", ".join(targets.channels)}'
+  used = {part for channel in targets.channels for part in data_provider.parts_of(channel)}
+  lacking = sorted(
+    {key.channel for field in fields for key in field.paths if key.z == MAXPROJECT} - used
+    | {channel for field in fields for channel in field.unknown_targets}
+  )
+  if lacking:
+    raise ValueError(
+      f'{str(directory)!r} has images of {", ".join(lacking)} at z {MAXPROJECT}, of which the'
+      f' network knows nothing; {predicts}'
+    )
+  without = [
+    field.name
+    for field in fields
+    if not any(data_provider.is_recorded(channel, field.paths) for channel in targets.channels)
+  ]
+  if len(without) == len(fields):
+    raise ValueError(
+      f'{str(directory)!r} has no target: none of its fields of view has an image of a label at z'
+      f' {MAXPROJECT}; {predicts}'
+    )
+  for name in without:
+    logging.warning('%r: field of view %r has no target.', str(directory), name)
+
+
+def _read(directory: pathlib.Path, field: ImageFiles, stretch_targets: Sequence[str]) -> ImageSet:
+  # Folders may have fields of view of the same name.
+  image_set = dataclasses.replace(field.read(), name=str(directory / field.name))
+  return data_provider.with_stretched(image_set, stretch_targets)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Patch:
+  """What a network reads and should predict. Masks of the input are always 1 and left out.
+
+  Attributes:
+    input: float32 [row, column, z], intensities in [0, 1].
+    target_classes: uint8 [row, column, channel], round(255 * intensity), of the patch's centre.
+    target_mask: float32 [channel], 1 where there is truth, 0 (with classes 0) where there is none.
+  """
+
+  input: np.ndarray
+  target_classes: np.ndarray
+  target_mask: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Crop:
+  """A random square of a random field of view, which patches are cut from.
+
+  Attributes:
+    image_set: the field of view.
+    row: first of its rows, in pixels of the image.
+    column: first of its columns.
+    flip: whether it is flipped before it is turned; see `augment.flip_and_rotate`.
+    quarter_turns: how often it is turned.
+    distortion: of its transmitted light, an image for each depth of the field of view.
+  """
+
+  image_set: ImageSet
+  row: int
+  column: int
+  flip: bool
+  quarter_turns: int
+  distortion: augment.Distortion
+
+
+class Patches:
+  """An endless stream of patches, each of which can be read without the others.
+
+  Crops come from each folder in turn, so that all have the same weight, whatever number of fields
+  of view they have. The patches of each crop follow each other, row by row, and each `capacity`
+  successive ones are then put into random order among themselves.
+
+  Attributes:
+    per_crop: patches in a crop.
+    input_shape: [row, column, z] of a patch's input.
+    target_shape: [row, column, channel] of its target.
+  """
+
+  def __init__(
+    self,
+    folders: Sequence[Sequence[ImageSet]],
+    *,
+    sampling: Sampling,
+    geometry: Geometry,
+    inputs: StackSpec,
+    targets: StackSpec,
+    seed: int,
+    augment: bool,
+    corruption: Corruption,
+  ):
+    """Checks sizes; reads no pixel.
+
+    Args:
+      folders: fields of view.
+      sampling: sizes of crops and patches, and capacity.
+      geometry: the network's. A patch's input grows with `sampling.output_size`.
+      inputs: the images that the network reads.
+      targets: the labels that it predicts.
+      seed: decides all that is random; not negative.
+      augment: whether crops are flipped, turned and corrupted; their places are the same if not.
+      corruption: standard deviations for that.
+
+    Raises:
+      ValueError: a crop is larger than a field of view, or too small for a patch.
+    """
+    assert folders and all(folders), 'no field of view'
+    side = geometry.patch + sampling.output_size - geometry.output
+    self._folders = folders
+    self._sampling = sampling
+    self._margin = geometry.margin
+    self._inputs = inputs
+    self._targets = targets
+    self._seed = seed
+    self._augment = augment
+    self._corruption = corruption
+    self._check_sizes(side, geometry)
+    self._per_side = (sampling.crop_size - side) // sampling.patch_stride + 1
+    self.per_crop = self._per_side**2
+    self.input_shape = (side, side, len(inputs.keys))
+    self.target_shape = (sampling.output_size, sampling.output_size, len(targets.channels))
+
+  def _check_sizes(self, side: int, geometry: Geometry) -> None:
+    crop = self._sampling.crop_size
+    output = self._sampling.output_size
+    because = '' if output == geometry.output else f' with --loss_output_size {output}'
+    if crop < side:
+      raise ValueError(
+        f'--loss_crop_size must be at least {side}, the pixels that a patch of this network'
+        f' reads{because}; got {crop}'
+      )
+    for image_set in (image_set for fields in self._folders for image_set in fields):
+      rows, columns = image_set.size
+      shown = f'field of view {image_set.name!r} is {rows} rows x {columns} columns'
+      if min(rows, columns) < side:
+        raise ValueError(f'{shown}; a patch of this network reads {side} x {side} pixels{because}')
+      if min(rows, columns) < crop:
+        raise ValueError(
+          f'{shown}, too small for --loss_crop_size {crop}; expected a crop of {side} to'
+          f' {min(rows, columns)} pixels'
+        )
+
+  def _rng(self, purpose: int, number: int) -> np.random.Generator:
+    return np.random.default_rng([self._seed, purpose, number])
+
+  def place(self, number: int) -> tuple[int, int]:
+    """(number of the crop, index in it) of a patch."""
+    capacity = self._sampling.capacity
+    block, place = divmod(number, capacity)
+    shuffled = int(self._rng(_ORDER, block).permutation(capacity)[place])
+    return divmod(block * capacity + shuffled, self.per_crop)
+
+  def crop(self, number: int) -> Crop:
+    """Where a crop lies and what happens to it."""
+    rng = self._rng(_CROP, number)
+    fields = self._folders[number % len(self._folders)]
+    image_set = fields[int(rng.integers(len(fields)))]
+    row, column = (int(rng.integers(n - self._sampling.crop_size + 1)) for n in image_set.size)
+    corruption = self._corruption
+    flip, quarter_turns = augment.draw_orientation(rng)
+    if not self._augment:
+      flip, quarter_turns = False, 0
+      corruption = Corruption(multiplier_std=0, offset_std=0, noise_std=0)
+    return Crop(
+      image_set=image_set,
+      row=row,
+      column=column,
+      flip=flip,
+      quarter_turns=quarter_turns,
+      distortion=augment.draw_distortion(corruption, image_set.num_depths, rng),
+    )
+
+  def patch(self, number: int) -> Patch:
+    """Reads a patch; only its own pixels are touched.
+
+    Args:
+      number: 0, 1, 2, ..
+    """
+    crop_number, index = self.place(number)
+    crop = self.crop(crop_number)
+    size = self._sampling.crop_size
+    image_set = augment.view(
+      crop.image_set,
+      slice(crop.row, crop.row + size),
+      slice(crop.column, crop.column + size),
+      flip=crop.flip,
+      quarter_turns=crop.quarter_turns,
+    )
+    row, column = (i * self._sampling.patch_stride for i in divmod(index, self._per_side))
+    side, output = self.input_shape[0], self._sampling.output_size
+    depths = data_provider.depths_read(self._inputs, image_set.num_depths)
+    # A depth that the network sees twice is one image, with one noise: it is put at its positions
+    # when that is done. If nothing is to be done, to read it twice is quicker.
+    read = depths if crop.distortion.changes_nothing else sorted(set(depths))
+    light = data_provider.light_crop(
+      image_set, read, slice(row, row + side), slice(column, column + side)
+    )
+    light = augment.corrupt(light, crop.distortion.of(read), self._rng(_NOISE, number))
+    if read != depths:
+      light = np.take(light, [read.index(depth) for depth in depths], axis=-1)
+    row, column = row + self._margin, column + self._margin
+    target = data_provider.target_crop(
+      image_set, self._targets, slice(row, row + output), slice(column, column + output)
+    )
+    return Patch(
+      input=light,
+      target_classes=data_provider.classes_of(target[:, :, 0, :, 0]),
+      target_mask=target[0, 0, 0, :, 1],
+    )
+
+
+def dataset(
+  patches: Patches, first_patch: int | tf.Tensor, batch_size: int, num_threads: int
+) -> tf.data.Dataset:
+  """Endless batches, whose order does not depend on the threads.
+
+  The graph only refers to `patches`: its images are not copied into it.
+
+  Args:
+    patches: the stream.
+    first_patch: the number of the first patch of the first batch; may be an int64 scalar tensor.
+    batch_size: patches in a batch.
+    num_threads: threads that read patches.
+
+  Returns:
+    Of (float32 [batch, row, column, z], uint8 [batch, row, column, channel], float32 [batch,
+    channel]): inputs, target classes and target masks as a `Patch` has them.
+  """
+  shapes = (patches.input_shape, patches.target_shape, patches.target_shape[-1:])
+
+  def read(number: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    patch = patches.patch(int(number))
+    return patch.input, patch.target_classes, patch.target_mask
+
+  def read_tensors(number: tf.Tensor) -> tuple[tf.Tensor, ...]:
+    tensors = tf.numpy_function(read, [number], [tf.float32, tf.uint8, tf.float32])
+    return tuple(tf.ensure_shape(t, shape) for t, shape in zip(tensors, shapes, strict=True))
+
+  options = tf.data.Options()
+  options.deterministic = True
+  # Else they are the session's, and the next step's operations would wait for patches.
+  options.threading.private_threadpool_size = num_threads
+  return (
+    tf.data.Dataset.range(first_patch, np.iinfo(np.int64).max)
+    .map(read_tensors, num_parallel_calls=num_threads)
+    .batch(batch_size, drop_remainder=True)
+    .prefetch(1)
+    .with_options(options)
+  )

@@ -1,0 +1,133 @@
+"""The graph of a training step: patches in, losses, gradients, updates."""
+
+from __future__ import annotations
+
+import tensorflow.compat.v1 as tf
+
+from isl import losses, ops, tensorcheck, training_data
+from isl.experiment import Experiment, ImageKey, Optimizer, Training
+from isl.models import model_util, towers
+from isl.packed_variables import PackedVariables
+from isl.restoration import Start
+from isl.training_data import Patches
+
+_MOMENTUM = 0.875
+_RATE_DECAY = 0.999
+_AVERAGE_DECAY = 0.999
+
+
+class TrainingGraph:
+  """A training step in the current graph.
+
+  Attributes:
+    heads: the predicted images, inputs first.
+    variables: the model's.
+    optimizer: has been applied to them.
+    global_step: int64 scalar variable.
+    iterator: of the patches; it starts where the global step is.
+    inputs: the batch's input, float32 [batch, row, column, z], intensities in [0, 1].
+    logits: float32 [head, pixel, class], pixels being [batch, row, column].
+    classes: int32 [head, pixel], the true ones.
+    masks: float32 [head, pixel].
+    loss_by_head: float32 [head].
+    input_loss: mean of the input heads' losses.
+    target_loss: mean of the target heads'.
+    total_loss: the mean of both, which is minimized.
+    gradients: of the weights, [weight].
+    seconds_waiting: for the batch, in this step.
+    train: does a step.
+    step: the number of the step that is done, from 1 on.
+  """
+
+  def __init__(self, experiment: Experiment, start: Start, patches: Patches):
+    """Builds it.
+
+    Args:
+      experiment: says which loss and which optimizer.
+      start: has the network.
+      patches: what it is trained on.
+    """
+    self.heads: tuple[ImageKey, ...] = start.inputs.keys + start.targets.keys
+    num_inputs = len(start.inputs.keys)
+    self.global_step = tf.train.get_or_create_global_step()
+    self._read_batch(experiment, patches)
+    self.variables = PackedVariables(start.plan, self.heads)
+    statistics = model_util.BatchStatistics()
+    with tf.variable_scope('', custom_getter=self.variables.custom_getter):
+      features = towers.training_features(self.inputs, start.plan, statistics)
+      self.logits = model_util.training_logits(features, self.heads, statistics)
+    self.logits = tensorcheck.finite(self.logits, 'logits')
+    margin = start.plan.spec.geometry.margin
+    self._lay_out_truth(margin)
+    loss = losses.loss_function(experiment.loss)(self.logits, self.classes)
+    self.loss_by_head = losses.masked_mean(loss, self.masks)
+    of_inputs, of_targets = tf.split(
+      self.loss_by_head, [num_inputs, len(self.heads) - num_inputs]
+    )
+    self.input_loss, self.target_loss = tf.reduce_mean(of_inputs), tf.reduce_mean(of_targets)
+    self.total_loss = losses.total(of_inputs, of_targets)
+    (self.gradients,) = tf.gradients(self.total_loss, self.variables.read_weights)
+    self.optimizer = _make_optimizer(experiment.training, self.global_step)
+    with tf.control_dependencies([self._follow(statistics, start)]):
+      self.train = self.optimizer.apply_gradients(
+        [(self.gradients, self.variables.weights)], global_step=self.global_step
+      )
+    with tf.control_dependencies([self.train]):
+      self.step = self.global_step.read_value()
+
+  def _read_batch(self, experiment: Experiment, patches: Patches) -> None:
+    """The batch's tensors, and how long the step waited for them."""
+    sampling = experiment.sampling
+    batches = training_data.dataset(
+      patches,
+      first_patch=self.global_step.read_value() * sampling.batch_size,
+      batch_size=sampling.batch_size,
+      num_threads=sampling.num_threads,
+    )
+    self.iterator = tf.data.make_initializable_iterator(batches)
+    began = tf.timestamp()
+    with tf.control_dependencies([began]):
+      batch = self.iterator.get_next()
+    with tf.control_dependencies(batch):
+      arrived = tf.timestamp()
+    self.seconds_waiting = arrived - began
+    # Else the clock could be read after all that needs the batch.
+    with tf.control_dependencies([arrived]):
+      inputs, self._target_classes, self._target_masks = (tf.identity(t) for t in batch)
+    self.inputs = tensorcheck.bounded(inputs, 0, 1, 'input')
+
+  def _lay_out_truth(self, margin: int) -> None:
+    """`classes` and `masks` by head and pixel; the input heads' truth is the input's centre."""
+    centre = ops.class_of(ops.crop(self.inputs, margin))
+    by_head = tf.concat([centre, tf.cast(self._target_classes, tf.int32)], axis=-1)
+    self.classes = tf.reshape(tf.transpose(by_head, [3, 0, 1, 2]), [len(self.heads), -1])
+    batch, rows, columns, depths = centre.shape.as_list()
+    masks = tf.concat([tf.ones([batch, depths]), self._target_masks], axis=-1)
+    masks = tf.repeat(tf.transpose(masks), rows * columns, axis=1)
+    self.masks = tf.ensure_shape(masks, [len(self.heads), batch * rows * columns])
+
+  def _follow(self, statistics: model_util.BatchStatistics, start: Start) -> tf.Operation:
+    """Moves the averages towards what batch norm found in this batch.
+
+    Restored averages decay by 0.999. Those that start fresh warm up: with that, a network trained
+    from scratch could not be evaluated for thousands of steps.
+    """
+    packing = self.variables.average_packing
+    step = tf.cast(self.global_step.read_value(), tf.float32)
+    warming_up = tf.minimum(_AVERAGE_DECAY, (1 + step) / (10 + step))
+    is_fresh = packing.repeat(lambda name: float(name in start.fresh))
+    decay = _AVERAGE_DECAY + tf.constant(is_fresh) * (warming_up - _AVERAGE_DECAY)
+    averages = self.variables.averages
+    found = packing.pack_tensors(statistics.collected)
+    return averages.assign_sub((1 - decay) * (averages.read_value() - found)).op
+
+
+def _make_optimizer(training: Training, global_step: tf.Variable) -> tf.train.Optimizer:
+  if training.optimizer is Optimizer.ADAM:
+    return tf.train.AdamOptimizer(training.learning_rate)
+  if training.optimizer is Optimizer.ADAGRAD:
+    return tf.train.AdagradOptimizer(training.learning_rate)
+  rate = tf.train.exponential_decay(
+    training.learning_rate, global_step, training.learning_decay_steps, _RATE_DECAY
+  )
+  return tf.train.MomentumOptimizer(rate, _MOMENTUM)

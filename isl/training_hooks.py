@@ -1,0 +1,238 @@
+"""What happens between the steps of a training: log lines, checkpoints, stopping."""
+
+from __future__ import annotations
+
+import pathlib
+import signal
+import time
+from collections.abc import Sequence
+from types import FrameType
+from typing import Any
+
+import numpy as np
+import tensorflow.compat.v1 as tf
+from absl import logging
+
+from isl import packed_variables
+from isl.training_graph import TrainingGraph
+
+_SECONDS_BETWEEN_LINES = 5.0
+_SECONDS_BETWEEN_COMPLAINTS = 60.0
+_HOURS_BETWEEN_KEPT = 2.0
+CHECKPOINT_NAME = 'model.ckpt'
+
+
+class LossGuard(tf.train.SessionRunHook):
+  """Stops a training whose loss is not finite.
+
+  It comes before the hook that saves, so that what such a step leaves is never saved.
+  """
+
+  def __init__(self, graph: TrainingGraph):
+    """Watches the graph's losses."""
+    self._graph = graph
+
+  def before_run(self, run_context: Any) -> tf.train.SessionRunArgs:
+    """Asks for them."""
+    return tf.train.SessionRunArgs([self._graph.loss_by_head, self._graph.step])
+
+  def after_run(self, run_context: Any, run_values: Any) -> None:
+    """Looks at them.
+
+    Raises:
+      ValueError: naming the step and the heads.
+    """
+    by_head, step = run_values.results
+    check_finite_losses(self._graph, by_head, step)
+
+
+def check_finite_losses(graph: TrainingGraph, by_head: np.ndarray, step: int) -> None:
+  """Looks at the losses of a step.
+
+  Raises:
+    ValueError: one is not finite.
+  """
+  broken = [str(key) for key, loss in zip(graph.heads, by_head, strict=True) if not np.isfinite(loss)]
+  if broken:
+    more = f' and {len(broken) - 3} others' if len(broken) > 3 else ''
+    raise ValueError(
+      f'the loss of {", ".join(broken[:3])}{more} is not finite at step {step}; the newest'
+      ' checkpoint is from before; a smaller --learning_rate may help'
+    )
+
+
+class ProgressLog(tf.train.SessionRunHook):
+  """Says every few seconds how far a training is."""
+
+  def __init__(self, graph: TrainingGraph):
+    """Watches the graph."""
+    self._fetches = [graph.step, graph.total_loss, graph.seconds_waiting]
+    self._began: float | None = None
+    self._steps = 0
+    self._waited = 0.0
+
+  def before_run(self, run_context: Any) -> tf.train.SessionRunArgs:
+    """Asks for step, loss and the time for which the step waited for data."""
+    return tf.train.SessionRunArgs(self._fetches)
+
+  def after_run(self, run_context: Any, run_values: Any) -> None:
+    """Writes a line where it is time to, and one for the first step."""
+    step, loss, waited = run_values.results
+    now = time.monotonic()
+    if self._began is None:
+      # The first step of a graph takes seconds, which would spoil the speed.
+      logging.info('step %d: loss %.4f', step, loss)
+      self._began = now
+      return
+    self._steps += 1
+    self._waited += waited
+    elapsed = now - self._began
+    if elapsed >= _SECONDS_BETWEEN_LINES:
+      logging.info(
+        'step %d: loss %.4f, %.2f steps/s, %.1f%% of the time waiting for data',
+        step,
+        loss,
+        self._steps / elapsed,
+        100 * self._waited / elapsed,
+      )
+      self._began, self._steps, self._waited = now, 0, 0.0
+
+
+class CheckpointSaver(tf.train.CheckpointSaverHook):
+  """Saves every so many seconds, at the beginning and at the end.
+
+  A disk that is full does not stop the training: it goes on, the older checkpoints stay, and
+  saving is tried again.
+  """
+
+  def __init__(self, directory: pathlib.Path, seconds: float, graph: TrainingGraph):
+    """Prepares for saving all variables of the graph.
+
+    Args:
+      directory: where checkpoints go.
+      seconds: between them.
+      graph: of the training.
+    """
+    self._directory = directory
+    self._seconds = seconds
+    self.saver = packed_variables.make_saver(
+      graph.variables.named_tensors(graph.optimizer),
+      max_to_keep=5,
+      keep_checkpoint_every_n_hours=_HOURS_BETWEEN_KEPT,
+    )
+    self._global_step = graph.global_step
+    weights, averages = graph.variables.weights, graph.variables.averages
+    self._all_finite = tf.reduce_all(tf.is_finite(weights)) & tf.reduce_all(tf.is_finite(averages))
+    self._last_saved = -1
+    self._due = 0.0
+    self._complained = -_SECONDS_BETWEEN_COMPLAINTS
+    self._failure: str | None = None
+
+  def begin(self) -> None:
+    """Takes up the list of the folder's checkpoints, so that old ones go on being deleted."""
+    state = tf.train.get_checkpoint_state(self._directory)
+    if state is not None:
+      self.saver.recover_last_checkpoints(state.all_model_checkpoint_paths)
+      named = state.model_checkpoint_path.rsplit('-', 1)[-1]
+      self._last_saved = int(named) if named.isdecimal() else -1
+
+  def after_create_session(self, session: Any, coord: Any) -> None:
+    """Saves the beginning, unless this is a resumed run."""
+    step = int(session.run(self._global_step))
+    if step != self._last_saved:
+      self._save(session, step)
+    self._due = time.monotonic() + self._seconds
+
+  def before_run(self, run_context: Any) -> tf.train.SessionRunArgs:
+    """Asks for the step."""
+    return tf.train.SessionRunArgs(self._global_step)
+
+  def after_run(self, run_context: Any, run_values: Any) -> None:
+    """Saves where it is time to."""
+    del run_values
+    if time.monotonic() >= self._due:
+      self._save(run_context.session, int(run_context.session.run(self._global_step)))
+
+  def end(self, session: Any) -> None:
+    """Saves the end.
+
+    Raises:
+      OSError: it cannot.
+    """
+    step = int(session.run(self._global_step))
+    if step != self._last_saved:
+      self._save(session, step)
+    if self._failure is not None:
+      raise OSError(f'the last checkpoint, of step {step}, could not be saved: {self._failure}')
+
+  def _save(self, session: Any, step: int) -> None:
+    """Tries to.
+
+    Raises:
+      ValueError: a variable is not finite.
+    """
+    if not session.run(self._all_finite):
+      raise ValueError(
+        f'a weight is not finite after step {step}; the newest checkpoint is from before; a smaller'
+        ' --learning_rate may help'
+      )
+    prefix = self._directory / CHECKPOINT_NAME
+    try:
+      self.saver.save(session, str(prefix), global_step=step, write_meta_graph=False)
+    except (tf.errors.OpError, OSError, ValueError) as e:
+      self._fail(f'{prefix}-{step}', step, e)
+      return
+    self._failure = None
+    self._last_saved = step
+    self._due = time.monotonic() + self._seconds
+    logging.info('Saved %s-%d', prefix, step)
+
+  def _fail(self, prefix: str, step: int, error: Exception) -> None:
+    """Cleans up, and complains if the last time is long ago."""
+    packed_variables.remove_partial(self._directory)
+    reason = ' '.join(str(error).split())
+    self._failure = reason
+    now = time.monotonic()
+    self._due = now + min(self._seconds, _SECONDS_BETWEEN_COMPLAINTS)
+    if now - self._complained >= _SECONDS_BETWEEN_COMPLAINTS:
+      self._complained = now
+      logging.error(
+        'Checkpoint %s could not be saved, training goes on without: %s', prefix, reason
+      )
+
+
+class StopOnSignal(tf.train.SessionRunHook):
+  """Ends a training in good order on Ctrl-C and SIGTERM: the step is finished, then all is saved.
+
+  Used as a context manager around the session. A second signal does what it does elsewhere.
+  """
+
+  _SIGNALS: Sequence[signal.Signals] = (signal.SIGINT, signal.SIGTERM)
+
+  def __init__(self) -> None:
+    """Takes no signals yet."""
+    self.received: str | None = None
+    self._previous: dict[signal.Signals, Any] = {}
+
+  def __enter__(self) -> StopOnSignal:
+    self._previous = {s: signal.signal(s, self._receive) for s in self._SIGNALS}
+    return self
+
+  def __exit__(self, *_: object) -> None:
+    self._restore()
+
+  def _restore(self) -> None:
+    for number, handler in self._previous.items():
+      signal.signal(number, handler)
+    self._previous = {}
+
+  def _receive(self, number: int, frame: FrameType | None) -> None:
+    del frame
+    self.received = signal.Signals(number).name
+    self._restore()
+
+  def after_run(self, run_context: Any, run_values: Any) -> None:
+    """Stops after the step during which a signal came."""
+    del run_values
+    if self.received is not None:
+      run_context.request_stop()
