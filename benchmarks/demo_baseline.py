@@ -62,6 +62,12 @@ def parse_arguments() -> argparse.Namespace:
   return parser.parse_args()
 
 
+def _side(text: str) -> int:
+  if not text.isdecimal() or not int(text):
+    raise ValueError(f'--windows must be whole numbers from 1 on, a comma list, got {text!r}')
+  return int(text)
+
+
 def features(image_set: image_io.ImageSet, windows: Sequence[int]) -> np.ndarray:
   """1, the intensities at all depths, and their means over squares of each of the sides given.
 
@@ -171,8 +177,8 @@ def main() -> None:
   """The command line."""
   arguments = parse_arguments()
   channels = arguments.channels.split(',')
-  windows = [int(side) for side in arguments.windows.split(',')]
   try:
+    windows = [_side(text) for text in arguments.windows.split(',')]
     outputs = read_windows(arguments.predictions) if arguments.predictions else {}
     network = read_correlations(arguments.predictions) if arguments.predictions else {}
     weights = fit(arguments.train, channels, windows)

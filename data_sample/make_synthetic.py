@@ -23,6 +23,7 @@ import pathlib
 import re
 import sys
 from collections.abc import Callable, Sequence
+from typing import NoReturn
 
 import cv2
 import numpy as np
@@ -124,9 +125,17 @@ def write_fields(
       png_io.write_png(directory / image_name(well, z, channel), image)
 
 
+class _Parser(argparse.ArgumentParser):
+  """Says what is wrong in one line."""
+
+  def error(self, message: str) -> NoReturn:
+    """Ends the program, without the usage that argparse would print."""
+    self.exit(2, f'{self.prog}: error: {message}\n')
+
+
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
   """The command line; what is wrong in it is said in one line, with status 2."""
-  parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
+  parser = _Parser(description=__doc__.split('\n')[0])
   parser.add_argument('--directory', required=True, help='made if it is missing')
   parser.add_argument('--seed', type=_whole(0), default=0, help='of all that is random')
   parser.add_argument('--rows', type=_whole(32, 8192), default=512, help='of each image, in pixels')

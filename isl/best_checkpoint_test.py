@@ -118,6 +118,7 @@ def test_checkpoint_that_is_deleted_after_it_was_opened(train, tmp_path):
   best = BestCheckpoint(tmp_path / 'best', _SETTINGS, _FLAGS)
   prefix = train / 'model.ckpt-2'
   with best_checkpoint.opened(prefix) as contents:
+    assert contents
     for path in train.iterdir():
       path.unlink()
     assert best.offer(prefix, contents, 2, 0.5)
@@ -182,6 +183,7 @@ def test_kill(train, tmp_path, renaming):
   step, loss = (1, 0.5) if renaming <= 4 else (2, 0.4)
   assert _kept(folder) == step
   again = BestCheckpoint(folder, _SETTINGS, _FLAGS)
+  assert again.record
   assert again.record.total_loss == loss
   assert not _offer(again, train, 3, loss)
   assert _offer(again, train, 4, 0.3)

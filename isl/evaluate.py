@@ -76,7 +76,6 @@ class _Evaluator(abc.ABC):
   def __init__(self, experiment: Experiment):
     """Checks what can be checked before there is a checkpoint, for which one may wait long."""
     self._experiment = experiment
-    self._fields = field_labeling.find_fields(experiment)
     files.check_writable(experiment.evaluation_directory / 'events')
     self._opened_writer: SummaryWriter | None = None
 
@@ -126,6 +125,8 @@ class _Losses(_Evaluator):
 
   def __init__(self, experiment: Experiment):
     super().__init__(experiment)
+    for folder in experiment.image_directories:
+      image_io.find_image_sets(folder)
     self._folders: tuple[tuple[image_io.ImageSet, ...], ...] = ()
     self._read_for: StackSpec | None = None
     self._best: best_checkpoint.BestCheckpoint | None = None
@@ -250,6 +251,7 @@ class _Panels(_Evaluator):
         f'--infer_panels must name a panel for --metric {experiment.metric.name}:'
         f' {" or ".join(panel.name for panel in Panel)}; got none'
       )
+    self._fields = field_labeling.find_fields(experiment)
 
   def evaluate(self, checkpoint: Checkpoint) -> None:
     """Draws the panels."""

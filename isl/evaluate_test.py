@@ -9,16 +9,13 @@ import shutil
 import subprocess
 import sys
 
-import cv2
 import numpy as np
 import pytest
-from tensorboard.backend.event_processing import event_file_loader
-from tensorboard.util import tensor_util
 
 from isl import data_provider, image_io, launch, png_io, random_checkpoint, testing, watching
 from isl.checkpoints import Checkpoint, find_newest
 from isl.controller import Labeler
-from isl.experiment import TARGET_CHANNELS, Loss, Panel, Statistic, input_stack, target_stack
+from isl.experiment import TARGET_CHANNELS, Loss, Statistic, input_stack, target_stack
 
 # FOVEA's patches have 110 pixels.
 _ROWS, _COLUMNS = 139, 155
@@ -66,27 +63,9 @@ def _run(base, images, *flags, status=0):
   return outcome
 
 
-def _events(folder):
-  """(step, tag) -> array, of all event files."""
-  return {
-    (event.step, value.tag): tensor_util.make_ndarray(value.tensor)
-    for path in folder.iterdir()
-    for event in event_file_loader.EventFileLoader(str(path)).Load()
-    for value in event.summary.value
-  }
-
-
 def _losses(folder, step=1000):
   """Tag -> loss, of the events of one step."""
-  return {tag: float(value) for (at, tag), value in _events(folder).items() if at == step}
-
-
-def _picture(tensor):
-  """RGB uint8 of an image event."""
-  decoded = cv2.imdecode(np.frombuffer(tensor[2], np.uint8), cv2.IMREAD_UNCHANGED)
-  assert decoded is not None
-  assert [int(n) for n in tensor[:2]] == [decoded.shape[1], decoded.shape[0]]
-  return decoded[..., ::-1]
+  return {tag: float(value) for (at, tag), value in testing.events(folder).items() if at == step}
 
 
 def _expected_losses(checkpoint, images, statistic, size):
@@ -185,7 +164,8 @@ def test_losses_are_means_over_all_patches(checkpoint, images, tmp_path):
     flags = (f'--restore_directory={checkpoint}', '--eval_once', f'--metric_num_examples={count}')
     _run(base, images, *flags)
     found[count] = _losses(base / 'eval_eval_loss_CROSS_ENTROPY')
-  _run(tmp_path / 'more', images, *flags)
+  # Outputs of training's size would not be comparable.
+  _run(tmp_path / 'more', images, *flags, '--loss_output_size=24')
   assert _losses(tmp_path / 'more' / 'eval_eval_loss_CROSS_ENTROPY') == found[5]
   _run(tmp_path / 'other', images, *flags, '--random_seed=1')
   assert _losses(tmp_path / 'other' / 'eval_eval_loss_CROSS_ENTROPY') != found[5]
@@ -255,120 +235,16 @@ def test_evaluation_of_the_training_set_keeps_no_checkpoint(checkpoint, images, 
   assert [path.name for path in base.iterdir()] == ['eval_train_loss_CROSS_ENTROPY']
 
 
-@pytest.mark.parametrize('metric', ['STITCH', 'JITTER_STITCH'])
-def test_panels(checkpoint, images, tmp_path, metric):
+def test_folders_may_have_fields_of_one_name(checkpoint, images, tmp_path):
   base = tmp_path / 'base'
-  whitelist = 'NFH_CONFOCAL,DAPI_CONFOCAL,DEAD_CONFOCAL'
-  _run(
-    base,
-    images,
-    f'--metric={metric}',
-    f'--restore_directory={checkpoint}',
-    '--eval_once',
-    '--stitch_crop_size=130',
-    f'--infer_channel_whitelist={whitelist}',
-    '--augment_noise_std=0.2',
-    '--infer_size=2',
-  )
-  events = _events(base / f'eval_eval_{metric.lower()}')
-  assert set(events) == {(1000, f'{p.value.lower()}_error_panel') for p in Panel}
-  # 130 pixels hold 3 x 3 outputs of 8 pixels.
-  boxes = {}
-  for panel, rows in (('target', 3), ('input', 3)):
-    picture = _picture(events[1000, f'{panel}_error_panel'])
-    assert picture.shape == (rows * 32, 14 * 32, 3)
-    boxes[panel] = [testing.panel_boxes(strip, 14) for strip in np.split(picture, rows)]
-  (field,) = image_io.find_image_sets(images)
-  window = slice(_MARGIN, _MARGIN + 24)
-  stack = target_stack(whitelist.split(','))
-  truth = data_provider.target_crop(field.read(), stack, window, window)[:, :, 0, :, 0]
-  for i, row in enumerate(boxes['target']):
-    drawn = np.sort(row[5][..., 0].ravel())
-    # Jitter flips and turns the crop, which is not centred: then it is of the crop's middle.
-    if metric == 'STITCH':
-      np.testing.assert_array_equal(row[5][..., 0], (truth[..., i] * 65535).astype(int) >> 8)
-    assert drawn.any() == (i < 2)
-    assert (row[13] == 255 * (i < 2)).all()
-  for row in boxes['input']:
-    assert row[5].any()
-    assert (row[13] == 255).all()
-
-
-def test_cross_entropy_is_drawn_of_inputs_and_labels(checkpoint, images, tmp_path):
-  """Its mean over a patch is near the loss of the same patch."""
-  base = tmp_path / 'base'
-  field = tmp_path / 'field'
-  testing.write_image_set(field, rows=_PATCH, columns=_PATCH, depths=5, channels=_CHANNELS)
-  flags = (f'--restore_directory={checkpoint}', '--eval_once', '--loss_crop_size=110')
-  for metric in ('LOSS', 'STITCH'):
-    _run(base, field, f'--metric={metric}', *flags)
-  losses = _losses(base / 'eval_eval_loss_CROSS_ENTROPY')
-  events = _events(base / 'eval_eval_stitch')
-  for panel, stack in (('input', _INPUTS), ('target', _TARGETS)):
-    strips = np.split(_picture(events[1000, f'{panel}_error_panel']), len(stack.keys))
-    for key, strip in zip(stack.keys, strips, strict=True):
-      loss = losses[f'loss/{key}']
-      drawn = testing.panel_boxes(strip, 14)[6].mean() / 255
-      if loss > 0:
-        assert drawn <= min(loss, 1) + 0.01
-        assert drawn > 0.5 * min(loss, 1)
-
-
-def test_several_fields_of_view_have_a_tag_each(checkpoint, images, tmp_path):
-  both = shutil.copytree(images, tmp_path / 'both')
-  for path in images.iterdir():
-    shutil.copy(path, both / path.name.replace('well-A4', 'well-B5'))
-  base = tmp_path / 'base'
-  _run(
-    base,
-    both,
-    '--metric=STITCH',
-    f'--restore_directory={checkpoint}',
-    '--eval_once',
-    '--infer_panels=TARGET',
-    '--infer_channel_whitelist=DAPI_CONFOCAL',
-  )
-  tags = {f'target_error_panel/{field.name}' for field in image_io.find_image_sets(both)}
-  assert len(tags) == 2
-  assert set(_events(base / 'eval_eval_stitch')) == {(1000, tag) for tag in tags}
-
-
-def test_jitter_flips_turns_and_corrupts(checkpoint, images, tmp_path):
-  drawn = []
-  for number, flags in enumerate(
-    (['--random_seed=1'], ['--random_seed=1'], ['--random_seed=2', '--augment_offset_std=0.5'])
-  ):
-    base = tmp_path / str(number)
-    common = ['--metric=JITTER_STITCH', f'--restore_directory={checkpoint}', '--eval_once']
-    _run(base, images, *common, *flags)
-    events = _events(base / 'eval_eval_jitter_stitch')
-    drawn.append({tag: _picture(tensor) for (_, tag), tensor in events.items()})
-  for tag in drawn[0]:
-    np.testing.assert_array_equal(drawn[0][tag], drawn[1][tag])
-    assert drawn[0][tag].shape != drawn[2][tag].shape or (drawn[0][tag] != drawn[2][tag]).any()
-
-
-def test_stretched_targets(checkpoint, images, tmp_path):
-  """The whole range of intensities is drawn, and the loss is of other classes."""
-  dim = tmp_path / 'dim'
-  for path in images.iterdir():
-    image = png_io.read_png(path)
-    png_io.write_png(dim / path.name, image // 8 if 'DAPI' in path.name else image)
-  for name, flags in (('as_is', []), ('stretched', ['--stretch_targets=DAPI_CONFOCAL'])):
-    base = tmp_path / name
-    common = [f'--restore_directory={checkpoint}', '--eval_once', *flags]
-    for metric in ('LOSS', 'STITCH'):
-      _run(base, dim, f'--metric={metric}', *common, '--infer_channel_whitelist=DAPI_CONFOCAL')
-    picture = _picture(_events(base / 'eval_eval_stitch')[1000, 'target_error_panel'])
-    truth = testing.panel_boxes(picture, 14)[5]
-    assert (truth.max() > 250) == (name == 'stretched')
-    assert (truth.max() < 33) == (name == 'as_is')
-  losses = [
-    _losses(tmp_path / name / 'eval_eval_loss_CROSS_ENTROPY') for name in ('as_is', 'stretched')
-  ]
-  dapi, nfh = (f'loss/MAXPROJECT/{channel}' for channel in ('DAPI_CONFOCAL', 'NFH_CONFOCAL'))
-  assert losses[0][dapi] != losses[1][dapi]
-  assert losses[0][nfh] == losses[1][nfh]
+  other = shutil.copytree(images, tmp_path / 'other')
+  flags = ['--mode=EVAL_TRAIN', f'--restore_directory={checkpoint}', '--eval_once']
+  folders = f'--dataset_train_directory={images},{other}'
+  _run(base, '/no/such/folder', *flags, folders)
+  losses = _losses(base / 'eval_train_loss_CROSS_ENTROPY')
+  assert losses['total_loss'] > 0
+  line = _error(tmp_path / 'panels', '/no/such/folder', *flags, folders, '--metric=STITCH')
+  assert 'expected each field in one of them' in line
 
 
 def _error(base, images, *flags):

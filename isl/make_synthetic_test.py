@@ -259,8 +259,8 @@ def test_a_bad_flag_is_named_with_what_is_allowed(flag, value, allowed, capsys, 
   with pytest.raises(SystemExit) as stopped:
     make_synthetic.parse_arguments(['--directory', str(tmp_path / 'new'), f'{flag}={value}'])
   assert stopped.value.code == 2
-  *_, last = capsys.readouterr().err.splitlines()
-  assert flag in last and value in last and allowed in last
+  (line,) = capsys.readouterr().err.splitlines()
+  assert flag in line and value in line and allowed in line
 
 
 def test_the_command_line(tmp_path):
@@ -275,7 +275,7 @@ def test_the_command_line(tmp_path):
   assert failed.returncode == 1
   assert failed.stderr.startswith('--directory: ') and len(failed.stderr.splitlines()) == 1
   wrong = _run('--bits=9')
-  assert wrong.returncode == 2 and 'Traceback' not in wrong.stderr
+  assert wrong.returncode == 2 and len(wrong.stderr.splitlines()) == 1
 
 
 @pytest.mark.parametrize(

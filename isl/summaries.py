@@ -9,6 +9,7 @@ import socket
 import time
 from collections.abc import Iterator, Mapping
 from types import TracebackType
+from typing import SupportsFloat
 
 import cv2
 import numpy as np
@@ -57,7 +58,7 @@ class SummaryWriter:
   ) -> None:
     self.close()
 
-  def scalars(self, step: int, values: Mapping[str, float]) -> None:
+  def scalars(self, step: int, values: Mapping[str, SupportsFloat]) -> None:
     """Adds a point to the curve of each tag.
 
     Raises:
@@ -115,6 +116,14 @@ class SummaryWriter:
     for tag, array in values.items():
       summary.value.add(tag=tag, histo=_histogram(array.ravel()))
     self._add(summary, step)
+
+  def serialized(self, step: int, summary: bytes) -> None:
+    """Adds what a graph's summary operations give.
+
+    Raises:
+      OSError: the file cannot be written.
+    """
+    self._add(tf.Summary.FromString(summary), step)
 
   def close(self) -> None:
     """Completes the file.

@@ -13,7 +13,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 from unittest import mock
 
 import cv2
@@ -43,10 +43,15 @@ def shared_path(*parts: str) -> pathlib.Path:
   repository = pathlib.Path(__file__).resolve().parents[1]
   path = pathlib.Path(os.environ.get('ISL_SHARED') or repository.parent / 'shared', *parts)
   if not path.exists():
-    if os.environ.get('ISL_REQUIRE_SHARED') == '1':
-      pytest.fail(f'{path} is missing, and ISL_REQUIRE_SHARED=1 asks for it')
-    pytest.skip(f'{path} is missing')
+    skip_what_lacks(path)
   return path
+
+
+def skip_what_lacks(something: object) -> NoReturn:
+  """Skips the test, for which something is missing; with ISL_REQUIRE_SHARED=1 it fails instead."""
+  if os.environ.get('ISL_REQUIRE_SHARED') == '1':
+    pytest.fail(f'{something} is missing, and ISL_REQUIRE_SHARED=1 asks for it')
+  pytest.skip(f'{something} is missing')
 
 
 def python_process(code: str, *arguments: object) -> subprocess.Popen[str]:
@@ -141,6 +146,28 @@ def finish(process: subprocess.Popen[str], timeout: float = 300) -> Outcome:
 def files_in(folder: pathlib.Path) -> set[str]:
   """The paths of all files below a folder (which may be missing), as seen from it."""
   return {str(path.relative_to(folder)) for path in folder.rglob('*') if not path.is_dir()}
+
+
+def events(folder: pathlib.Path) -> dict[tuple[int, str], np.ndarray]:
+  """(step, tag) -> value of all event files in a folder, as TensorBoard loads them."""
+  # These load TensorFlow.
+  from tensorboard.backend.event_processing import event_file_loader
+  from tensorboard.util import tensor_util
+
+  return {
+    (event.step, value.tag): tensor_util.make_ndarray(value.tensor)
+    for path in sorted(folder.iterdir())
+    for event in event_file_loader.EventFileLoader(str(path)).Load()
+    for value in event.summary.value
+  }
+
+
+def event_picture(value: np.ndarray) -> np.ndarray:
+  """The picture of an event: RGB uint8 [row, column, color]; it must have the size it says."""
+  decoded = cv2.imdecode(np.frombuffer(value[2], np.uint8), cv2.IMREAD_UNCHANGED)
+  assert decoded is not None and decoded.dtype == np.uint8
+  assert [int(n) for n in value[:2]] == [decoded.shape[1], decoded.shape[0]]
+  return decoded[..., ::-1]
 
 
 def panel_boxes(strip: np.ndarray, count: int) -> list[np.ndarray]:

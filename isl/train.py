@@ -42,29 +42,53 @@ def run(experiment: Experiment) -> None:
     start = restoration.find_start(experiment)
     if _is_done(experiment, start):
       return
-    fields = training_data.read_fields(
-      experiment.image_directories,
-      targets=start.targets,
-      stretch_targets=experiment.stretch_targets,
-    )
     seed = experiment.random_seed
     if seed is None:
       seed = secrets.randbits(32)
-    patches = training_data.Patches(
-      fields,
-      sampling=experiment.sampling,
-      geometry=start.plan.spec.geometry,
-      inputs=start.inputs,
-      targets=start.targets,
-      seed=seed,
-      augment=True,
-      corruption=experiment.corruption,
-    )
+    patches = make_patches(experiment, start, seed)
     files.check_writable(experiment.train_directory / 'checkpoint.test')
     packed_variables.remove_partial(experiment.train_directory)
     _write_record(experiment, start, seed)
     with tf.Graph().as_default():
       _train(experiment, TrainingGraph(experiment, start, patches), start, seed, stop)
+
+
+def make_patches(experiment: Experiment, start: Start, seed: int) -> training_data.Patches:
+  """What is trained on.
+
+  Raises:
+    ValueError: an image is missing, damaged, or too small.
+    OSError: a file cannot be read.
+  """
+  return training_data.Patches(
+    training_data.read_fields(
+      experiment.image_directories,
+      targets=start.targets,
+      stretch_targets=experiment.stretch_targets,
+    ),
+    sampling=experiment.sampling,
+    geometry=start.plan.spec.geometry,
+    inputs=start.inputs,
+    targets=start.targets,
+    seed=seed,
+    augment=True,
+    corruption=experiment.corruption,
+  )
+
+
+def make_session(
+  experiment: Experiment, start: Start, seed: int
+) -> tuple[TrainingGraph, tf.Session]:
+  """A training at its start, without its hooks, for those who do the steps themselves."""
+  with tf.Graph().as_default() as tf_graph:
+    graph = TrainingGraph(experiment, start, make_patches(experiment, start, seed))
+    initialize = _initializer(graph, start, seed)
+    initialize_all = tf.global_variables_initializer()
+    session = tf.Session(graph=tf_graph, config=_session_config())
+    session.run(initialize_all)
+    initialize(tf.train.Scaffold(), session)
+    session.run(graph.iterator.initializer)
+  return graph, session
 
 
 def _is_done(experiment: Experiment, start: Start) -> bool:
@@ -96,7 +120,7 @@ def _train(
     # First, since no other may see what a diverged step leaves.
     training_hooks.LossGuard(graph),
     training_hooks.ProgressLog(graph),
-    SummaryHook(folder, training.save_summaries_secs, graph, start),
+    SummaryHook(folder, training.save_summaries_secs, graph),
     saver,
     stop,
   ]

@@ -20,8 +20,11 @@ class TrainingGraph:
   """A training step in the current graph.
 
   Attributes:
+    plan: the network.
     heads: the predicted images, inputs first.
+    num_targets: how many of them are labels.
     variables: the model's.
+    activations: each module's result, by the module's name.
     optimizer: has been applied to them.
     global_step: int64 scalar variable.
     iterator: of the patches; it starts where the global step is.
@@ -47,8 +50,10 @@ class TrainingGraph:
       start: has the network.
       patches: what it is trained on.
     """
+    self.plan = start.plan
     self.heads: tuple[ImageKey, ...] = start.inputs.keys + start.targets.keys
     num_inputs = len(start.inputs.keys)
+    self.num_targets = len(start.targets.keys)
     self.global_step = tf.train.get_or_create_global_step()
     self._read_batch(experiment, patches)
     self.variables = PackedVariables(start.plan, self.heads)
@@ -56,6 +61,7 @@ class TrainingGraph:
     with tf.variable_scope('', custom_getter=self.variables.custom_getter):
       features = towers.training_features(self.inputs, start.plan, statistics)
       self.logits = model_util.training_logits(features, self.heads, statistics)
+    self.activations = statistics.activations
     self.logits = tensorcheck.finite(self.logits, 'logits')
     margin = start.plan.spec.geometry.margin
     self._lay_out_truth(margin)

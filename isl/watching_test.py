@@ -5,11 +5,8 @@ from __future__ import annotations
 import pytest
 
 from isl import random_checkpoint, watching
+from isl.checkpoints import find_newest
 from isl.experiment import Evaluation
-
-
-class _Stop(Exception):
-  pass
 
 
 class _Training:
@@ -24,7 +21,7 @@ class _Training:
   def sleep(self, seconds):
     self.seconds.append(seconds)
     if not self._events:
-      raise _Stop
+      raise KeyboardInterrupt
     self._events.pop(0)(self)
 
   def nothing(self):
@@ -46,7 +43,7 @@ class _Training:
     try:
       for checkpoint in watching.new_checkpoints(self._folder, evaluation):
         steps.append(checkpoint.describe().global_step)
-    except _Stop:
+    except KeyboardInterrupt:
       pass
     return steps
 
@@ -88,10 +85,9 @@ def test_once_without_any_is_an_error(monkeypatch, tmp_path):
 def test_one_deleted_between_finding_and_opening(monkeypatch, tmp_path, ending):
   """All of it, or the first of its files so far."""
   training = _Training(monkeypatch, tmp_path, _write(3), _nothing, _write(8))
-  find = watching.find_newest
 
   def find_and_delete(folder):
-    prefix = find(folder)
+    prefix = find_newest(folder)
     if prefix.name == 'model.ckpt-3':
       training.delete(3, ending)
     return prefix

@@ -1,0 +1,133 @@
+"""Tests of evaluate.py through the command line: the error panels of STITCH and JITTER_STITCH."""
+
+from __future__ import annotations
+
+import shutil
+
+import numpy as np
+import pytest
+
+from isl import data_provider, image_io, launch, png_io, testing
+from isl.experiment import Panel, input_stack, target_stack
+
+# FOVEA's patches have 110 pixels.
+_PATCH, _MARGIN = 110, 51
+_INPUTS, _TARGETS = input_stack(3), target_stack()
+_DAPI = '--infer_channel_whitelist=DAPI_CONFOCAL'
+_NOISE = '--augment_noise_std=0.2'
+
+
+@pytest.fixture(scope='module')
+def setting(tmp_path_factory):
+  return testing.InferSetting(launch.run, tmp_path_factory)
+
+
+@pytest.fixture(scope='module')
+def evaluate(setting):
+  """Runs the program and gives the events that it wrote, by tag; all are of the step 1000."""
+
+  def run(metric, *flags, images=None):
+    base = setting.new_folder()
+    outcome = testing.run_in_process(
+      launch.run,
+      *setting.flags(base, images),
+      f'--metric={metric}',
+      '--eval_once',
+      f'--loss_crop_size={_PATCH}',
+      '--metric_num_examples=6',
+      *flags,
+    )
+    assert outcome.status == 0, outcome.stderr
+    (folder,) = base.glob('eval_eval_*')
+    events = testing.events(folder)
+    assert {step for step, _ in events} == {1000}
+    return {tag: value for (_, tag), value in events.items()}
+
+  return run
+
+
+@pytest.mark.parametrize('metric', ['STITCH', 'JITTER_STITCH'])
+def test_panels(setting, evaluate, metric):
+  whitelist = 'NFH_CONFOCAL,DAPI_CONFOCAL,DEAD_CONFOCAL'
+  events = evaluate(
+    metric,
+    '--stitch_crop_size=130',
+    f'--infer_channel_whitelist={whitelist}',
+    _NOISE,
+    '--infer_size=2',
+  )
+  assert set(events) == {f'{panel.value.lower()}_error_panel' for panel in Panel}
+  # 130 pixels hold 3 x 3 outputs of 8 pixels.
+  boxes = {}
+  for panel, rows in (('target', 3), ('input', 3)):
+    picture = testing.event_picture(events[f'{panel}_error_panel'])
+    assert picture.shape == (rows * 32, 14 * 32, 3)
+    boxes[panel] = [testing.panel_boxes(strip, 14) for strip in np.split(picture, rows)]
+  (field,) = image_io.find_image_sets(setting.images)
+  window = slice(_MARGIN, _MARGIN + 24)
+  stack = target_stack(whitelist.split(','))
+  truth = data_provider.target_crop(field.read(), stack, window, window)[:, :, 0, :, 0]
+  for i, row in enumerate(boxes['target']):
+    drawn = row[5][..., 0]
+    # Jitter flips and turns the crop.
+    if metric == 'STITCH':
+      np.testing.assert_array_equal(drawn, (truth[..., i] * 65535).astype(int) >> 8)
+    assert drawn.any() == (i < 2)
+    assert (row[13] == 255 * (i < 2)).all()
+  for row in boxes['input']:
+    assert row[5].any()
+    assert (row[13] == 255).all()
+
+
+def test_cross_entropy_is_drawn_of_inputs_and_labels(setting, evaluate, tmp_path):
+  """Its mean over the only patch is the loss, but for what is clipped."""
+  testing.write_image_set(
+    tmp_path, rows=_PATCH, columns=_PATCH, depths=5, channels=setting.channels
+  )
+  losses, events = (evaluate(metric, images=tmp_path) for metric in ('LOSS', 'STITCH'))
+  for panel, stack in (('input', _INPUTS), ('target', _TARGETS)):
+    strips = np.split(testing.event_picture(events[f'{panel}_error_panel']), len(stack.keys))
+    for key, strip in zip(stack.keys, strips, strict=True):
+      loss = losses[f'loss/{key}']
+      drawn = testing.panel_boxes(strip, 14)[6].mean() / 255
+      if loss > 0:
+        assert drawn <= min(loss, 1) + 0.01
+        assert drawn > 0.5 * min(loss, 1)
+
+
+def test_several_fields_of_view_have_a_tag_each(setting, evaluate, tmp_path):
+  both = shutil.copytree(setting.images, tmp_path / 'both')
+  for path in setting.images.iterdir():
+    shutil.copy(path, both / path.name.replace('well-A4', 'well-B5'))
+  events = evaluate('STITCH', '--infer_panels=TARGET', _DAPI, images=both)
+  tags = {f'target_error_panel/{field.name}' for field in image_io.find_image_sets(both)}
+  assert len(tags) == 2
+  assert set(events) == tags
+
+
+def test_jitter_flips_turns_and_corrupts(evaluate):
+  """As the seed says."""
+  flags = (['--random_seed=1'], ['--random_seed=1'], ['--random_seed=2', _NOISE])
+  drawn = [evaluate('JITTER_STITCH', *f, '--stitch_crop_size=130') for f in flags]
+  for tag in drawn[0]:
+    pictures = [testing.event_picture(events[tag]) for events in drawn]
+    np.testing.assert_array_equal(pictures[0], pictures[1])
+    assert pictures[0].shape == pictures[2].shape
+    assert (pictures[0] != pictures[2]).any()
+
+
+def test_stretched_targets(setting, evaluate, tmp_path):
+  """The whole range of intensities is drawn, and the loss is of other classes."""
+  for path in setting.images.iterdir():
+    image = png_io.read_png(path)
+    png_io.write_png(tmp_path / path.name, image // 8 if 'DAPI' in path.name else image)
+  losses = []
+  for flag, least, largest in ('', 0, 32), ('DAPI_CONFOCAL', 250, 255):
+    stretch = f'--stretch_targets={flag}'
+    events = evaluate('STITCH', stretch, _DAPI, images=tmp_path)
+    truth = testing.panel_boxes(testing.event_picture(events['target_error_panel']), 14)[5]
+    assert least <= truth.max() <= largest
+    losses.append(evaluate('LOSS', stretch, images=tmp_path))
+  for channel, stretched in ('DAPI_CONFOCAL', True), ('NFH_CONFOCAL', False):
+    one, other = (float(by_tag[f'loss/MAXPROJECT/{channel}']) for by_tag in losses)
+    assert (one != other) == stretched
