@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 
 from isl import data_provider, image_io, launch, png_io, testing
-from isl.experiment import Panel, input_stack, target_stack
+from isl.checkpoints import Checkpoint
+from isl.controller import Labeler
+from isl.experiment import Panel, Statistic, input_stack, target_stack
 
 # FOVEA's patches have 110 pixels.
 _PATCH, _MARGIN = 110, 51
@@ -80,19 +82,37 @@ def test_panels(setting, evaluate, metric):
 
 
 def test_cross_entropy_is_drawn_of_inputs_and_labels(setting, evaluate, tmp_path):
-  """Its mean over the only patch is the loss, but for what is clipped."""
+  """Of the only patch, pixel by pixel; that of labels without truth means nothing."""
   testing.write_image_set(
     tmp_path, rows=_PATCH, columns=_PATCH, depths=5, channels=setting.channels
   )
-  losses, events = (evaluate(metric, images=tmp_path) for metric in ('LOSS', 'STITCH'))
-  for panel, stack in (('input', _INPUTS), ('target', _TARGETS)):
-    strips = np.split(testing.event_picture(events[f'{panel}_error_panel']), len(stack.keys))
-    for key, strip in zip(stack.keys, strips, strict=True):
-      loss = losses[f'loss/{key}']
-      drawn = testing.panel_boxes(strip, 14)[6].mean() / 255
-      if loss > 0:
-        assert drawn <= min(loss, 1) + 0.01
-        assert drawn > 0.5 * min(loss, 1)
+  (field,) = image_io.find_image_sets(tmp_path)
+  image_set, centre = field.read(), slice(_MARGIN, _MARGIN + 8)
+  truth = [
+    data_provider.input_crop(image_set, _INPUTS, centre, centre)[:, :, :, 0, 0],
+    data_provider.target_crop(image_set, _TARGETS, centre, centre)[:, :, 0, :, 0],
+  ]
+  classes = np.moveaxis(data_provider.classes_of(np.concatenate(truth, axis=-1)), -1, 0)
+  checkpoint = Checkpoint(setting.checkpoint / 'model.ckpt-1000')
+  labeler = Labeler(
+    checkpoint.describe().plan(),
+    checkpoint,
+    heads=(*_INPUTS.keys, *_TARGETS.keys),
+    statistics=(Statistic.CROSS_ENTROPY,),
+    batch=1,
+    blocks=(1, 1),
+  )
+  whole = slice(0, _PATCH)
+  crop = data_provider.input_crop(image_set, _INPUTS, whole, whole)[np.newaxis]
+  (expected,) = labeler(crop, classes[:, np.newaxis]).values()
+  labeler.close()
+  expected = np.clip(expected[:, 0], 0, 1) * 255
+  events = evaluate('STITCH', images=tmp_path)
+  pictures = [testing.event_picture(events[f'{name}_error_panel']) for name in ('input', 'target')]
+  strips = np.split(np.concatenate(pictures), len(expected))
+  drawn = [testing.panel_boxes(strip, 14)[6][..., 0] for strip in strips]
+  np.testing.assert_allclose(drawn, expected, atol=1.1)
+  assert all((e < 255).any() for e in expected[:3]), 'nothing to tell apart'
 
 
 def test_several_fields_of_view_have_a_tag_each(setting, evaluate, tmp_path):

@@ -1,0 +1,125 @@
+"""Trainings that benchmarks take step by step."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+
+import numpy as np
+import tensorflow.compat.v1 as tf
+from absl import flags
+
+from isl import data_provider, launch, packed_variables, restoration, tiling, train
+from isl.checkpoints import Checkpoint, find_newest
+from isl.controller import Labeler
+from isl.experiment import ImageKey, StackSpec, Statistic
+from isl.image_io import ImageSet
+from isl.training_graph import TrainingGraph
+
+
+def start_training(
+  *, images: str | os.PathLike[str], base: str | os.PathLike[str], **options: object
+) -> tuple[TrainingGraph, tf.Session]:
+  """The graph that TRAIN has, and a session in which it has begun.
+
+  Args:
+    images: a folder.
+    base: BASE, where nothing is written.
+    **options: other flags of the program, by name.
+  """
+  flags.FLAGS.unparse_flags()
+  given = {
+    'mode': 'TRAIN',
+    'read_pngs': True,
+    'dataset_train_directory': images,
+    'base_directory': base,
+    **options,
+  }
+  for name in flags.FLAGS:
+    flags.FLAGS[name].unparse()
+  flags.FLAGS(['benchmark', *(f'--{name}={value}' for name, value in given.items())])
+  experiment = launch.make_experiment()
+  return train.make_session(experiment, restoration.find_start(experiment), seed=0)
+
+
+class HeldOut:
+  """Fields of view on which losses are computed, all blocks of them, with moving averages."""
+
+  def __init__(self, image_set: ImageSet, inputs: StackSpec, targets: StackSpec):
+    """Takes a field of view, and what the network reads and predicts."""
+    self._image_set = image_set
+    self._inputs = inputs
+    self._targets = targets
+
+  def losses(self, checkpoint: Checkpoint, tile_size: int = 16) -> dict[ImageKey, float]:
+    """Cross entropy of each head that has truth, over ln 256.
+
+    Args:
+      checkpoint: of the network.
+      tile_size: side of a tile in blocks.
+    """
+    plan = checkpoint.describe().plan()
+    geometry = plan.spec.geometry
+    heads = (*self._inputs.keys, *self._targets.keys)
+    num_blocks = tuple(geometry.num_blocks(n) for n in self._image_set.size)
+    blocks = tuple(tiling.tile_blocks(n, tile_size) for n in num_blocks)
+    labeler = Labeler(
+      plan,
+      checkpoint,
+      heads=heads,
+      statistics=(Statistic.CROSS_ENTROPY,),
+      batch=1,
+      blocks=(blocks[0], blocks[1]),
+    )
+    sums, pixels = np.zeros(len(heads)), 0
+    for tile in tiling.split((num_blocks[0], num_blocks[1]), labeler.blocks, geometry.output):
+      window = tile.input_window(geometry, labeler.blocks)
+      crop = data_provider.input_crop(self._image_set, self._inputs, *window)
+      truth = data_provider.classes_of(self._truth(*tile.output_window(geometry, labeler.blocks)))
+      outputs = labeler(crop[np.newaxis], np.moveaxis(truth, -1, 0)[:, np.newaxis])
+      own = tile.own(np.moveaxis(outputs[Statistic.CROSS_ENTROPY][:, 0], 0, -1))
+      sums += own.sum(axis=(0, 1))
+      pixels += own[..., 0].size
+    labeler.close()
+    means = dict(zip(heads, sums / pixels, strict=True))
+    absent = [
+      key
+      for key in self._targets.keys
+      if not data_provider.has_truth(self._image_set, key.channel)
+    ]
+    return {key: float(mean) for key, mean in means.items() if key not in absent}
+
+  def _truth(self, rows: slice, columns: slice) -> np.ndarray:
+    """[row, column, head]."""
+    light = data_provider.input_crop(self._image_set, self._inputs, rows, columns)
+    targets = data_provider.target_crop(self._image_set, self._targets, rows, columns)
+    return np.concatenate([light[..., 0, 0], targets[:, :, 0, :, 0]], axis=-1)
+
+  def total(self, losses: dict[ImageKey, float]) -> float:
+    """The total loss, in which labels without truth count as 0."""
+    of_inputs = sum(losses[key] for key in self._inputs.keys) / len(self._inputs.keys)
+    of_targets = sum(losses.get(key, 0.0) for key in self._targets.keys)
+    return 0.5 * of_inputs + 0.5 * of_targets / len(self._targets.keys)
+
+
+class Saver:
+  """Writes the state of a training step by step, for evaluation."""
+
+  def __init__(self, graph: TrainingGraph, session: tf.Session, folder: pathlib.Path):
+    """Adds what it needs to the graph."""
+    self._session = session
+    self._folder = folder
+    self._graph = graph
+    folder.mkdir(parents=True, exist_ok=True)
+    with session.graph.as_default():
+      tensors = graph.variables.named_tensors(graph.optimizer)
+      self._saver = packed_variables.make_saver(tensors, max_to_keep=1)
+
+  def save(self) -> Checkpoint:
+    """A checkpoint of now; the one before is deleted."""
+    step = self._session.run(self._graph.global_step)
+    path = os.fspath(self._folder / 'model.ckpt')
+    # A Saver looks for variables of its own where no graph is current.
+    with self._session.graph.as_default():
+      self._saver.save(self._session, path, global_step=step, write_meta_graph=False)
+    return Checkpoint(find_newest(self._folder))
