@@ -26,13 +26,13 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
 
+import machine
 import numpy as np
-import tensorflow.compat.v1 as tf
 
 from isl import checkpoints, data_provider, image_io, tiling
 from isl.controller import Labeler
@@ -64,22 +64,6 @@ def parse_arguments() -> argparse.Namespace:
   parser.add_argument('--batches', default='4,8,16,32,64', help='tried for PATCHES, a comma list')
   parser.add_argument('--peak_of', help=argparse.SUPPRESS)
   return parser.parse_args()
-
-
-def matmul_flop_per_second(size: int = 4096, repeats: int = 3) -> float:
-  """Speed of a large float32 matrix product, the best of some."""
-  with tf.Graph().as_default(), tf.Session() as session:
-    matrix = tf.get_variable('matrix', initializer=tf.random_normal([size, size]))
-    session.run(tf.global_variables_initializer())
-    product = tf.matmul(matrix, matrix).op
-    session.run(product)
-    return max(2 * size**3 / _seconds(lambda: session.run(product)) for _ in range(repeats))
-
-
-def _seconds(work: Callable[[], object]) -> float:
-  start = time.perf_counter()
-  work()
-  return time.perf_counter() - start
 
 
 def peak_memory_mb(arguments: argparse.Namespace, batch: int, blocks: int) -> float:
@@ -218,7 +202,8 @@ def measure(arguments: argparse.Namespace, checkpoint: checkpoints.Checkpoint) -
   def method(batch: int, blocks: int) -> Method:
     return Method(plan, checkpoint, heads, batch=batch, blocks=(blocks, blocks))
 
-  matmul = matmul_flop_per_second()
+  product = machine.MatrixProduct()
+  matmul = product.best_flop_per_second()
   trials = {}
   for batch in (int(n) for n in arguments.batches.split(',')):
     trial = method(batch, 1)
@@ -234,7 +219,7 @@ def measure(arguments: argparse.Namespace, checkpoint: checkpoints.Checkpoint) -
     )
     for _ in range(arguments.repeats)
   ]
-  matmul = max(matmul, matmul_flop_per_second())
+  matmul = max(matmul, product.best_flop_per_second())
   differences = compare(by_tile.evaluate(crop, tiles), by_patch.evaluate(crop, patches))
   patches_seconds, dense_seconds = (statistics.median(times) for times in zip(*rounds, strict=True))
   least = dense_flop(plan, len(heads)) / matmul

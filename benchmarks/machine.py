@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 import time
 from collections.abc import Callable
 
@@ -36,8 +35,3 @@ class MatrixProduct:
   def best_flop_per_second(self, repeats: int = 3) -> float:
     """The best of some."""
     return max(self.flop_per_second() for _ in range(repeats))
-
-
-def peak_memory_mb() -> float:
-  """The most that this process had in memory so far, in 10^6 bytes, TensorFlow included."""
-  return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6

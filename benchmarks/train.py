@@ -3,12 +3,14 @@
     python benchmarks/train.py
 
 Prints a table and, last, one JSON line. Training steps and a large float32 matrix product take
-turns in one process, since a machine's speed may change from one second to the next; a round's share
-is that of its own products' speed, and medians of the rounds are printed. FLOP are those of the
-convolutions of single patches (isl/models/flop.py), three times for forward and backward.
+turns in one process, since a machine's speed may change from one second to the next; a round's
+share is that of its own products' speed, and medians of the rounds are printed. FLOP are those of
+the convolutions of single patches (isl/models/flop.py), three times for forward and backward.
 
-The images are noise, unless --images names a folder. Peak memory is the process's, with
-TensorFlow itself (about 400 MB), before the matrices of the product are made.
+Before that, the program itself is run for a few steps: for the time from the command to the end of
+the first step, and for the peak memory, TensorFlow itself (about 400 MB) included.
+
+The images are noise, unless --images names a folder.
 """
 
 from __future__ import annotations
@@ -17,20 +19,22 @@ import argparse
 import json
 import os
 import pathlib
+import resource
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 
-START = time.time()
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
 
 import machine
-import tensorflow.compat.v1 as tf
-from absl import flags
+import training
 
-from isl import launch, random_field, restoration, train
+from isl import random_field
 from isl.models.flop import patch_flop
-from isl.training_graph import TrainingGraph
+
+_STEPS_FOR_MEMORY = 4
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -46,76 +50,87 @@ def parse_arguments() -> argparse.Namespace:
   return parser.parse_args()
 
 
-def make_graph(arguments: argparse.Namespace, folder: str) -> tuple[TrainingGraph, tf.Session]:
-  """The graph that TRAIN has with these options, and a session in which it has begun."""
-  images = arguments.images or os.path.join(folder, 'images')
-  if not arguments.images:
-    random_field.write_image_set(pathlib.Path(images), rows=600, columns=600, depths=13)
-  options = [f'--{name}={getattr(arguments, name)}' for name in ('model', 'base_depth', 'num_z_values')]
-  flags.FLAGS(
-    [
-      'benchmark',
-      *options,
-      '--mode=TRAIN',
-      '--read_pngs',
-      f'--dataset_train_directory={images}',
-      f'--preprocess_batch_size={arguments.batch}',
-      f'--base_directory={folder}',
-    ]
-  )
-  experiment = launch.make_experiment()
-  start = restoration.find_start(experiment)
-  return train.make_session(experiment, start, seed=0)
+def run_program(options: dict[str, object], base: pathlib.Path) -> dict[str, float]:
+  """Seconds from the command to the end of the first step, and the peak memory in 10^6 bytes."""
+  given = {**options, 'base_directory': base, 'number_of_steps': _STEPS_FOR_MEMORY}
+  command = [sys.executable, '-m', 'isl.launch', *(f'--{k}={v}' for k, v in given.items())]
+  began = time.perf_counter()
+  with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+    assert process.stderr is not None
+    log = []
+    seconds = 0.0
+    for line in process.stderr:
+      log.append(line)
+      if 'step 1:' in line:
+        seconds = time.perf_counter() - began
+  if process.returncode:
+    sys.exit(''.join(log))
+  # Linux counts in KiB.
+  peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024 / 1e6
+  return {'until_first_step_s': seconds, 'peak_mb': peak}
+
+
+def measure(arguments: argparse.Namespace, options: dict[str, object]) -> dict[str, object]:
+  """Steps and products in turns."""
+  graph, session = training.start_training(**options)
+  step = [graph.train, graph.seconds_waiting]
+  # The first two of each start kernels and threads.
+  for _ in range(2):
+    session.run(step)
+  product = machine.MatrixProduct()
+  flop = 3 * patch_flop(graph.plan, len(graph.heads)) * arguments.batch
+  seconds, shares, products, waits = [], [], [], []
+  for _ in range(arguments.rounds):
+    speeds = [product.flop_per_second()]
+    began = time.perf_counter()
+    waited = sum(session.run(step)[1] for _ in range(arguments.steps))
+    elapsed = time.perf_counter() - began
+    speeds.append(product.flop_per_second())
+    seconds.append(elapsed / arguments.steps)
+    products.append(statistics.mean(speeds))
+    shares.append(flop / seconds[-1] / products[-1])
+    waits.append(waited / elapsed)
+  session.close()
+  typical = statistics.median(seconds)
+  return {
+    'seconds_per_step': typical,
+    'steps_per_s': 1 / typical,
+    'gflop_per_step': flop / 1e9,
+    'gflop_per_s': flop / typical / 1e9,
+    'matmul_gflop_per_s': statistics.median(products) / 1e9,
+    'share_of_matmul': statistics.median(shares),
+    'shares_of_matmul': [round(share, 3) for share in shares],
+    'share_waiting': statistics.median(waits),
+  }
 
 
 def main() -> None:
   """Measures and prints."""
   arguments = parse_arguments()
-  with tempfile.TemporaryDirectory() as folder:
-    graph, session = make_graph(arguments, folder)
-    step = [graph.train, graph.seconds_waiting]
-    first = machine.seconds(lambda: session.run(step))
-    until_first_step = time.time() - START
-    for _ in range(arguments.steps):
-      session.run(step)
-    peak = machine.peak_memory_mb()
-    product = machine.MatrixProduct()
-    plan_flop = 3 * patch_flop(graph.plan, len(graph.heads)) * arguments.batch
-    seconds, shares, products, waits = [], [], [], []
-    for _ in range(arguments.rounds):
-      speeds = [product.flop_per_second()]
-      began = time.perf_counter()
-      waited = sum(session.run(step)[1] for _ in range(arguments.steps))
-      elapsed = time.perf_counter() - began
-      speeds.append(product.flop_per_second())
-      seconds.append(elapsed / arguments.steps)
-      products.append(statistics.mean(speeds))
-      shares.append(plan_flop / seconds[-1] / products[-1])
-      waits.append(waited / elapsed)
-    session.close()
-  result = {
-    'batch': arguments.batch,
-    'base_depth': arguments.base_depth,
-    'num_z_values': arguments.num_z_values,
-    'steps_per_s': 1 / statistics.median(seconds),
-    'seconds_per_step': statistics.median(seconds),
-    'gflop_per_step': plan_flop / 1e9,
-    'gflop_per_s': plan_flop / statistics.median(seconds) / 1e9,
-    'matmul_gflop_per_s': statistics.median(products) / 1e9,
-    'share_of_matmul': statistics.median(shares),
-    'shares': [round(share, 3) for share in shares],
-    'share_waiting': statistics.median(waits),
-    'peak_mb': peak,
-    'first_step_s': first,
-    'until_first_step_s': until_first_step,
-  }
-  print(f'steps per second:               {result["steps_per_s"]:.2f}')
-  print(f'GFLOP per second:               {result["gflop_per_s"]:.0f}')
+  with tempfile.TemporaryDirectory() as name:
+    folder = pathlib.Path(name)
+    images = arguments.images
+    if not images:
+      images = folder / 'images'
+      random_field.write_image_set(images, rows=600, columns=600, depths=13)
+    options: dict[str, object] = {
+      'mode': 'TRAIN',
+      'read_pngs': True,
+      'dataset_train_directory': images,
+      'base_directory': folder / 'none',
+      'model': arguments.model,
+      'base_depth': arguments.base_depth,
+      'num_z_values': arguments.num_z_values,
+      'preprocess_batch_size': arguments.batch,
+    }
+    result = vars(arguments) | run_program(options, folder / 'base') | measure(arguments, options)
+  print(f'seconds per step:               {result["seconds_per_step"]:.3f}')
+  print(f'GFLOP/s:                        {result["gflop_per_s"]:.0f}')
   print(f'matrix product, GFLOP/s:        {result["matmul_gflop_per_s"]:.0f}')
   print(f"share of the product's speed:   {result['share_of_matmul']:.3f}")
   print(f'share of time waiting for data: {result["share_waiting"]:.4f}')
-  print(f'peak memory, MB:                {peak:.0f}')
-  print(f'from the start to the end of the first step, s: {until_first_step:.1f}')
+  print(f'peak memory, MB:                {result["peak_mb"]:.0f}')
+  print(f'command to first step, s:       {result["until_first_step_s"]:.1f}')
   print(json.dumps(result))
 
 

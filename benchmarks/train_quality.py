@@ -2,15 +2,17 @@
 
     python benchmarks/train_quality.py
 
-One field of view is cut in two: the rows above --split are trained on, those below held out. Every
+One field of view is cut in two: the rows above --split are trained on, those below held out. Each
 setting WINDOW:BATCH:RATE (side of a patch's output in pixels, --loss_output_size; patches in a
-batch; Adam's learning rate) starts from the same weights and trains the same network. First those of
---grid, for --grid_seconds each; the best of each window size, and the original's defaults
+batch; Adam's learning rate) starts from the same weights and trains the same network. First those
+of --grid, for --grid_seconds each; the best of each window size, and the original's defaults
 (8:16:1e-4), then start again and train for --seconds. They do so in turns of --turn seconds, so
 that all see the same machine, and only steps are counted. Held-out losses are those of all blocks,
-with the moving averages. Prints these over time; the time at which the best larger window reaches
-the final loss of the best 8 x 8 patches, and that at which the best of all reaches the defaults', as
-ratios; last, one JSON line.
+with the moving averages.
+
+Prints these over time; as ratios, the time at which the best larger window reaches the final loss
+of the best 8 x 8 patches, and that at which the best of all reaches the defaults'; last, one JSON
+line.
 """
 
 from __future__ import annotations
@@ -122,8 +124,10 @@ class Arm:
     geometry = NETWORKS[arguments.model].geometry
     side = geometry.patch - geometry.output + setting.window
     self._graph, self._session = training.start_training(
-      images=folder / 'trained',
-      base=folder / 'base',
+      mode='TRAIN',
+      read_pngs=True,
+      dataset_train_directory=folder / 'trained',
+      base_directory=folder / 'base',
       model=arguments.model,
       base_depth=arguments.base_depth,
       num_z_values=arguments.num_z_values,

@@ -17,27 +17,15 @@ from isl.image_io import ImageSet
 from isl.training_graph import TrainingGraph
 
 
-def start_training(
-  *, images: str | os.PathLike[str], base: str | os.PathLike[str], **options: object
-) -> tuple[TrainingGraph, tf.Session]:
-  """The graph that TRAIN has, and a session in which it has begun.
+def start_training(**options: object) -> tuple[TrainingGraph, tf.Session]:
+  """The graph that TRAIN has, and a session in which it has begun; nothing is written.
 
   Args:
-    images: a folder.
-    base: BASE, where nothing is written.
-    **options: other flags of the program, by name.
+    **options: flags of the program, by name.
   """
-  flags.FLAGS.unparse_flags()
-  given = {
-    'mode': 'TRAIN',
-    'read_pngs': True,
-    'dataset_train_directory': images,
-    'base_directory': base,
-    **options,
-  }
   for name in flags.FLAGS:
     flags.FLAGS[name].unparse()
-  flags.FLAGS(['benchmark', *(f'--{name}={value}' for name, value in given.items())])
+  flags.FLAGS(['benchmark', *(f'--{name}={value}' for name, value in options.items())])
   experiment = launch.make_experiment()
   return train.make_session(experiment, restoration.find_start(experiment), seed=0)
 
@@ -83,9 +71,7 @@ class HeldOut:
     labeler.close()
     means = dict(zip(heads, sums / pixels, strict=True))
     absent = [
-      key
-      for key in self._targets.keys
-      if not data_provider.has_truth(self._image_set, key.channel)
+      key for key in self._targets.keys if not data_provider.has_truth(self._image_set, key.channel)
     ]
     return {key: float(mean) for key, mean in means.items() if key not in absent}
 

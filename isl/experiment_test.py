@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from isl import experiment
-from isl.experiment import Experiment, Geometry, ImageKey, InferMethod, Metric, Mode
+from isl.experiment import Experiment, Geometry, ImageKey, InferMethod, Loss, Metric, Mode
 
 _PATCH_250 = Geometry(patch=250, output=8)
 

@@ -133,7 +133,8 @@ _network.switch('restore_inputs', True,
                 'Restore the first layer (TRAIN); false: the number of z depths may change.')
 _network.choice('model', DEFAULT_MODEL, ['CONCORDANCE', 'FOVEA'],
                 "The network. Where not given, the checkpoint's.")
-_network.integer('base_depth', DEFAULT_BASE_DEPTH, "The network's width. Where not given, the checkpoint's.")
+_network.integer('base_depth', DEFAULT_BASE_DEPTH,
+                 "The network's width. Where not given, the checkpoint's.")
 _network.integer('num_z_values', DEFAULT_NUM_Z_VALUES,
                  "z depths that the network reads. Where not given, the checkpoint's.")
 
@@ -353,8 +354,12 @@ def _run_mode(experiment: Experiment) -> None:
   # Loading TensorFlow says in four lines what no user asked for; no environment variable stops it.
   with _quiet_stderr():
     # Not at the top: it takes seconds, for which a misspelt flag should not have to wait.
+    import tensorflow.compat.v1 as tf
+
     from isl import checkpoints, evaluate, infer, tensorcheck, train
 
+  # It warns of functions that its own Saver uses, over several lines.
+  tf.logging.set_verbosity(tf.logging.ERROR)
   tensorcheck.enable(FLAGS.tensorcheck_enable_checks)
   if experiment.mode is Mode.DESCRIBE:
     checkpoint = checkpoints.Checkpoint(checkpoints.find_newest(experiment.checkpoint_directory))

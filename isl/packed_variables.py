@@ -69,9 +69,9 @@ class Packing:
     """The vector's."""
     return sum(self._sizes)
 
-  def pack(self, value: Callable[[str], np.ndarray]) -> np.ndarray:
-    """The vector, from each array by its name."""
-    return np.concatenate([np.ravel(value(name)) for name in self.shapes])
+  def pack(self, arrays: Mapping[str, np.ndarray]) -> np.ndarray:
+    """The vector of arrays, by name."""
+    return np.concatenate([np.ravel(arrays[name]) for name in self.shapes])
 
   def repeat(self, value: Callable[[str], float]) -> np.ndarray:
     """A vector that has one number in each array's whole place."""

@@ -23,6 +23,7 @@ from absl import app, logging
 from absl.testing import flagsaver
 
 from isl import image_io, png_io
+from isl.experiment import Geometry
 from isl.random_field import PUBLISHED as PUBLISHED
 from isl.random_field import SAMPLE as SAMPLE
 from isl.random_field import field_name as field_name
@@ -271,3 +272,93 @@ class InferSetting:
     assert outcome.status == 0, outcome.stderr
     assert not outcome.error_lines
     return InferRun(base / 'eval_eval_infer' / '00001000', outcome)
+
+
+class TrainRun:
+  """What a run of TRAIN wrote.
+
+  Attributes:
+    folder: BASE/train.
+    outcome: how it ended.
+  """
+
+  def __init__(self, folder: pathlib.Path, outcome: Outcome):
+    """Reads nothing yet."""
+    self.folder = folder
+    self.outcome = outcome
+
+  @property
+  def record(self) -> dict[str, Any]:
+    """run.json."""
+    record: dict[str, Any] = json.loads((self.folder / 'run.json').read_text())
+    return record
+
+  @property
+  def steps(self) -> list[int]:
+    """Of the checkpoints that are there."""
+    return sorted(int(path.stem.rpartition('-')[2]) for path in self.folder.glob('*.index'))
+
+  def values(self, step: int) -> dict[str, np.ndarray]:
+    """All variables of a checkpoint, the optimizer's too, by name."""
+    from isl import checkpoints
+
+    checkpoint = checkpoints.Checkpoint(self.folder / f'model.ckpt-{step}')
+    return {name: checkpoint.value(name) for name in checkpoint.shapes}
+
+
+class TrainSetting:
+  """A field of view with three labels, and runs of TRAIN of a narrow FOVEA.
+
+  Attributes:
+    images: the folder of the field of view, of 3 depths.
+    network: the flags that name the network.
+  """
+
+  network = ('--model=FOVEA', '--base_depth=6', '--num_z_values=3')
+
+  def __init__(self, run: Callable[[], None], tmp_path_factory: pytest.TempPathFactory):
+    """Writes the images; `run` is the console script."""
+    self._run = run
+    self._tmp = tmp_path_factory
+    self.images = self.new_folder()
+    write_image_set(self.images, rows=160, columns=160)
+
+  def new_folder(self) -> pathlib.Path:
+    """An empty one."""
+    return self._tmp.mktemp('train')
+
+  def flags(self, base: pathlib.Path) -> list[str]:
+    """The command line of a run that writes to `base`; the network is not in it."""
+    return [
+      '--mode=TRAIN',
+      '--read_pngs',
+      f'--dataset_train_directory={self.images}',
+      '--loss_crop_size=130',
+      '--preprocess_batch_size=2',
+      f'--base_directory={base}',
+    ]
+
+  def run(self, *flags: str, base: pathlib.Path | None = None) -> TrainRun:
+    """Runs the program in this process, with more flags; it must succeed."""
+    base = base or self.new_folder()
+    outcome = run_in_process(self._run, *self.flags(base), *flags)
+    assert outcome.status == 0, outcome.stderr
+    assert not outcome.error_lines, outcome.stderr
+    return TrainRun(base / 'train', outcome)
+
+
+def make_fovea_shallow(monkeypatch: pytest.MonkeyPatch) -> None:
+  """Leaves FOVEA the first of its towers alone, which takes a quarter of the time to build."""
+  from isl.models import fovea, networks
+
+  shallow = dataclasses.replace(
+    fovea.FOVEA, geometry=Geometry(patch=36, output=8), crops=(36,), lower_recursions=(10,)
+  )
+  monkeypatch.setitem(networks.NETWORKS, 'FOVEA', shallow)
+
+
+def assert_same_values(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> None:
+  """To the bit."""
+  assert a.keys() == b.keys()
+  differing = [name for name in a if not np.array_equal(a[name], b[name])]
+  assert not differing

@@ -154,39 +154,47 @@ def _initializer(
 ) -> Callable[[tf.train.Scaffold, tf.Session], None]:
   """What gives the variables their first values, for a Scaffold."""
   variables = graph.variables
-  vectors = {variables.weights: (variables.weight_packing, '{}')}
-  vectors[variables.averages] = (variables.average_packing, '{}')
+  # How a checkpoint calls what each packed variable holds of a model variable.
+  packed = {
+    variables.weights: (variables.weight_packing, '{}'),
+    variables.averages: (variables.average_packing, '{}'),
+  }
   scalars = []
   if start.resumes:
-    for suffix, slot in variables.slots(graph.optimizer).items():
-      vectors[slot] = (variables.weight_packing, f'{{}}/{suffix}')
+    for slot_name, slot in variables.slots(graph.optimizer).items():
+      packed[slot] = (variables.weight_packing, f'{{}}/{slot_name}')
     scalars = [variable for variable in tf.global_variables() if variable.shape.rank == 0]
   placeholders = {
     variable: tf.placeholder(variable.dtype.base_dtype, variable.shape)
-    for variable in [*vectors, *scalars]
+    for variable in (*packed, *scalars)
   }
-  assign = tf.group(*(v.assign(placeholder) for v, placeholder in placeholders.items()))
+  assign = tf.group(*(variable.assign(p) for variable, p in placeholders.items()))
 
   def initialize(scaffold: tf.train.Scaffold, session: tf.Session) -> None:
     del scaffold
-    rng = np.random.default_rng(seed)
-
-    def value(name: str) -> np.ndarray:
-      if start.checkpoint is not None and (start.resumes or name not in start.fresh):
-        return start.checkpoint.value(name)
-      shapes = variables.weight_packing.shapes | variables.average_packing.shapes
-      return packed_variables.initial_value(name, shapes[name], rng)
-
-    session.run(
-      assign,
-      {
-        placeholders[variable]: packing.pack(lambda name, pattern=pattern: value(pattern.format(name)))
-        for variable, (packing, pattern) in vectors.items()
-      }
-      | {placeholders[variable]: value(variable.op.name) for variable in scalars},
-    )
+    values = _FirstValues(start, seed)
+    feed = {placeholders[variable]: values(variable.op.name, ()) for variable in scalars}
+    for variable, (packing, pattern) in packed.items():
+      arrays = {n: values(pattern.format(n), shape) for n, shape in packing.shapes.items()}
+      feed[placeholders[variable]] = packing.pack(arrays)
+    session.run(assign, feed)
 
   return initialize
+
+
+class _FirstValues:
+  """The values that variables start with: a checkpoint's, or fresh ones."""
+
+  def __init__(self, start: Start, seed: int):
+    self._start = start
+    self._rng = np.random.default_rng(seed)
+
+  def __call__(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
+    """Of the variable that checkpoints call `name`."""
+    checkpoint = self._start.checkpoint
+    if checkpoint is None or (not self._start.resumes and name in self._start.fresh):
+      return packed_variables.initial_value(name, shape, self._rng)
+    return checkpoint.value(name)
 
 
 def _write_record(experiment: Experiment, start: Start, seed: int) -> None:

@@ -67,9 +67,7 @@ class TrainingGraph:
     self._lay_out_truth(margin)
     loss = losses.loss_function(experiment.loss)(self.logits, self.classes)
     self.loss_by_head = losses.masked_mean(loss, self.masks)
-    of_inputs, of_targets = tf.split(
-      self.loss_by_head, [num_inputs, len(self.heads) - num_inputs]
-    )
+    of_inputs, of_targets = tf.split(self.loss_by_head, [num_inputs, len(self.heads) - num_inputs])
     self.input_loss, self.target_loss = tf.reduce_mean(of_inputs), tf.reduce_mean(of_targets)
     self.total_loss = losses.total(of_inputs, of_targets)
     (self.gradients,) = tf.gradients(self.total_loss, self.variables.read_weights)

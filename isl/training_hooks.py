@@ -52,7 +52,9 @@ def check_finite_losses(graph: TrainingGraph, by_head: np.ndarray, step: int) ->
   Raises:
     ValueError: one is not finite.
   """
-  broken = [str(key) for key, loss in zip(graph.heads, by_head, strict=True) if not np.isfinite(loss)]
+  broken = [
+    str(key) for key, loss in zip(graph.heads, by_head, strict=True) if not np.isfinite(loss)
+  ]
   if broken:
     more = f' and {len(broken) - 3} others' if len(broken) > 3 else ''
     raise ValueError(
