@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import tensorflow.compat.v1 as tf
 
-from isl import random_checkpoint
+from isl import bare_checkpoint, random_checkpoint
 from isl.checkpoints import Checkpoint, find_newest
 from isl.experiment import MAXPROJECT, ImageKey, target_stack
 from isl.models.networks import NETWORKS
@@ -127,7 +127,7 @@ def _values(prefix) -> dict[str, np.ndarray]:
 
 
 def _save(prefix, values) -> pathlib.Path:
-  random_checkpoint.write_values(prefix, values)
+  bare_checkpoint.write_values(prefix, values)
   return prefix
 
 

@@ -102,7 +102,7 @@ class Labeler:
         ' --infer_size needs less'
       ) from e
     except tf.errors.InvalidArgumentError as e:
-      raise ValueError(f'a check failed: {e.message}') from e
+      raise ValueError(f'a check failed: {tensorcheck.reason(e)}') from e
     return {statistic: outputs[:, i] for i, statistic in enumerate(self.statistics)}
 
   def close(self) -> None:

@@ -80,11 +80,16 @@ class _Run:
       files.check_writable(path)
     self._labeler.compute(prediction, title)
     prediction.write(folder)
-    self._rows += [
-      [image_set.name, channel, scores.pixels]
-      + [f'{value:.6g}' for value in dataclasses.astuple(scores)[1:]]
-      for channel, scores in prediction.scores()
-    ]
+    for channel, scores in prediction.scores():
+      values = [f'{value:.6g}' for value in dataclasses.astuple(scores)[1:]]
+      self._rows.append([image_set.name, channel, scores.pixels, *values])
+      logging.info(
+        "%s: Pearson's r %.3f, mean absolute error %.4f, cross entropy %.3f",
+        channel,
+        scores.pearson_r,
+        scores.mae,
+        scores.cross_entropy,
+      )
     self._records.append(self._record(image_set, prediction, folder))
     self._write_tables()
 

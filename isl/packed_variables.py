@@ -158,7 +158,8 @@ def make_saver(tensors: Mapping[str, tf.Tensor], **kwargs: Any) -> tf.train.Save
 
   Args:
     tensors: by name.
-    **kwargs: of tf.train.SaverDef: max_to_keep say.
+    **kwargs: of tf.train.SaverDef: max_to_keep say. It needs keep_checkpoint_every_n_hours, too,
+      whose default of 0 keeps all.
   """
   prefix = tf.placeholder(tf.string, [], name='checkpoint_prefix')
   saved = tf.raw_ops.SaveV2(
@@ -185,6 +186,9 @@ def make_saver(tensors: Mapping[str, tf.Tensor], **kwargs: Any) -> tf.train.Save
 def remove_partial(directory: str | os.PathLike[str]) -> None:
   """Removes what saving that was cut short has left in a folder of checkpoints."""
   folder = pathlib.Path(directory)
+  # TensorFlow's, of a state file for which the disk had no room.
+  for path in folder.glob('checkpoint.tmp*'):
+    path.unlink(missing_ok=True)
   parts: dict[str, set[str]] = {}
   for path in folder.glob('model.ckpt-*'):
     if match := _PART.fullmatch(path.name):

@@ -11,11 +11,11 @@ from __future__ import annotations
 import argparse
 import os
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
-import tensorflow.compat.v1 as tf
 
+from isl.bare_checkpoint import name_newest, write_values
 from isl.experiment import ImageKey, input_stack, target_stack
 from isl.models.networks import NETWORKS
 from isl.models.plan import make_plan, variable_shapes
@@ -31,20 +31,6 @@ def _random_value(rng: np.random.Generator, name: str, shape: tuple[int, ...]) -
     # [relu, tanh] of a standard normal number has about 0.45 of its variance in the mean.
     return rng.normal(0, (0.7 / np.prod(shape[:-1])) ** 0.5, shape)
   return rng.normal(0, 0.2, shape)
-
-
-def write_values(prefix: pathlib.Path, values: Mapping[str, np.ndarray]) -> None:
-  """Writes a checkpoint's `.index` and `.data` files with these variables, by name."""
-  # The op of tf.train.Saver, without its thousand variables.
-  with tf.Graph().as_default(), tf.Session() as session:
-    session.run(
-      tf.raw_ops.SaveV2(
-        prefix=os.fspath(prefix),
-        tensor_names=list(values),
-        shape_and_slices=[''] * len(values),
-        tensors=[tf.constant(value) for value in values.values()],
-      )
-    )
 
 
 def write_random_checkpoint(
@@ -86,7 +72,7 @@ def write_random_checkpoint(
   }
   values['global_step'] = np.array(global_step, np.int64)
   write_values(prefix, values)
-  (folder / 'checkpoint').write_text(f'model_checkpoint_path: "{prefix.name}"\n')
+  name_newest(prefix)
   return prefix
 
 

@@ -6,13 +6,13 @@ import collections
 import dataclasses
 import json
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from absl import logging
 
 from isl import checkpoints, files
-from isl.checkpoints import Checkpoint
+from isl.checkpoints import Checkpoint, Description
 from isl.experiment import (
   DEFAULT_BASE_DEPTH,
   DEFAULT_MODEL,
@@ -28,8 +28,10 @@ from isl.models.plan import NetworkPlan, make_plan, variable_shapes
 
 _RECORD = 'run.json'
 _HEADS = 'head/'
-# What a resumed run must have in common with the one that it goes on with.
-_BINDING_FLAGS = ('model', 'base_depth', 'num_z_values', 'optimizer', 'loss')
+# What a resumed run must have in common with the one that it goes on with, beside the network.
+_BINDING_FLAGS = ('optimizer', 'loss')
+# What this module and train read of the record.
+_RECORDED = {'flags': dict, 'fresh': dict, 'starts': list}
 # The layers that read the z-stack, for --norestore_inputs.
 _FIRST_LAYERS = {
   'CONCORDANCE': ('Conv/',),
@@ -69,7 +71,7 @@ def find_start(experiment: Experiment) -> Start:
     OSError: a folder cannot be read.
   """
   folder = experiment.train_directory
-  if folder.is_dir() and list(folder.glob('*.index')):
+  if _has_begun(folder):
     return _resume(experiment, Checkpoint(checkpoints.find_newest(folder)))
   if experiment.restore_directory is not None:
     return _restore(experiment, Checkpoint(checkpoints.find_newest(experiment.restore_directory)))
@@ -80,6 +82,13 @@ def find_start(experiment: Experiment) -> Start:
   return Start(
     plan=plan, inputs=inputs, targets=targets, checkpoint=None, resumes=False, fresh=fresh
   )
+
+
+def _has_begun(folder: pathlib.Path) -> bool:
+  """Whether a training has saved a checkpoint here, even if parts of it are missing by now."""
+  # Without a state file, data without an index is what a kill left of the first checkpoint.
+  lost_index = (folder / 'checkpoint').is_file() and any(folder.glob('*.data-*'))
+  return lost_index or any(folder.glob('*.index'))
 
 
 def _network(
@@ -99,15 +108,14 @@ def _network(
 
 def _resume(experiment: Experiment, checkpoint: Checkpoint) -> Start:
   record = read_record(experiment.train_directory)
-  _check_record(experiment, record)
-  plan, inputs, targets = _network(experiment, checkpoint)
   held = checkpoint.describe()
+  _check_flags(experiment, record.get('flags', {}), held)
+  plan, inputs, targets = _network(experiment, checkpoint)
   differing = _differing(checkpoint, plan, inputs, targets, {})
   if differing:
     raise ValueError(
       f'--base_directory has a training of another network: {checkpoints.shown(differing)} in'
-      f' {str(checkpoint.prefix)!r}; give {_given_flags(experiment, checkpoint)} as there, or'
-      ' another --base_directory'
+      f' {str(checkpoint.prefix)!r}; give another --base_directory'
     )
   slot = _SLOT[experiment.training.optimizer]
   if not any(name.endswith(f'/{slot}') for name in checkpoint.shapes):
@@ -116,6 +124,7 @@ def _resume(experiment: Experiment, checkpoint: Checkpoint) -> Start:
       f' {str(checkpoint.prefix)!r} has no variables named */{slot}; give the optimizer that it was'
       ' trained with, or another --base_directory'
     )
+  _check_readable(checkpoint, checkpoint.shapes)
   logging.info('Resuming from %s, step %d', checkpoint.prefix, held.global_step)
   if experiment.restore_directory is not None:
     logging.info('--restore_directory is for the beginning of a training, and is not read')
@@ -129,29 +138,38 @@ def _resume(experiment: Experiment, checkpoint: Checkpoint) -> Start:
   )
 
 
-def _check_record(experiment: Experiment, record: Mapping[str, Any]) -> None:
+def _check_flags(experiment: Experiment, began: Mapping[str, Any], held: Description) -> None:
   """Compares the flags with those of the run that began in this BASE.
+
+  Args:
+    experiment: the run now.
+    began: flags of the run then, where there is a record of them.
+    held: the network; the record may have flags that were left out for the checkpoint's.
 
   Raises:
     ValueError: one that must not change has.
   """
-  began = record.get('flags', {})
   now = dict(experiment.flags)
-  explicit = {
+  wanted = {name: now.get(name) for name in _BINDING_FLAGS} | {
     'model': experiment.model,
     'base_depth': experiment.base_depth,
     'num_z_values': experiment.num_z_values,
   }
-  for name in _BINDING_FLAGS:
-    value = explicit[name] if name in explicit else now.get(name)
-    # The network's may be left out: the checkpoint has them.
-    if name in began and value is not None and value != began[name]:
+  # Several widths give the same network.
+  base_depths = (experiment.base_depth, began.get('base_depth'), held.base_depth)
+  trained = {name: began.get(name) for name in _BINDING_FLAGS} | {
+    'model': held.model,
+    'base_depth': next(depth for depth in base_depths if depth in held.base_depths),
+    'num_z_values': len(held.inputs.z_values),
+  }
+  for name, value in wanted.items():
+    if None not in (value, trained[name]) and value != trained[name]:
       raise ValueError(
         f'--base_directory {str(experiment.base_directory)!r} was trained with --{name}'
-        f' {began[name]}, not {value}; give that, or another --base_directory'
+        f' {trained[name]}, not {value}; give that, or another --base_directory'
       )
   for name, value in now.items():
-    if name in began and name not in _BINDING_FLAGS and value != began[name]:
+    if name in began and name not in wanted and value != began[name]:
       logging.info('--%s is now %s; the training began with %s', name, value, began[name])
 
 
@@ -189,6 +207,7 @@ def _restore(experiment: Experiment, checkpoint: Checkpoint) -> Start:
       f' {str(checkpoint.prefix)!r}; {len(shapes) - len(fresh) - len(differing):,} of'
       f' {len(shapes):,} variables match; give {needed}'
     )
+  _check_readable(checkpoint, shapes.keys() - fresh.keys())
   logging.info(
     'Restored %d of %d model variables from %s, step %d',
     len(shapes) - len(fresh),
@@ -201,6 +220,16 @@ def _restore(experiment: Experiment, checkpoint: Checkpoint) -> Start:
   return Start(
     plan=plan, inputs=inputs, targets=targets, checkpoint=checkpoint, resumes=False, fresh=fresh
   )
+
+
+def _check_readable(checkpoint: Checkpoint, names: Iterable[str]) -> None:
+  """Reads values, since opening does not notice damage in the data.
+
+  Raises:
+    ValueError: one cannot be read, or is not finite.
+  """
+  for name in names:
+    checkpoint.value(name)
 
 
 def _differing(
@@ -237,9 +266,13 @@ def read_record(folder: pathlib.Path) -> dict[str, Any]:
   if not path.is_file():
     return {}
   try:
-    record: dict[str, Any] = json.loads(path.read_text(encoding='utf-8'))
+    record: Any = json.loads(path.read_text(encoding='utf-8'))
   except ValueError as e:
     raise ValueError(f'{str(path)!r} is not JSON; delete it, or restore it: {e}') from e
+  if not isinstance(record, dict) or not all(
+    isinstance(record.get(name, kind()), kind) for name, kind in _RECORDED.items()
+  ):
+    raise ValueError(f'{str(path)!r} is no record of a training; delete it, or restore it')
   return record
 
 

@@ -42,6 +42,12 @@ def finite(net: tf.Tensor, name: str) -> tf.Tensor:
   return tf.debugging.check_numerics(net, f'{name} must be finite')
 
 
+def reason(error: tf.errors.InvalidArgumentError) -> str:
+  """Which check failed, out of a message that mostly says where TensorFlow's graph was built."""
+  lines = error.message.splitlines()
+  return next((line.strip() for line in lines if ' must be finite' in line), lines[0])
+
+
 def shaped(net: tf.Tensor, shape: Sequence[int | None], name: str) -> tf.Tensor:
   """`net`, having checked its static shape.
 

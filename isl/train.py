@@ -23,7 +23,14 @@ import tensorflow.compat.v1 as tf
 from absl import logging
 
 import isl
-from isl import files, packed_variables, restoration, training_data, training_hooks
+from isl import (
+  files,
+  packed_variables,
+  restoration,
+  tensorcheck,
+  training_data,
+  training_hooks,
+)
 from isl.experiment import Experiment
 from isl.restoration import Start
 from isl.training_graph import TrainingGraph
@@ -136,9 +143,25 @@ def _train(
     log_step_count_steps=None,
   ) as session:
     while not session.should_stop() and stop.received is None:
-      session.run(graph.train)
+      _do_step(session, graph)
   if stop.received is not None:
     logging.info('Stopped by %s', stop.received)
+
+
+def _do_step(session: tf.train.MonitoredSession, graph: TrainingGraph) -> None:
+  """Does a step.
+
+  Raises:
+    ValueError: the machine lacks the memory, or a check of --tensorcheck_enable_checks failed.
+  """
+  try:
+    session.run(graph.train)
+  except tf.errors.ResourceExhaustedError as e:
+    raise ValueError(
+      'too little memory for a step; a smaller --preprocess_batch_size needs less'
+    ) from e
+  except tf.errors.InvalidArgumentError as e:
+    raise ValueError(f'a check failed: {tensorcheck.reason(e)}') from e
 
 
 def _session_config() -> tf.ConfigProto:

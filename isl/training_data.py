@@ -297,6 +297,8 @@ def dataset(
 
   options = tf.data.Options()
   options.deterministic = True
+  # Nothing here is tuned, and its thread held up the end of a session by up to half a minute.
+  options.autotune.enabled = False
   # Else they are the session's, and the next step's operations would wait for patches.
   options.threading.private_threadpool_size = num_threads
   return (

@@ -60,7 +60,10 @@ class SummaryHook(tf.train.SessionRunHook):
       'statistics': _statistics(graph),
       'histograms': tf.summary.merge(
         [
-          tf.summary.histogram(f'activations/{module}', tensor)
+          # It fails where one is not finite, before the loss could be looked at.
+          tf.summary.histogram(
+            f'activations/{module}', tf.where(tf.is_finite(tensor), tensor, tf.zeros_like(tensor))
+          )
           for module, tensor in graph.activations.items()
         ]
       ),
@@ -82,15 +85,21 @@ class SummaryHook(tf.train.SessionRunHook):
         self._write(run_values.results)
       except OSError as e:
         self._complain(e)
+        self._close()
       self._due = time.monotonic() + self._seconds
     elif self._due == float('inf'):
       self._due = 0.0
 
   def end(self, session: Any) -> None:
     """Closes the event file."""
-    assert self._writer is not None
+    self._close()
+
+  def _close(self) -> None:
+    """Of a file that could not be written to the end, readers see nothing that is added later."""
+    writer, self._writer = self._writer, None
     try:
-      self._writer.close()
+      if writer is not None:
+        writer.close()
     except OSError as e:
       self._complain(e)
 
@@ -102,8 +111,10 @@ class SummaryHook(tf.train.SessionRunHook):
       logging.error('Summaries could not be written, training goes on without: %s', error)
 
   def _write(self, values: dict[str, Any]) -> None:
-    writer, step = self._writer, int(values['step'])
-    assert writer is not None
+    step = int(values['step'])
+    if self._writer is None:
+      self._writer = SummaryWriter(self._directory)
+    writer = self._writer
     heads = self._graph.heads
     names = {key: str(key) for key in heads}
     losses = {

@@ -119,7 +119,11 @@ def _pad_end(net: tf.Tensor, axis: int, count: int) -> tf.Tensor:
   """Appends zeros along an axis."""
   if not count:
     return net
-  return tf.pad(net, [[0, count if i == axis else 0] for i in range(net.shape.rank)])
+  shape = net.shape.as_list()
+  shape[axis] = count
+  # Not by tf.pad: TensorFlow's oneDNN pass aborts the process where that makes a convolution's
+  # weights, and no gradient reads them, too.
+  return tf.concat([net, tf.zeros(shape)], axis)
 
 
 def _weights(*shape: int) -> tf.Tensor:

@@ -185,12 +185,30 @@ def test_module_is_the_textbooks(monkeypatch, kind, compiled):
   _assert_same(variables, nets, (result, expected), (statistics.collected, found))
 
 
+@pytest.mark.parametrize('kind', _PLANS)
+def test_inference_with_the_batchs_statistics_is_the_same(kind):
+  """As if the moving averages had long followed this batch; they take the unbiased variance."""
+  plan, variables, statistics = _PLANS[kind], _Variables(), model_util.BatchStatistics()
+  net, _ = _constants(3, 8, 6, plan.input_depth)
+  with tf.variable_scope('', custom_getter=variables.custom_getter):
+    result = model_util.training_module(net, plan, statistics)
+  rows, columns = (size + 2 * plan.crop for size in result.shape.as_list()[1:3])
+  for scope, count in (('expand_rv2', 3 * 8 * 6), ('reduce_rv2', 3 * rows * columns)):
+    for kind, share in (('moving_mean', 1), ('moving_variance', (count - 1) / count)):
+      name = f'm/{scope}/BatchNorm/{kind}'
+      variables.single[name] = statistics.collected[name] * share
+  with tf.variable_scope('', custom_getter=variables.custom_getter):
+    expected = model_util.module(net, plan)
+  found, value = _run([result, expected])
+  _assert_near(found, value, 'result')
+
+
 def test_logits_are_the_textbooks():
   variables, statistics = _Variables(), model_util.BatchStatistics()
   nets = _constants(3, 4, 5, 6)
   with tf.variable_scope('', custom_getter=variables.custom_getter):
     result = model_util.training_logits(nets[0], _KEYS, statistics)
-  logits, found = [], {}
+  logits, found = [], dict[str, tf.Tensor]()
   for scope in _SCOPES:
     activations = _activated(_normalized(nets[1], variables.double, scope, found))
     weights, biases = (variables.double[f'{scope}/Conv/{name}'] for name in ('weights', 'biases'))
@@ -209,8 +227,8 @@ def test_projection_is_that_of_intensities_and_masks():
   read = [net, *variables.single.values()]
   pairs = [(found, expected)]
   pairs += zip(*(tf.gradients(r * direction, read) for r in pairs[0]), strict=True)
-  for pair in _run(pairs):
-    _assert_near(*pair, 'projection')
+  for value, other in _run(pairs):
+    _assert_near(value, other, 'projection')
 
 
 def test_with_masks_is_z_slowest_and_masks_of_1():
@@ -224,9 +242,7 @@ def test_with_masks_is_z_slowest_and_masks_of_1():
 @pytest.mark.parametrize('depths', [(5,), (6, 3), (1, 8, 2)])
 def test_compiled_gradient_is_tensorflows(monkeypatch, depths):
   monkeypatch.setattr(model_util, '_WORTH_COMPILING', 0)
-  arrays = [_normal for _normal in map(_with_zeros, depths)]
-  parts = [tf.constant(array) for array in arrays]
-  # The gradient of a gradient's factor, too: what comes from above is no constant.
+  parts = [tf.constant(_with_zeros(depth)) for depth in depths]
   sides = []
   for activate in (model_util._trained_activations, model_util._activations):
     result = activate(*parts)

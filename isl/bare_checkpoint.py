@@ -1,0 +1,107 @@
+"""Checkpoints of a network alone: what is needed to predict, a third of what training keeps.
+
+    python -m isl.bare_checkpoint --from BASE/train --to checkpoints \
+      --target_channels DAPI_CONFOCAL,MAP2_CONFOCAL
+
+copies the newest checkpoint of a folder without the optimizer's state, and without the heads of
+labels that are not named: those that the training never saw, say.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import pathlib
+import sys
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import tensorflow.compat.v1 as tf
+
+from isl import files
+from isl.checkpoints import Checkpoint, find_newest
+from isl.experiment import target_stack
+from isl.models.plan import variable_shapes
+
+
+def write_values(prefix: pathlib.Path, values: Mapping[str, np.ndarray]) -> None:
+  """Writes a checkpoint's `.index` and `.data` files with these variables, by name."""
+  # The op of tf.train.Saver, without its thousand variables.
+  with tf.Graph().as_default(), tf.Session() as session:
+    session.run(
+      tf.raw_ops.SaveV2(
+        prefix=os.fspath(prefix),
+        tensor_names=list(values),
+        shape_and_slices=[''] * len(values),
+        tensors=[tf.constant(value) for value in values.values()],
+      )
+    )
+
+
+def name_newest(prefix: pathlib.Path) -> None:
+  """Writes the state file that makes a checkpoint its folder's newest.
+
+  Raises:
+    OSError: it cannot be written.
+  """
+  with files.whole_file(prefix.with_name('checkpoint')) as partial:
+    partial.write_text(f'model_checkpoint_path: "{prefix.name}"\n')
+
+
+def copy_bare(
+  source: str | os.PathLike[str],
+  directory: str | os.PathLike[str],
+  target_channels: Sequence[str] | None = None,
+) -> pathlib.Path:
+  """Copies the newest checkpoint of a folder, the network's variables and the step alone.
+
+  Args:
+    source: the folder.
+    directory: where the copy goes; made if it is missing.
+    target_channels: labels whose heads are copied; None: all.
+
+  Returns:
+    The copy's prefix.
+
+  Raises:
+    ValueError: there is no checkpoint, it is damaged, or does not predict these labels.
+    OSError: the copy cannot be written.
+  """
+  checkpoint = Checkpoint(find_newest(source))
+  held = checkpoint.describe()
+  channels = tuple(target_channels or held.targets.channels)
+  unknown = [channel for channel in channels if channel not in held.targets.channels]
+  if unknown:
+    raise ValueError(
+      f'--target_channels has {", ".join(unknown)}, which {str(checkpoint.prefix)!r} does not'
+      f' predict; it predicts {", ".join(held.targets.channels)}'
+    )
+  heads = held.inputs.keys + target_stack(channels).keys
+  values = {name: checkpoint.value(name) for name, _ in variable_shapes(held.plan(), heads)}
+  values['global_step'] = np.array(held.global_step, np.int64)
+  prefix = pathlib.Path(directory) / f'model.ckpt-{held.global_step}'
+  files.check_writable(prefix.with_name('checkpoint'))
+  write_values(prefix, values)
+  name_newest(prefix)
+  return prefix
+
+
+def main() -> None:
+  """The command line."""
+  parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
+  parser.add_argument('--from', dest='source', required=True, help='folder with a checkpoint')
+  parser.add_argument('--to', required=True, help='folder for the copy; made if it is missing')
+  parser.add_argument(
+    '--target_channels',
+    type=lambda text: text.split(','),
+    help='labels whose heads are copied, a comma list; otherwise all',
+  )
+  arguments = parser.parse_args()
+  try:
+    print(copy_bare(arguments.source, arguments.to, arguments.target_channels))
+  except (ValueError, OSError) as e:
+    sys.exit(f'bare_checkpoint: {" ".join(str(e).split())}')
+
+
+if __name__ == '__main__':
+  main()
