@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
+from unittest import mock
 
 import pytest
 
@@ -105,6 +108,9 @@ def page():
   if path is None:
     testing.skip_what_lacks(f'a browser ({", ".join(_BROWSERS)})')
   with (
+    # Chromium puts a socket there, whose path may have 107 bytes; Bazel's own folder is deeper.
+    tempfile.TemporaryDirectory(prefix='isl-', dir='/tmp') as short,
+    mock.patch.dict(os.environ, TMPDIR=short),
     sync_api.sync_playwright() as playwright,
     contextlib.closing(
       playwright.chromium.launch(executable_path=path, args=list(_BROWSER_FLAGS))
