@@ -53,7 +53,8 @@ def parse_arguments() -> argparse.Namespace:
 def run_program(options: dict[str, object], base: pathlib.Path) -> dict[str, float]:
   """Seconds from the command to the end of the first step, and the peak memory in 10^6 bytes."""
   given = {**options, 'base_directory': base, 'number_of_steps': _STEPS_FOR_MEMORY}
-  command = [sys.executable, '-m', 'isl.launch', *(f'--{k}={v}' for k, v in given.items())]
+  # -P: the isl that is measured here, not one in the folder where the user stands.
+  command = [sys.executable, '-P', '-m', 'isl.launch', *(f'--{k}={v}' for k, v in given.items())]
   began = time.perf_counter()
   with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
     assert process.stderr is not None
