@@ -280,7 +280,7 @@ def test_the_command_line(tmp_path):
 
 @pytest.mark.parametrize(
   ('name', 'seed', 'rows', 'columns'),
-  [('synthetic_training', 1, 832, 832), ('synthetic_evaluation', 2, 512, 640)],
+  [('synthetic_training', 1, 832, 832), ('synthetic_evaluation', 2, 528, 624)],
 )
 def test_the_sample_data_are_what_their_commands_give(name, seed, rows, columns):
   (field,) = image_io.find_image_sets(DATA_SAMPLE / name)
