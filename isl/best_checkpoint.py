@@ -17,8 +17,6 @@ import shutil
 from collections.abc import Iterator, Mapping
 from typing import Any, BinaryIO
 
-from absl import logging
-
 from isl import files
 from isl.checkpoints import find_newest
 
@@ -57,7 +55,8 @@ class Record:
     global_step: its training steps.
     total_loss: its loss.
     source: the prefix that it was copied from.
-    settings: what the loss was computed of; losses of others cannot be compared with it.
+    settings: what the loss was computed of, by the flags' names; losses of others cannot be
+      compared with it.
     flags: the command line's.
   """
 
@@ -66,6 +65,10 @@ class Record:
   source: str
   settings: Mapping[str, Any]
   flags: Mapping[str, Any]
+
+
+def _as_flag(value: Any) -> str:
+  return ','.join(value) if isinstance(value, list) else str(value)
 
 
 class BestCheckpoint:
@@ -78,21 +81,30 @@ class BestCheckpoint:
 
     Args:
       directory: made when there is something to keep.
-      settings: what losses are computed of, as JSON knows it.
-      flags: likewise; for the record.
+      settings: what losses are computed of, by the flags' names, as JSON knows it.
+      flags: likewise, all of them; for the record.
+
+    Raises:
+      ValueError: the checkpoint there was chosen by other settings.
     """
     self._directory = directory
     self._settings = settings
     self._flags = flags
     self.record = self._read()
-    if self.record is not None and self.record.settings != settings:
-      logging.warning(
-        'The loss %.6g in %s is of other patches or of another kind; the next checkpoint takes its'
-        ' place',
-        self.record.total_loss,
-        directory,
+    if self.record is not None:
+      self._check_settings(self.record.settings)
+
+  def _check_settings(self, found: Mapping[str, Any]) -> None:
+    differing = [name for name in self._settings if found.get(name) != self._settings[name]]
+    if differing:
+      was, now = (
+        ' '.join(f'--{name}={_as_flag(settings.get(name))}' for name in differing)
+        for settings in (found, self._settings)
       )
-      self.record = None
+      raise ValueError(
+        f'{self._directory} holds the best checkpoint by {was}, with which losses by {now} cannot'
+        ' be compared: use the same, or move that folder away'
+      )
 
   def _read(self) -> Record | None:
     try:

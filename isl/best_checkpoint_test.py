@@ -11,7 +11,7 @@ from isl import best_checkpoint, random_checkpoint, testing
 from isl.best_checkpoint import BestCheckpoint
 from isl.checkpoints import Checkpoint, find_newest
 
-_SETTINGS = {'loss': 'CROSS_ENTROPY', 'images': ['/a'], 'num_examples': 4}
+_SETTINGS = {'loss': 'CROSS_ENTROPY', 'dataset_eval_directory': ['/a'], 'metric_num_examples': 4}
 _FLAGS = {'mode': 'EVAL_EVAL', 'dataset_train_directory': None, 'infer_panels': ['TARGET']}
 
 
@@ -82,10 +82,17 @@ def test_loss_is_remembered(train, tmp_path):
 
 
 def test_loss_of_other_patches_is_not_compared(train, tmp_path):
-  _offer(BestCheckpoint(tmp_path / 'best', _SETTINGS, _FLAGS), train, 1, 0.5)
-  other = BestCheckpoint(tmp_path / 'best', {**_SETTINGS, 'images': ['/b']}, _FLAGS)
-  assert _offer(other, train, 2, 0.9)
-  assert _kept(tmp_path / 'best') == 2
+  folder = tmp_path / 'best'
+  _offer(BestCheckpoint(folder, _SETTINGS, _FLAGS), train, 1, 0.5)
+  other = {**_SETTINGS, 'dataset_eval_directory': ['/b', '/c'], 'metric_num_examples': 8}
+  with pytest.raises(ValueError) as caught:
+    BestCheckpoint(folder, other, _FLAGS)
+  assert str(caught.value) == (
+    f'{folder} holds the best checkpoint by --dataset_eval_directory=/a --metric_num_examples=4,'
+    ' with which losses by --dataset_eval_directory=/b,/c --metric_num_examples=8 cannot be'
+    ' compared: use the same, or move that folder away'
+  )
+  assert _kept(folder) == 1
 
 
 def test_same_step_of_another_training(train, tmp_path):

@@ -135,14 +135,16 @@ class _Losses(_Evaluator):
       self._best = best_checkpoint.BestCheckpoint(folder, self._settings(), dict(experiment.flags))
 
   def _settings(self) -> dict[str, object]:
-    """Losses that differ in one of these cannot be compared."""
+    """Losses that differ in one of these flags cannot be compared."""
     return {
       'loss': self._experiment.loss.value,
-      'images': [str(folder.absolute()) for folder in self._experiment.image_directories],
+      'dataset_eval_directory': [
+        str(folder.absolute()) for folder in self._experiment.image_directories
+      ],
       'stretch_targets': list(self._experiment.stretch_targets),
-      'num_examples': self._experiment.evaluation.num_examples,
-      'crop_size': self._experiment.sampling.crop_size,
-      'patch_stride': self._experiment.sampling.patch_stride,
+      'metric_num_examples': self._experiment.evaluation.num_examples,
+      'loss_crop_size': self._experiment.sampling.crop_size,
+      'loss_patch_stride': self._experiment.sampling.patch_stride,
       'random_seed': self._seed,
     }
 

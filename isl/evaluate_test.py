@@ -226,6 +226,12 @@ def test_each_new_checkpoint_is_evaluated_and_the_best_kept(images, tmp_path, mo
   _run(base, images, f'--restore_directory={base / "best"}', '--eval_once')
   assert {p.name: p.read_bytes() for p in (base / 'best').iterdir()} == before
   assert _losses(folder, best)['total_loss'] == min(losses)
+  # Another loss has another lowest.
+  outcome = _run(base, images, '--loss=RANKED_PROBABILITY_SCORE', '--eval_once', status=1)
+  (line,) = outcome.error_lines
+  assert 'best checkpoint by --loss=CROSS_ENTROPY,' in line
+  assert not testing.files_in(base / 'eval_eval_loss_RANKED_PROBABILITY_SCORE')
+  assert {p.name: p.read_bytes() for p in (base / 'best').iterdir()} == before
 
 
 def test_evaluation_of_the_training_set_keeps_no_checkpoint(checkpoint, images, tmp_path):

@@ -1,4 +1,7 @@
-"""Files are written whole: a final name never holds half a file, whatever stops the program."""
+"""Files are written whole: a final name never holds half a file, whatever stops the program.
+
+And folders can be held, so that no two programs write to one.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,11 @@ import hashlib
 import os
 import pathlib
 from collections.abc import Iterator
+
+try:
+  import fcntl
+except ImportError:  # Windows has no locks of folders.
+  fcntl = None  # type: ignore[assignment]
 
 _SUFFIX = '.partial'
 # In bytes; what Linux's, macOS's and Windows's file systems have in common.
@@ -65,6 +73,37 @@ def check_writable(path: str | os.PathLike[str]) -> None:
   with _naming(final, partial):
     _create(final, partial)
     partial.unlink()
+
+
+@contextlib.contextmanager
+def held(folder: str | os.PathLike[str]) -> Iterator[None]:
+  """Holds a folder against others that would, until the end of the `with` block or of the process.
+
+  Where the file system has no locks (some that are mounted over a network), it does nothing.
+
+  Args:
+    folder: one that exists. Nothing is written to it.
+
+  Raises:
+    BlockingIOError: another process holds it.
+    OSError: there is no such folder, or it cannot be read.
+  """
+  descriptor = os.open(folder, os.O_RDONLY)
+  try:
+    if fcntl is not None:
+      _lock(descriptor, folder)
+    yield
+  finally:
+    os.close(descriptor)
+
+
+def _lock(descriptor: int, folder: str | os.PathLike[str]) -> None:
+  try:
+    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+  except BlockingIOError as error:
+    raise BlockingIOError(error.errno, 'another process works there', str(folder)) from error
+  except OSError:
+    pass
 
 
 @contextlib.contextmanager

@@ -12,7 +12,9 @@ Started again with the same BASE, it goes on where it was.
 
 from __future__ import annotations
 
+import contextlib
 import datetime
+import pathlib
 import platform
 import secrets
 from collections.abc import Callable
@@ -45,7 +47,12 @@ def run(experiment: Experiment) -> None:
       finite.
     OSError: a file cannot be read or written.
   """
-  with training_hooks.StopOnSignal() as stop:
+  with training_hooks.StopOnSignal() as stop, contextlib.ExitStack() as stack:
+    folder = experiment.train_directory
+    is_new = not folder.is_dir()
+    # Before looking what is there; a folder is only made when there is something to train.
+    if not is_new:
+      _hold(folder, stack)
     start = restoration.find_start(experiment)
     if _is_done(experiment, start):
       return
@@ -53,11 +60,27 @@ def run(experiment: Experiment) -> None:
     if seed is None:
       seed = secrets.randbits(32)
     patches = make_patches(experiment, start, seed)
-    files.check_writable(experiment.train_directory / 'checkpoint.test')
-    packed_variables.remove_partial(experiment.train_directory)
+    files.check_writable(folder / 'checkpoint.test')
+    if is_new:
+      _hold(folder, stack)
+    packed_variables.remove_partial(folder)
     _write_record(experiment, start, seed)
     with tf.Graph().as_default():
       _train(experiment, TrainingGraph(experiment, start, patches), start, seed, stop)
+
+
+def _hold(folder: pathlib.Path, stack: contextlib.ExitStack) -> None:
+  """Keeps other trainings out of BASE/train, as long as the stack lasts.
+
+  Raises:
+    ValueError: one is there already.
+  """
+  try:
+    stack.enter_context(files.held(folder))
+  except BlockingIOError as e:
+    raise ValueError(
+      f'another TRAIN is at work in {folder}: stop it first, or give another --base_directory'
+    ) from e
 
 
 def make_patches(experiment: Experiment, start: Start, seed: int) -> training_data.Patches:

@@ -86,6 +86,21 @@ def test_signal_between_steps(setting, tmp_path, number):
   assert not _partial_files(tmp_path)
 
 
+def test_two_trainings_in_one_base(setting, tmp_path):
+  first = _start(setting, tmp_path)
+  _read_until(first, 'step 1: ')
+  outcome = testing.finish(_start(setting, tmp_path))
+  folder = tmp_path / 'train'
+  assert outcome.error == (
+    f'isl-launch: another TRAIN is at work in {folder}: stop it first, or give another'
+    ' --base_directory'
+  )
+  first.send_signal(signal.SIGTERM)
+  outcome = testing.finish(first)
+  assert outcome.status == 0
+  assert len(testing.TrainRun(folder, outcome).record['starts']) == 1
+
+
 def _pausing(name):
   """Code of a process that stops twice before a function, until it reads a line."""
   return f"""
