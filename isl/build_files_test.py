@@ -34,6 +34,7 @@ ROOMS = (
   ('isl.models.plan',),
   ('isl.models.flop',),
   ('isl.models.model_util',),
+  ('isl.models.training_layers',),
   ('isl.models.towers',),
   ('isl.models.concordance', 'isl.models.fovea'),
   ('isl.models.networks',),

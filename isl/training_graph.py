@@ -6,7 +6,7 @@ import tensorflow.compat.v1 as tf
 
 from isl import losses, ops, tensorcheck, training_data
 from isl.experiment import Experiment, ImageKey, Optimizer, Training
-from isl.models import model_util, towers
+from isl.models import towers, training_layers
 from isl.packed_variables import PackedVariables
 from isl.restoration import Start
 from isl.training_data import Patches
@@ -57,10 +57,10 @@ class TrainingGraph:
     self.global_step = tf.train.get_or_create_global_step()
     self._read_batch(experiment, patches)
     self.variables = PackedVariables(start.plan, self.heads)
-    statistics = model_util.BatchStatistics()
+    statistics = training_layers.BatchStatistics()
     with tf.variable_scope('', custom_getter=self.variables.custom_getter):
       features = towers.training_features(self.inputs, start.plan, statistics)
-      self.logits = model_util.training_logits(features, self.heads, statistics)
+      self.logits = training_layers.logits(features, self.heads, statistics)
     self.activations = statistics.activations
     self.logits = tensorcheck.finite(self.logits, 'logits')
     margin = start.plan.spec.geometry.margin
@@ -110,7 +110,7 @@ class TrainingGraph:
     masks = tf.repeat(tf.transpose(masks), rows * columns, axis=1)
     self.masks = tf.ensure_shape(masks, [len(self.heads), batch * rows * columns])
 
-  def _follow(self, statistics: model_util.BatchStatistics, start: Start) -> tf.Operation:
+  def _follow(self, statistics: training_layers.BatchStatistics, start: Start) -> tf.Operation:
     """Moves the averages towards what batch norm found in this batch.
 
     Restored averages decay by 0.999. Those that start fresh warm up: with that, a network trained

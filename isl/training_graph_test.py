@@ -15,7 +15,7 @@ from absl.testing import flagsaver
 
 from isl import launch, random_checkpoint, restoration, testing, train
 from isl.experiment import Geometry, Loss, Optimizer
-from isl.models import model_util, networks
+from isl.models import networks, training_layers
 from isl.models.concordance import CONCORDANCE
 
 _STEPS = 3
@@ -86,15 +86,15 @@ class _Trained:
       self.experiment = launch.make_experiment()
     self.start = restoration.find_start(self.experiment)
     self.patches = train.make_patches(self.experiment, self.start, seed)
-    collecting: list[model_util.BatchStatistics] = []
+    collecting: list[training_layers.BatchStatistics] = []
 
-    class Statistics(model_util.BatchStatistics):
+    class Statistics(training_layers.BatchStatistics):
       def __init__(self):
         super().__init__()
         collecting.append(self)
 
     with pytest.MonkeyPatch.context() as patch:
-      patch.setattr(model_util, 'BatchStatistics', Statistics)
+      patch.setattr(training_layers, 'BatchStatistics', Statistics)
       self.graph, self.session = train.make_session(self.experiment, self.start, seed)
     graph = self.graph
     self._read = {

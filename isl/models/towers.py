@@ -20,7 +20,7 @@ import math
 
 import tensorflow.compat.v1 as tf
 
-from isl.models import model_util
+from isl.models import model_util, training_layers
 from isl.models.plan import ModulePlan, NetworkPlan
 from isl.ops import crop, images_to_patches
 
@@ -86,7 +86,7 @@ def features(net: tf.Tensor, plan: NetworkPlan) -> tf.Tensor:
 
 
 def training_features(
-  net: tf.Tensor, plan: NetworkPlan, statistics: model_util.BatchStatistics
+  net: tf.Tensor, plan: NetworkPlan, statistics: training_layers.BatchStatistics
 ) -> tf.Tensor:
   """The features that the heads read, of a batch of training patches.
 
@@ -103,18 +103,18 @@ def training_features(
   """
   geometry = plan.spec.geometry
   if plan.spec.projection_depth:
-    net = model_util.training_projection(net, plan.spec.projection_depth)
+    net = training_layers.projection(net, plan.spec.projection_depth)
   else:
     net = model_util.with_masks(net)
   towers = []
   for size, modules in zip(plan.spec.crops, plan.towers, strict=True):
     tower = crop(net, (geometry.patch - size) // 2)
     for module in modules:
-      tower = model_util.training_module(tower, module, statistics)
+      tower = training_layers.module(tower, module, statistics)
     towers.append(tower)
   net = tf.concat(towers, axis=-1)
   for module in plan.upper:
-    net = model_util.training_module(net, module, statistics)
+    net = training_layers.module(net, module, statistics)
   return net
 
 

@@ -7,7 +7,7 @@ import pytest
 import tensorflow.compat.v1 as tf
 
 from isl.experiment import ImageKey
-from isl.models import model_util
+from isl.models import model_util, training_layers
 from isl.models.plan import ModulePlan
 
 _EPSILON = 0.001
@@ -175,11 +175,11 @@ def _assert_same(variables, nets, results, statistics):
 @pytest.mark.parametrize('kind', _PLANS)
 def test_module_is_the_textbooks(monkeypatch, kind, compiled):
   if compiled:
-    monkeypatch.setattr(model_util, '_WORTH_COMPILING', 0)
-  plan, variables, statistics = _PLANS[kind], _Variables(), model_util.BatchStatistics()
+    monkeypatch.setattr(training_layers, '_WORTH_COMPILING', 0)
+  plan, variables, statistics = _PLANS[kind], _Variables(), training_layers.BatchStatistics()
   nets = _constants(3, 8, 6, plan.input_depth)
   with tf.variable_scope('', custom_getter=variables.custom_getter):
-    result = model_util.training_module(nets[0], plan, statistics)
+    result = training_layers.module(nets[0], plan, statistics)
   expected, found = _textbook_module(nets[1], variables.double, plan)
   assert statistics.activations == {'m': result}
   _assert_same(variables, nets, (result, expected), (statistics.collected, found))
@@ -188,10 +188,10 @@ def test_module_is_the_textbooks(monkeypatch, kind, compiled):
 @pytest.mark.parametrize('kind', _PLANS)
 def test_inference_with_the_batchs_statistics_is_the_same(kind):
   """As if the moving averages had long followed this batch; they take the unbiased variance."""
-  plan, variables, statistics = _PLANS[kind], _Variables(), model_util.BatchStatistics()
+  plan, variables, statistics = _PLANS[kind], _Variables(), training_layers.BatchStatistics()
   net, _ = _constants(3, 8, 6, plan.input_depth)
   with tf.variable_scope('', custom_getter=variables.custom_getter):
-    result = model_util.training_module(net, plan, statistics)
+    result = training_layers.module(net, plan, statistics)
   rows, columns = (size + 2 * plan.crop for size in result.shape.as_list()[1:3])
   for scope, count in (('expand_rv2', 3 * 8 * 6), ('reduce_rv2', 3 * rows * columns)):
     for kind, share in (('moving_mean', 1), ('moving_variance', (count - 1) / count)):
@@ -204,10 +204,10 @@ def test_inference_with_the_batchs_statistics_is_the_same(kind):
 
 
 def test_logits_are_the_textbooks():
-  variables, statistics = _Variables(), model_util.BatchStatistics()
+  variables, statistics = _Variables(), training_layers.BatchStatistics()
   nets = _constants(3, 4, 5, 6)
   with tf.variable_scope('', custom_getter=variables.custom_getter):
-    result = model_util.training_logits(nets[0], _KEYS, statistics)
+    result = training_layers.logits(nets[0], _KEYS, statistics)
   logits, found = [], dict[str, tf.Tensor]()
   for scope in _SCOPES:
     activations = _activated(_normalized(nets[1], variables.double, scope, found))
@@ -220,7 +220,7 @@ def test_projection_is_that_of_intensities_and_masks():
   net = tf.constant(np.random.default_rng(0).random((2, 3, 4, 5), np.float32))
   variables = _Variables()
   with tf.variable_scope('', custom_getter=variables.custom_getter):
-    found = model_util.training_projection(net, 6)
+    found = training_layers.projection(net, 6)
     expected = model_util.projection(model_util.with_masks(net), 6)
   direction, _ = _constants(*expected.shape.as_list())
   assert variables.single.keys() == {'Conv/weights', 'Conv/biases'}
@@ -241,10 +241,10 @@ def test_with_masks_is_z_slowest_and_masks_of_1():
 
 @pytest.mark.parametrize('depths', [(5,), (6, 3), (1, 8, 2)])
 def test_compiled_gradient_is_tensorflows(monkeypatch, depths):
-  monkeypatch.setattr(model_util, '_WORTH_COMPILING', 0)
+  monkeypatch.setattr(training_layers, '_WORTH_COMPILING', 0)
   parts = [tf.constant(_with_zeros(depth)) for depth in depths]
   sides = []
-  for activate in (model_util._trained_activations, model_util._activations):
+  for activate in (training_layers._activate, model_util.activate):
     result = activate(*parts)
     sides.append([result, *tf.gradients(tf.reduce_sum(tf.sin(2 * result)), parts)])
   compiled, expected = _run(sides)
@@ -265,7 +265,7 @@ def test_large_maps_alone_are_compiled():
   def operations(size):
     with tf.Graph().as_default() as graph:
       net = tf.placeholder(tf.float32, [1, size, size, 1])
-      tf.gradients(model_util._trained_activations(net), net)
+      tf.gradients(training_layers._activate(net), net)
       return [operation.type for operation in graph.get_operations()]
 
   assert not any('PartitionedCall' in kind for kind in operations(511))

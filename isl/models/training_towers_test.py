@@ -9,7 +9,7 @@ import pytest
 import tensorflow.compat.v1 as tf
 
 from isl.experiment import input_stack, target_stack
-from isl.models import model_util, towers
+from isl.models import model_util, towers, training_layers
 from isl.models.networks import NETWORKS
 from isl.models.plan import NetworkPlan, make_plan, variable_shapes
 
@@ -52,7 +52,7 @@ def network(request):
   return _Network(plan, values)
 
 
-class _CountingStatistics(model_util.BatchStatistics):
+class _CountingStatistics(training_layers.BatchStatistics):
   """Remembers of how many pixels the statistics are."""
 
   def __init__(self) -> None:
@@ -65,7 +65,7 @@ class _CountingStatistics(model_util.BatchStatistics):
     return super().normalize(*parts, depths=depths)
 
 
-class _FixedStatistics(model_util.BatchStatistics):
+class _FixedStatistics(training_layers.BatchStatistics):
   """Batch norm by the moving averages, as in inference: patches do not influence each other."""
 
   def normalize(self, *parts, depths):
@@ -99,7 +99,7 @@ def test_inference_with_the_batchs_statistics_is_the_same(network):
     net = network.placeholder(batch=2, output=8)
     with tf.variable_scope('', custom_getter=network.custom_getter):
       features = towers.training_features(net, network.plan, statistics)
-      logits = model_util.training_logits(features, _heads(), statistics)
+      logits = training_layers.logits(features, _heads(), statistics)
     for key in _heads():
       statistics.counts[f'head/{key}/residual_v2_conv/BatchNorm/'] = 2 * 8 * 8
 

@@ -1,0 +1,209 @@
+"""The networks' layers as they are trained: batch norm by the batch, gradients that cost less.
+
+Variables, shapes and results are those of
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import tensorflow.compat.v1 as tf
+
+from isl.experiment import NUM_CLASSES, ImageKey
+from isl.models.model_util import (
+  EPSILON,
+  activate,
+  add_residual,
+  convolve,
+  deconvolve,
+  make_biases,
+  make_expand_weights,
+  make_weights,
+)
+from isl.models.plan import ModulePlan, head_scope
+
+# oneDNN's batch norm in training is four times slower where the depth is not a multiple of this.
+_FAST_DEPTH = 8
+
+# Elements for which a gradient is compiled, which takes a tenth of a second.
+_WORTH_COMPILING = 1 << 18
+
+
+class BatchStatistics:
+  """Batch norm in training: normalizes by the batch's own statistics, and collects these.
+
+  Attributes:
+    collected: for each moving average, by its variable's name, what this batch has to say: the
+      mean, or the unbiased estimate of the variance; [depth] each.
+    activations: each module's result, by the module's name.
+  """
+
+  def __init__(self) -> None:
+    """Nothing is collected yet."""
+    self.collected: dict[str, tf.Tensor] = {}
+    self.activations: dict[str, tf.Tensor] = {}
+
+  def normalize(self, *parts: tf.Tensor, depths: Sequence[int]) -> list[tf.Tensor]:
+    """Normalizes the concatenation of the parts along depth, without making it.
+
+    The scale and the offset are variables of the current scope.
+
+    Args:
+      *parts: [batch, row, column, depth or more]; what is beyond the depth is 0, and stays so.
+      depths: the parts' depths.
+    """
+    with tf.variable_scope('BatchNorm') as scope:
+      gammas, betas = (
+        _split_depth(tf.get_variable(name, [sum(depths)]), parts, depths)
+        for name in ('gamma', 'beta')
+      )
+    normalized = [
+      tf.nn.fused_batch_norm(part, gamma, beta, epsilon=EPSILON)
+      for part, gamma, beta in zip(parts, gammas, betas, strict=True)
+    ]
+    for i, name in ((1, 'moving_mean'), (2, 'moving_variance')):
+      found = [n[i][:depth] for n, depth in zip(normalized, depths, strict=True)]
+      self.collected[f'{scope.name}/{name}'] = tf.concat(found, 0)
+    return [n[0] for n in normalized]
+
+
+def _split_depth(
+  vector: tf.Tensor, parts: Sequence[tf.Tensor], depths: Sequence[int], axis: int = 0
+) -> list[tf.Tensor]:
+  """Splits along an axis by the parts' depths; zeros fill what a part has more."""
+  pieces = tf.split(vector, depths, axis) if len(depths) > 1 else [vector]
+  return [
+    _pad_end(piece, axis, part.shape.as_list()[-1] - depth)
+    for piece, part, depth in zip(pieces, parts, depths, strict=True)
+  ]
+
+
+def _pad_end(net: tf.Tensor, axis: int, count: int) -> tf.Tensor:
+  """Appends zeros along an axis."""
+  if not count:
+    return net
+  shape = net.shape.as_list()
+  shape[axis] = count
+  # Not by tf.pad: TensorFlow's oneDNN pass aborts the process where that makes a convolution's
+  # weights, and no gradient reads them, too.
+  return tf.concat([net, tf.zeros(shape)], axis)
+
+
+def _activate(*parts: tf.Tensor) -> tf.Tensor:
+  """`model_util.activate` with a gradient that keeps its result alone, and takes one pass over it.
+
+  What TensorFlow would derive takes six passes, and keeps each part's relu and tanh as well.
+  """
+  if sum(part.shape.num_elements() for part in parts) < _WORTH_COMPILING:
+    return activate(*parts)
+
+  @tf.custom_gradient
+  def cheaper(*parts: tf.Tensor) -> tuple[tf.Tensor, Callable[[tf.Tensor], list[tf.Tensor]]]:
+    activations = activate(*parts)
+    depths = tuple(part.shape.as_list()[-1] for part in parts)
+    return activations, lambda gradient: _activations_gradient(activations, gradient, depths)
+
+  return cheaper(*parts)
+
+
+@tf.function(jit_compile=True)
+def _activations_gradient(
+  activations: tf.Tensor, gradient: tf.Tensor, depths: tuple[int, ...]
+) -> list[tf.Tensor]:
+  """d relu(x) = [relu(x) > 0], d tanh(x) = 1 - tanh(x)^2, for each part."""
+  relus, tanhs = (tf.split(half, depths, -1) for half in tf.split(activations, 2, -1))
+  of_relus, of_tanhs = (tf.split(half, depths, -1) for half in tf.split(gradient, 2, -1))
+  return [
+    tf.where(relu > 0, of_relu, tf.zeros_like(of_relu)) + of_tanh * (1 - tanh * tanh)
+    for relu, tanh, of_relu, of_tanh in zip(relus, tanhs, of_relus, of_tanhs, strict=True)
+  ]
+
+
+def projection(net: tf.Tensor, depth: int) -> tf.Tensor:
+  """`model_util.projection` of intensities [batch, row, column, z] whose masks are all 1.
+
+  The weights that read masks then only add to the bias: half the input need not be made.
+  """
+  num_z_values = net.shape.as_list()[-1]
+  with tf.variable_scope('Conv'):
+    weights = tf.reshape(make_weights(1, 1, 2 * num_z_values, depth), [num_z_values, 2, depth])
+    biases = make_biases(depth) + tf.reduce_sum(weights[:, 1], axis=0)
+    return tf.nn.bias_add(_multiply(net, weights[:, 0]), biases)
+
+
+def module(net: tf.Tensor, plan: ModulePlan, statistics: BatchStatistics) -> tf.Tensor:
+  """`model_util.module` with batch norm by the batch's own statistics.
+
+  The expanded map has zeros appended to a depth at which batch norm is fast; weights of zero make
+  them, and read them.
+
+  Args:
+    net: [batch, row, column, plan.input_depth].
+    plan: names, depths and sizes.
+    statistics: collects the batch's.
+
+  Returns:
+    [batch, row, column, plan.output_depth].
+  """
+  with tf.variable_scope(plan.name):
+    with tf.variable_scope('expand_rv2'):
+      activations = _activate(*statistics.normalize(net, depths=[plan.input_depth]))
+      expand, made_axis = (deconvolve, 2) if plan.is_deconv else (convolve, 3)
+      weights = _pad_end(make_expand_weights(plan), made_axis, -plan.expand_depth % _FAST_DEPTH)
+      joined = [expand(activations, weights, plan.stride)]
+    depths = [plan.expand_depth]
+    if not plan.is_deconv:
+      joined.append(tf.nn.max_pool2d(net, plan.kernel, plan.stride, 'VALID'))
+      depths.append(plan.input_depth)
+    with tf.variable_scope('reduce_rv2'):
+      activations = _activate(*statistics.normalize(*joined, depths=depths))
+      with tf.variable_scope('Conv'):
+        weights = make_weights(1, 1, 2 * plan.joined_depth, plan.reduce_depth)
+    # The rows that read relu, and those that read tanh, both by part.
+    rows = tf.reshape(weights, [2, plan.joined_depth, plan.reduce_depth])
+    rows = tf.concat(_split_depth(rows, joined, depths, axis=1), axis=1)
+    reduced = _multiply(activations, tf.reshape(rows, [-1, plan.reduce_depth]))
+    result = add_residual(net, reduced, plan)
+    statistics.activations[plan.name] = result
+    return result
+
+
+def _multiply(net: tf.Tensor, weights: tf.Tensor) -> tf.Tensor:
+  """A 1x1 convolution with weights [depth, made depth]; as a product its gradient is faster."""
+  *size, depth = net.shape.as_list()
+  made = tf.matmul(tf.reshape(net, [-1, depth]), weights)
+  return tf.reshape(made, [*size, weights.shape.as_list()[-1]])
+
+
+def logits(net: tf.Tensor, keys: Sequence[ImageKey], statistics: BatchStatistics) -> tf.Tensor:
+  """Logits of all heads in training.
+
+  All read the same features, so all find the same statistics in a batch; what differs is scale and
+  offset.
+
+  Args:
+    net: the features, [batch, row, column, depth].
+    keys: the images that the heads predict.
+    statistics: collects the batch's.
+
+  Returns:
+    [head, batch * row * column, class].
+  """
+  depth = net.shape.as_list()[-1]
+  normalized, mean, variance, *_ = tf.nn.fused_batch_norm(
+    net, tf.ones([depth]), tf.zeros([depth]), epsilon=EPSILON
+  )
+  variables = []
+  for key in keys:
+    with tf.variable_scope(head_scope(key)):
+      with tf.variable_scope('BatchNorm') as scope:
+        scale_and_offset = [tf.get_variable(name, [depth]) for name in ('gamma', 'beta')]
+      with tf.variable_scope('Conv'):
+        weights = tf.reshape(make_weights(1, 1, 2 * depth, NUM_CLASSES), [2 * depth, NUM_CLASSES])
+        variables.append((*scale_and_offset, weights, make_biases(NUM_CLASSES)))
+    statistics.collected[f'{scope.name}/moving_mean'] = mean
+    statistics.collected[f'{scope.name}/moving_variance'] = variance
+  gammas, betas, weights, biases = (tf.stack(v) for v in zip(*variables, strict=True))
+  pixels = tf.reshape(normalized, [1, -1, depth])
+  activations = activate(pixels * gammas[:, tf.newaxis] + betas[:, tf.newaxis])
+  return tf.matmul(activations, weights) + biases[:, tf.newaxis]
