@@ -1,4 +1,4 @@
-# make demo      labels a made-up field of view with random weights: what goes in, what comes out
+# make demo      labels a simulated field of view with the small network in checkpoints/
 # make test      everything that a change must pass: lint, then the tests
 # make lint      ruff (lint and format) and mypy alone
 # make soak      the tests that take minutes
@@ -16,11 +16,9 @@ INSTALLED := $(VENV)/installed
 .PHONY: demo test lint soak bazel-test clean
 
 demo: $(INSTALLED)
-	@mkdir -p demo
-	$(BIN)/python -m isl.random_checkpoint --directory demo/checkpoints 2> demo/tensorflow.log
-	$(BIN)/python -m isl.random_field --directory demo/images
-	$(BIN)/isl-launch --base_directory demo/output --mode EVAL_EVAL --metric INFER_FULL \
-	  --restore_directory demo/checkpoints --read_pngs --dataset_eval_directory demo/images \
+	$(BIN)/isl-launch --base_directory demo --mode EVAL_EVAL --metric INFER_FULL \
+	  --stitch_crop_size 1500 --restore_directory checkpoints --read_pngs \
+	  --dataset_eval_directory data_sample/synthetic_evaluation \
 	  --infer_channel_whitelist DAPI_CONFOCAL,MAP2_CONFOCAL,NFH_CONFOCAL
 
 test: lint

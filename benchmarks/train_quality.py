@@ -4,15 +4,16 @@
 
 One field of view is cut in two: the rows above --split are trained on, those below held out. Each
 setting WINDOW:BATCH:RATE (side of a patch's output in pixels, --loss_output_size; patches in a
-batch; Adam's learning rate) starts from the same weights and trains the same network. First those
-of --grid, for --grid_seconds each; the best of each window size, and the original's defaults
-(8:16:1e-4), then start again and train for --seconds. They do so in turns of --turn seconds, so
-that all see the same machine, and only steps are counted. Held-out losses are those of all blocks,
-with the moving averages.
+batch; Adam's learning rate) starts from the same weights, random ones or a checkpoint's, and trains
+the same network. First those of --grid, for --grid_seconds each; then the best single patches, the
+best larger window, and the original's defaults (8:16:1e-4, four patches from each crop of 520 x 520
+where the field is large enough) start again and train for --seconds. They do so in turns of --turn
+seconds, so that all see the same machine, and only steps are counted. Held-out losses are those of
+all blocks, with the moving averages: the total that is trained on, and the mean of the labels.
 
-Prints these over time; as ratios, the time at which the best larger window reaches the final loss
-of the best 8 x 8 patches, and that at which the best of all reaches the defaults'; last, one JSON
-line.
+Prints these over time. Then as ratios: of single patches and larger windows, how much sooner the
+one that ends with the lower loss gets to the other's final loss and stays below it; and when the
+best of all so gets to the defaults'. Last, one JSON line.
 """
 
 from __future__ import annotations
@@ -20,8 +21,10 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import math
 import os
 import pathlib
+import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -29,14 +32,17 @@ from collections.abc import Sequence
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
 
 import training
+from curves import seconds_to, times_as_fast
 
 from isl import image_io, png_io
-from isl.experiment import input_stack, target_stack
+from isl.checkpoints import Checkpoint, find_newest
+from isl.experiment import StackSpec, input_stack, target_stack
 from isl.image_io import ImageSet
 from isl.models.networks import NETWORKS
 
 REPOSITORY = pathlib.Path(__file__).resolve().parents[1]
 _DEFAULTS = (8, 16, 1e-4)
+_DEFAULT_CROP, _DEFAULT_STRIDE = 520, 256
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,20 +78,30 @@ def parse_arguments() -> argparse.Namespace:
     help='folder with a field of view',
   )
   parser.add_argument('--split', type=int, default=480, help='first row that is held out')
+  parser.add_argument(
+    '--restore_directory',
+    help='folder of a checkpoint to start from; it says what the network is',
+  )
   parser.add_argument('--model', default='CONCORDANCE')
   parser.add_argument('--base_depth', type=int, default=400, help="the network's width")
   parser.add_argument('--num_z_values', type=int, default=13, help='z depths that it reads')
   parser.add_argument(
     '--grid',
     type=lambda text: [_setting(item) for item in text.split(',')],
-    default='8:4:5e-4,8:4:2e-3,8:16:5e-4,8:16:2e-3,40:1:5e-4,40:1:2e-3,72:1:5e-4,72:1:2e-3',
+    default=(
+      '8:4:5e-4,8:4:2e-3,8:16:5e-4,8:16:2e-3,'
+      '40:1:5e-4,40:1:2e-3,72:1:5e-4,72:1:2e-3,104:1:5e-4,104:1:2e-3'
+    ),
     help='settings WINDOW:BATCH:RATE, a comma list',
   )
-  parser.add_argument('--grid_seconds', type=float, default=180, help='of each setting of the grid')
+  parser.add_argument('--grid_seconds', type=float, default=120, help='of each setting of the grid')
   parser.add_argument('--seconds', type=float, default=1200, help='of each of the best')
   parser.add_argument('--turn', type=float, default=20, help='seconds')
   parser.add_argument('--evaluations', type=int, default=12, help='in that time')
-  return parser.parse_args()
+  arguments = parser.parse_args()
+  if len({setting.window == 8 for setting in arguments.grid}) != 2:
+    parser.error('--grid must have windows of 8 and larger ones')
+  return arguments
 
 
 def cut(image_set: ImageSet, folder: pathlib.Path, rows: slice) -> ImageSet:
@@ -105,7 +121,8 @@ class Arm:
     setting: how it trains.
     seconds: for how long so far.
     steps: how many so far.
-    curve: [seconds, held-out loss] so far.
+    curve: (seconds, held-out loss) so far.
+    label_curve: likewise, of the labels alone.
   """
 
   def __init__(
@@ -120,20 +137,29 @@ class Arm:
     self.seconds = 0.0
     self.steps = 0
     self.curve: list[tuple[float, float]] = []
+    self.label_curve: list[tuple[float, float]] = []
     self._held_out = held_out
+    # One patch from each crop: a larger crop could not be had from a narrow field of view.
     geometry = NETWORKS[arguments.model].geometry
-    side = geometry.patch - geometry.output + setting.window
+    crop, stride = geometry.patch - geometry.output + setting.window, 1
+    if setting == Setting(*_DEFAULTS) and min(arguments.trained_size) >= _DEFAULT_CROP:
+      crop, stride = _DEFAULT_CROP, _DEFAULT_STRIDE
+    start = {'restore_directory': arguments.restore_directory}
+    if not arguments.restore_directory:
+      start = {
+        'model': arguments.model,
+        'base_depth': arguments.base_depth,
+        'num_z_values': arguments.num_z_values,
+      }
     self._graph, self._session = training.start_training(
       mode='TRAIN',
       read_pngs=True,
       dataset_train_directory=folder / 'trained',
       base_directory=folder / 'base',
-      model=arguments.model,
-      base_depth=arguments.base_depth,
-      num_z_values=arguments.num_z_values,
+      **start,
       loss_output_size=setting.window,
-      # One patch from each crop: a larger crop could not be had from a narrow field of view.
-      loss_crop_size=side,
+      loss_crop_size=crop,
+      loss_patch_stride=stride,
       preprocess_batch_size=setting.batch,
       preprocess_shuffle_batch_num_threads=2,
       learning_rate=setting.rate,
@@ -150,32 +176,39 @@ class Arm:
     self.seconds += elapsed
 
   def evaluate(self) -> float:
-    """The held-out loss now, which is added to the curve."""
-    losses = self._held_out.losses(self._saver.save())
-    self.curve.append((self.seconds, self._held_out.total(losses)))
-    loss = self.curve[-1][1]
+    """The held-out loss now, which is added to the curve; infinite where training has diverged."""
+    try:
+      losses = self._held_out.losses(self._saver.save())
+      total, labels = self._held_out.total(losses), self._held_out.of_labels(losses)
+    except ValueError as e:
+      print(f'{self.setting!s:>12}  {e}')
+      total = math.inf
+    if not math.isfinite(total):
+      total = labels = math.inf
+    self.curve.append((self.seconds, total))
+    self.label_curve.append((self.seconds, labels))
     print(
       f'{self.setting!s:>12}  {self.seconds:6.0f} s  step {self.steps:6d}'
-      f'  held-out loss {loss:.4f}',
+      f'  held-out loss {total:.4f}, of labels {labels:.4f}',
       flush=True,
     )
-    return loss
-
-  def seconds_to(self, loss: float) -> float | None:
-    """When the curve first is at or below a loss, between its points on a straight line."""
-    before: tuple[float, float] | None = None
-    for point in self.curve:
-      if point[1] <= loss:
-        if before is None:
-          return point[0]
-        share = (before[1] - loss) / (before[1] - point[1])
-        return before[0] + share * (point[0] - before[0])
-      before = point
-    return None
+    return total
 
   def close(self) -> None:
     """Frees its memory."""
     self._session.close()
+
+
+def race(arms: Sequence[Arm], arguments: argparse.Namespace, seconds: float, points: int) -> None:
+  """Trains all arms for the same time, in turns, and evaluates them so many times."""
+  for number in range(1, points + 1):
+    until = number / points * seconds
+    while any(arm.seconds < until for arm in arms):
+      for arm in arms:
+        if arm.seconds < until:
+          arm.train(min(arguments.turn, until - arm.seconds))
+    for arm in arms:
+      arm.evaluate()
 
 
 def run_grid(
@@ -185,22 +218,19 @@ def run_grid(
   result = {}
   for setting in arguments.grid:
     arm = Arm(setting, arguments, folder, held_out)
-    arm.train(arguments.grid_seconds)
-    result[setting] = arm.evaluate()
+    race([arm], arguments, arguments.grid_seconds, 1)
+    result[setting] = arm.curve[-1][1]
     arm.close()
   return result
 
 
-def race(arms: Sequence[Arm], arguments: argparse.Namespace) -> None:
-  """Trains all arms for the long time, in turns."""
-  for number in range(1, arguments.evaluations + 1):
-    until = number / arguments.evaluations * arguments.seconds
-    while any(arm.seconds < until for arm in arms):
-      for arm in arms:
-        if arm.seconds < until:
-          arm.train(min(arguments.turn, until - arm.seconds))
-    for arm in arms:
-      arm.evaluate()
+def read_network(arguments: argparse.Namespace) -> tuple[StackSpec, StackSpec]:
+  """What the network reads and predicts; a checkpoint's model is put among the arguments."""
+  if not arguments.restore_directory:
+    return input_stack(arguments.num_z_values), target_stack()
+  held = Checkpoint(find_newest(arguments.restore_directory)).describe()
+  arguments.model = held.model
+  return held.inputs, target_stack()
 
 
 def main() -> None:
@@ -208,12 +238,23 @@ def main() -> None:
   arguments = parse_arguments()
   with tempfile.TemporaryDirectory() as name:
     folder = pathlib.Path(name)
-    whole = image_io.find_image_sets(arguments.images)[0].read()
-    cut(whole, folder / 'trained', slice(0, arguments.split))
+    try:
+      inputs, targets = read_network(arguments)
+      whole = image_io.find_image_sets(arguments.images)[0].read()
+      # The smallest that a window fits into.
+      margins = 2 * NETWORKS[arguments.model].geometry.margin
+      needed = margins + max(setting.window for setting in arguments.grid)
+      if not needed <= arguments.split <= whole.size[0] - margins - 8:
+        raise ValueError(
+          f'--split must be from {needed} to {whole.size[0] - margins - 8} for these windows and'
+          f' images of {whole.size[0]} rows, got {arguments.split}'
+        )
+    except (ValueError, OSError) as e:
+      sys.exit(f'train_quality: {e}')
+    trained = cut(whole, folder / 'trained', slice(0, arguments.split))
+    arguments.trained_size = trained.size
     held_out = training.HeldOut(
-      cut(whole, folder / 'held_out', slice(arguments.split, None)),
-      input_stack(arguments.num_z_values),
-      target_stack(),
+      cut(whole, folder / 'held_out', slice(arguments.split, None)), inputs, targets
     )
     print(f'grid, {arguments.grid_seconds:.0f} s each')
     grid = run_grid(arguments, folder, held_out)
@@ -222,7 +263,7 @@ def main() -> None:
     print(f'best, {arguments.seconds:.0f} s each')
     settings = dict.fromkeys((Setting(*_DEFAULTS), single, wide))
     arms = {setting: Arm(setting, arguments, folder, held_out) for setting in settings}
-    race(list(arms.values()), arguments)
+    race(list(arms.values()), arguments, arguments.seconds, arguments.evaluations)
     result = summarize(arms, Setting(*_DEFAULTS), single, wide)
     result['grid'] = {str(setting): loss for setting, loss in grid.items()}
     for arm in arms.values():
@@ -234,17 +275,13 @@ def summarize(
   arms: dict[Setting, Arm], defaults: Setting, single: Setting, wide: Setting
 ) -> dict[str, object]:
   """Prints how the settings compare, and gives it for the JSON line."""
-  wide_seconds = arms[wide].seconds_to(arms[single].curve[-1][1])
-  single_seconds = arms[single].seconds_to(arms[wide].curve[-1][1])
-  if wide_seconds is not None:
-    ratio = arms[single].seconds / wide_seconds
-  else:
-    # The single patches are ahead at the end.
-    assert single_seconds is not None
-    ratio = single_seconds / arms[wide].seconds
+  ratio = times_as_fast(arms[wide].curve, arms[single].curve)
+  label_ratio = times_as_fast(arms[wide].label_curve, arms[single].label_curve)
   best = min((single, wide), key=lambda s: arms[s].curve[-1][1])
-  best_seconds = arms[best].seconds_to(arms[defaults].curve[-1][1])
+  best_seconds = seconds_to(arms[best].curve, arms[defaults].curve[-1][1])
   print(f'windows {wide} are {ratio:.2f} times as fast as patches {single}')
+  print(f'  by the loss of labels alone: {label_ratio:.2f}')
+  share = None
   if best_seconds is not None:
     share = best_seconds / arms[defaults].seconds
     print(f"{best} reaches the defaults' final loss in {share:.3f} of their time")
@@ -254,9 +291,11 @@ def summarize(
     'wide': str(wide),
     'best': str(best),
     'wide_over_single': ratio,
-    'best_over_defaults_time': best_seconds and best_seconds / arms[defaults].seconds,
+    'wide_over_single_labels': label_ratio,
+    'best_over_defaults_time': share,
     'steps': {str(setting): arm.steps for setting, arm in arms.items()},
     'curves': {str(setting): arm.curve for setting, arm in arms.items()},
+    'label_curves': {str(setting): arm.label_curve for setting, arm in arms.items()},
   }
 
 

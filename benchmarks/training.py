@@ -63,11 +63,16 @@ class HeldOut:
     for tile in tiling.split((num_blocks[0], num_blocks[1]), labeler.blocks, geometry.output):
       window = tile.input_window(geometry, labeler.blocks)
       crop = data_provider.input_crop(self._image_set, self._inputs, *window)
-      truth = data_provider.classes_of(self._truth(*tile.output_window(geometry, labeler.blocks)))
+      # Outputs begin a margin inside the image.
+      rows, columns = (
+        slice(window.start + geometry.margin, window.stop + geometry.margin)
+        for window in tile.output_window(geometry, labeler.blocks)
+      )
+      truth = data_provider.classes_of(self._truth(rows, columns))
       outputs = labeler(crop[np.newaxis], np.moveaxis(truth, -1, 0)[:, np.newaxis])
-      own = tile.own(np.moveaxis(outputs[Statistic.CROSS_ENTROPY][:, 0], 0, -1))
-      sums += own.sum(axis=(0, 1))
-      pixels += own[..., 0].size
+      own = tile.own(outputs[Statistic.CROSS_ENTROPY][:, 0])
+      sums += own.sum(axis=(1, 2))
+      pixels += own[0].size
     labeler.close()
     means = dict(zip(heads, sums / pixels, strict=True))
     absent = [
@@ -86,6 +91,10 @@ class HeldOut:
     of_inputs = sum(losses[key] for key in self._inputs.keys) / len(self._inputs.keys)
     of_targets = sum(losses.get(key, 0.0) for key in self._targets.keys)
     return 0.5 * of_inputs + 0.5 * of_targets / len(self._targets.keys)
+
+  def of_labels(self, losses: dict[ImageKey, float]) -> float:
+    """The mean loss of the labels that have truth."""
+    return float(np.mean([losses[key] for key in self._targets.keys if key in losses]))
 
 
 class Saver:

@@ -25,17 +25,26 @@ from isl.models.plan import variable_shapes
 
 
 def write_values(prefix: pathlib.Path, values: Mapping[str, np.ndarray]) -> None:
-  """Writes a checkpoint's `.index` and `.data` files with these variables, by name."""
+  """Writes a checkpoint's `.index` and `.data` files with these variables, by name.
+
+  Raises:
+    OSError: they cannot be written; nothing is left of them.
+  """
   # The op of tf.train.Saver, without its thousand variables.
   with tf.Graph().as_default(), tf.Session() as session:
-    session.run(
-      tf.raw_ops.SaveV2(
-        prefix=os.fspath(prefix),
-        tensor_names=list(values),
-        shape_and_slices=[''] * len(values),
-        tensors=[tf.constant(value) for value in values.values()],
-      )
+    save = tf.raw_ops.SaveV2(
+      prefix=os.fspath(prefix),
+      tensor_names=list(values),
+      shape_and_slices=[''] * len(values),
+      tensors=[tf.constant(value) for value in values.values()],
     )
+    try:
+      session.run(save)
+    except tf.errors.OpError as e:
+      for path in prefix.parent.iterdir():
+        if path.name.startswith(f'{prefix.name}.') and 'tempstate' in path.name:
+          path.unlink()
+      raise OSError(f'{prefix} cannot be written: {e.message.splitlines()[0]}') from e
 
 
 def name_newest(prefix: pathlib.Path) -> None:
@@ -64,10 +73,16 @@ def copy_bare(
     The copy's prefix.
 
   Raises:
-    ValueError: there is no checkpoint, it is damaged, or does not predict these labels.
+    ValueError: there is no checkpoint, it is damaged, or does not predict these labels; or the
+      copy would go to its own folder.
     OSError: the copy cannot be written.
   """
   checkpoint = Checkpoint(find_newest(source))
+  if pathlib.Path(directory).exists() and pathlib.Path(directory).samefile(source):
+    raise ValueError(
+      f'--to must be another folder than --from, got {str(directory)!r} for both: a training could'
+      ' not go on from the copy'
+    )
   held = checkpoint.describe()
   channels = tuple(target_channels or held.targets.channels)
   unknown = [channel for channel in channels if channel not in held.targets.channels]

@@ -1,6 +1,8 @@
 """The benchmarks run and say what they promise, at a tiny width."""
 
+import importlib.util
 import json
+import math
 import os
 import pathlib
 import subprocess
@@ -8,7 +10,7 @@ import sys
 
 import pytest
 
-from isl import random_field
+from isl import launch, random_checkpoint, random_field, testing
 
 REPOSITORY = pathlib.Path(__file__).resolve().parents[1]
 
@@ -24,6 +26,48 @@ def _run(name, *options):
   )
   *table, last = done.stdout.splitlines()
   return table, json.loads(last)
+
+
+@pytest.fixture(scope='module')
+def curves():
+  """benchmarks/curves.py, which is in no package."""
+  spec = importlib.util.spec_from_file_location('curves', REPOSITORY / 'benchmarks' / 'curves.py')
+  assert spec
+  assert spec.loader
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  return module
+
+
+@pytest.mark.parametrize(
+  ('losses', 'seconds'),
+  [
+    ((0.9, 0.7, 0.5, 0.4), 25),  # Half-way from the second point to the third.
+    ((0.9, 0.6, 0.5, 0.4), 20),
+    ((0.6, 0.5, 0.4, 0.3), 10),
+    ((0.9, 0.5, 0.7, 0.5), 35),  # The first time does not last.
+    ((0.9, 0.5, 0.4, 0.7), None),
+    ((math.inf, 0.5, 0.4, 0.3), 20),
+    ((0.9, 0.5, math.nan, 0.5), 40),
+  ],
+)
+def test_seconds_to(curves, losses, seconds):
+  curve = list(zip((10, 20, 30, 40), losses, strict=True))
+  assert curves.seconds_to(curve, 0.6) == (None if seconds is None else pytest.approx(seconds))
+
+
+def test_times_as_fast(curves):
+  slow = [(10, 0.9), (20, 0.8), (40, 0.6)]
+  fast = [(10, 0.6), (20, 0.5), (40, 0.4)]
+  assert curves.times_as_fast(fast, slow) == 4
+  assert curves.times_as_fast(slow, fast) == pytest.approx(1 / 4)
+  assert curves.times_as_fast(slow, slow) == 1
+  # It was lower for a while, but ends higher.
+  dipping = [(10, 0.3), (20, 0.3), (40, 0.7)]
+  assert curves.times_as_fast(dipping, slow) < 1
+  diverged = [(10, 0.5), (20, math.inf), (40, math.inf)]
+  assert curves.times_as_fast(slow, diverged) == math.inf
+  assert curves.times_as_fast(diverged, slow) == 0
 
 
 def test_infer():
@@ -64,27 +108,116 @@ def test_train():
   assert any(line.startswith('peak memory') for line in table)
 
 
+_QUALITY = (
+  '--split=140',
+  '--model=FOVEA',
+  '--base_depth=6',
+  '--num_z_values=2',
+  '--grid=8:2:1e-3,24:1:1e-3',
+  '--grid_seconds=1',
+  '--seconds=2',
+  '--turn=1',
+  '--evaluations=2',
+)
+
+
 def test_train_quality(tmp_path):
-  """Two settings, of which one wins; the ratio is that of times on the curves printed."""
   random_field.write_image_set(tmp_path, rows=270, columns=130, depths=2)
-  table, result = _run(
-    'train_quality.py',
-    f'--images={tmp_path}',
-    '--split=140',
-    '--model=FOVEA',
-    '--base_depth=6',
-    '--num_z_values=2',
-    '--grid=8:2:1e-3,24:1:1e-3',
-    '--grid_seconds=1',
-    '--seconds=2',
-    '--turn=1',
-    '--evaluations=2',
-  )
+  table, result = _run('train_quality.py', f'--images={tmp_path}', *_QUALITY)
   assert result['grid'].keys() == {'8:2:0.001', '24:1:0.001'} == {result['single'], result['wide']}
-  assert result['curves'].keys() == {result['defaults'], result['single'], result['wide']}
-  for curve in result['curves'].values():
-    (first_seconds, _), (last_seconds, last_loss) = curve
-    assert 1 <= first_seconds < last_seconds
-    assert 0 < last_loss < 1
+  for curves in (result['curves'], result['label_curves']):
+    assert curves.keys() == {result['defaults'], result['single'], result['wide']}
+    for curve in curves.values():
+      (first_seconds, _), (last_seconds, last_loss) = curve
+      assert 1 <= first_seconds < last_seconds
+      assert 0 < last_loss < 2
   assert result['wide_over_single'] > 0
   assert any(line.startswith('windows 24:1:0.001 are ') for line in table)
+
+
+def test_train_quality_from_a_checkpoint_that_diverges(tmp_path):
+  """What is thrown out of its start gets nowhere, and the rest is printed all the same."""
+  random_field.write_image_set(tmp_path / 'images', rows=270, columns=130, depths=2)
+  random_checkpoint.write_random_checkpoint(
+    tmp_path / 'checkpoint', model='FOVEA', base_depth=6, num_z_values=2
+  )
+  options = [option for option in _QUALITY if not option.startswith(('--model', '--base', '--num'))]
+  _, result = _run(
+    'train_quality.py',
+    f'--images={tmp_path / "images"}',
+    f'--restore_directory={tmp_path / "checkpoint"}',
+    *options,
+    '--grid=8:2:1e-4,24:1:1e30',
+  )
+  assert result['grid']['24:1:1e+30'] == math.inf
+  assert result['best'] == '8:2:0.0001'
+  assert result['wide_over_single'] == 0
+
+
+@pytest.mark.parametrize('option', ['--split=20', '--split=200', '--images=/no/such/folder'])
+def test_train_quality_of_what_cannot_be(tmp_path, option):
+  random_field.write_image_set(tmp_path, rows=270, columns=130, depths=2)
+  done = subprocess.run(
+    [
+      sys.executable,
+      os.fspath(REPOSITORY / 'benchmarks' / 'train_quality.py'),
+      f'--images={tmp_path}',
+      *_QUALITY,
+      option,
+    ],
+    stderr=subprocess.PIPE,
+    text=True,
+    check=False,
+    env={**os.environ, 'PYTHONPATH': os.fspath(REPOSITORY)},
+  )
+  assert done.returncode == 1
+  assert done.stderr.splitlines()[-1].startswith('train_quality: ')
+  assert 'Traceback' not in done.stderr
+
+
+_HELD_OUT = """
+import json, sys
+import training
+from isl import image_io
+from isl.checkpoints import Checkpoint, find_newest
+checkpoint = Checkpoint(find_newest(sys.argv[1]))
+held = checkpoint.describe()
+(field,) = image_io.find_image_sets(sys.argv[2])
+held_out = training.HeldOut(field.read(), held.inputs, held.targets)
+losses = held_out.losses(checkpoint, tile_size=2)
+print(json.dumps({key.channel: loss for key, loss in losses.items()}))
+"""
+
+
+def test_held_out_losses_are_those_of_inference(tmp_path):
+  """On the same pixels: the cross entropy in metrics.csv."""
+  images, base = tmp_path / 'images', tmp_path / 'base'
+  random_field.write_image_set(images, rows=131, columns=140, depths=2)
+  random_checkpoint.write_random_checkpoint(
+    tmp_path / 'checkpoint', model='FOVEA', base_depth=6, num_z_values=2
+  )
+  arguments = [sys.executable, '-c', _HELD_OUT, tmp_path / 'checkpoint', images]
+  path = os.pathsep.join(map(os.fspath, (REPOSITORY, REPOSITORY / 'benchmarks')))
+  done = subprocess.run(
+    arguments,
+    stdout=subprocess.PIPE,
+    text=True,
+    check=True,
+    env={**os.environ, 'PYTHONPATH': path},
+  )
+  losses = json.loads(done.stdout)
+  outcome = testing.run_in_process(
+    launch.run,
+    '--mode=EVAL_EVAL',
+    '--metric=INFER_FULL',
+    '--read_pngs',
+    f'--base_directory={base}',
+    f'--restore_directory={tmp_path / "checkpoint"}',
+    f'--dataset_eval_directory={images}',
+    '--infer_panels=TARGET',
+  )
+  assert outcome.status == 0, outcome.stderr
+  metrics = testing.InferRun(base / 'eval_eval_infer' / '00001000', outcome).metrics
+  assert len(metrics) >= 3
+  for row in metrics:
+    assert losses[row['channel']] == pytest.approx(float(row['cross_entropy']), rel=1e-4)

@@ -17,6 +17,8 @@ import shutil
 from collections.abc import Iterator, Mapping
 from typing import Any, BinaryIO
 
+from absl import logging
+
 from isl import files
 from isl.checkpoints import find_newest
 
@@ -74,37 +76,15 @@ def _as_flag(value: Any) -> str:
 class BestCheckpoint:
   """The folder with the best checkpoint."""
 
-  def __init__(
-    self, directory: pathlib.Path, settings: Mapping[str, Any], flags: Mapping[str, Any]
-  ):
-    """Looks what an earlier run left.
+  def __init__(self, directory: pathlib.Path, flags: Mapping[str, Any]):
+    """Does nothing yet.
 
     Args:
       directory: made when there is something to keep.
-      settings: what losses are computed of, by the flags' names, as JSON knows it.
-      flags: likewise, all of them; for the record.
-
-    Raises:
-      ValueError: the checkpoint there was chosen by other settings.
+      flags: the command line's, as JSON knows them; for the record.
     """
     self._directory = directory
-    self._settings = settings
     self._flags = flags
-    self.record = self._read()
-    if self.record is not None:
-      self._check_settings(self.record.settings)
-
-  def _check_settings(self, found: Mapping[str, Any]) -> None:
-    differing = [name for name in self._settings if found.get(name) != self._settings[name]]
-    if differing:
-      was, now = (
-        ' '.join(f'--{name}={_as_flag(settings.get(name))}' for name in differing)
-        for settings in (found, self._settings)
-      )
-      raise ValueError(
-        f'{self._directory} holds the best checkpoint by {was}, with which losses by {now} cannot'
-        ' be compared: use the same, or move that folder away'
-      )
 
   def _read(self) -> Record | None:
     try:
@@ -115,7 +95,12 @@ class BestCheckpoint:
       return None
 
   def offer(
-    self, source: pathlib.Path, contents: Mapping[str, BinaryIO], step: int, loss: float
+    self,
+    source: pathlib.Path,
+    contents: Mapping[str, BinaryIO],
+    step: int,
+    loss: float,
+    settings: Mapping[str, Any],
   ) -> bool:
     """Takes a copy if the loss is lower than that of all before.
 
@@ -124,6 +109,8 @@ class BestCheckpoint:
       contents: its files, see `opened`.
       step: its global step.
       loss: its total loss; one that is not finite is never the lowest.
+      settings: what the loss was computed of, by the flags' names, as JSON knows it. Where the best
+        checkpoint has others, it stays, with a warning: losses cannot be compared.
 
     Returns:
       Whether it did.
@@ -131,13 +118,47 @@ class BestCheckpoint:
     Raises:
       OSError: it cannot be written. The one before is still there.
     """
-    if not math.isfinite(loss) or (self.record is not None and loss >= self.record.total_loss):
+    if not math.isfinite(loss):
       return False
+    self._directory.mkdir(parents=True, exist_ok=True)
+    # Another evaluation may be at work in this BASE.
+    with files.held(self._directory, wait=True):
+      best = self._read()
+      if best is not None and best.settings != settings:
+        self._warn(best.settings, settings)
+        return False
+      if best is not None and loss >= best.total_loss:
+        return False
+      self._take(source, contents, step, loss, settings)
+    return True
+
+  def _warn(self, found: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
+    differing = [name for name in settings if found.get(name) != settings[name]]
+    was, now = (
+      ' '.join(f'--{name}={_as_flag(given.get(name))}' for name in differing)
+      for given in (found, settings)
+    )
+    logging.warning(
+      '%s keeps the best checkpoint by %s, and stays: losses by %s cannot be compared with its.'
+      ' Where those are wanted, move it away, or use another --base_directory',
+      self._directory,
+      was,
+      now,
+    )
+
+  def _take(
+    self,
+    source: pathlib.Path,
+    contents: Mapping[str, BinaryIO],
+    step: int,
+    loss: float,
+    settings: Mapping[str, Any],
+  ) -> None:
     record = Record(
       global_step=step,
       total_loss=loss,
       source=str(source.absolute()),
-      settings=self._settings,
+      settings=settings,
       flags=self._flags,
     )
     name = f'model.ckpt-{step}'
@@ -153,9 +174,7 @@ class BestCheckpoint:
         with partial.open('wb') as copy:
           shutil.copyfileobj(stream, copy, 1 << 20)
     self._write_text(_STATE_FILE, f'model_checkpoint_path: "{name}"\n')
-    self.record = record
     self._delete_all_but(name)
-    return True
 
   def _index_in_use(self) -> pathlib.Path | None:
     try:

@@ -25,10 +25,10 @@ def train(tmp_path):
   return tmp_path / 'train'
 
 
-def _offer(best, train, step, loss):
+def _offer(best, train, step, loss, settings=_SETTINGS):
   prefix = train / f'model.ckpt-{step}'
   with best_checkpoint.opened(prefix) as contents:
-    return best.offer(prefix, contents, step, loss)
+    return best.offer(prefix, contents, step, loss, settings)
 
 
 def _kept(folder):
@@ -40,7 +40,7 @@ def _kept(folder):
 
 def test_the_lowest_is_kept_alone(train, tmp_path):
   folder = tmp_path / 'best'
-  best = BestCheckpoint(folder, _SETTINGS, _FLAGS)
+  best = BestCheckpoint(folder, _FLAGS)
   losses = {1: 0.5, 2: 0.7, 3: 0.5, 4: 0.3}
   assert [_offer(best, train, step, loss) for step, loss in losses.items()] == [
     True,
@@ -61,7 +61,7 @@ def test_the_lowest_is_kept_alone(train, tmp_path):
 
 
 def test_record(train, tmp_path):
-  best = BestCheckpoint(tmp_path / 'best', _SETTINGS, _FLAGS)
+  best = BestCheckpoint(tmp_path / 'best', _FLAGS)
   _offer(best, train, 2, 0.25)
   assert json.loads((tmp_path / 'best' / 'model.ckpt-2.json').read_text()) == {
     'global_step': 2,
@@ -73,32 +73,43 @@ def test_record(train, tmp_path):
 
 
 def test_loss_is_remembered(train, tmp_path):
-  _offer(BestCheckpoint(tmp_path / 'best', _SETTINGS, _FLAGS), train, 1, 0.5)
-  again = BestCheckpoint(tmp_path / 'best', _SETTINGS, _FLAGS)
+  _offer(BestCheckpoint(tmp_path / 'best', _FLAGS), train, 1, 0.5)
+  again = BestCheckpoint(tmp_path / 'best', _FLAGS)
   assert not _offer(again, train, 1, 0.5)
   assert not _offer(again, train, 2, 0.6)
   assert _offer(again, train, 3, 0.4)
   assert _kept(tmp_path / 'best') == 3
 
 
-def test_loss_of_other_patches_is_not_compared(train, tmp_path):
+def test_loss_of_other_patches_is_not_compared(train, tmp_path, caplog):
   folder = tmp_path / 'best'
-  _offer(BestCheckpoint(folder, _SETTINGS, _FLAGS), train, 1, 0.5)
+  _offer(BestCheckpoint(folder, _FLAGS), train, 1, 0.5)
   other = {**_SETTINGS, 'dataset_eval_directory': ['/b', '/c'], 'metric_num_examples': 8}
-  with pytest.raises(ValueError) as caught:
-    BestCheckpoint(folder, other, _FLAGS)
-  assert str(caught.value) == (
-    f'{folder} holds the best checkpoint by --dataset_eval_directory=/a --metric_num_examples=4,'
-    ' with which losses by --dataset_eval_directory=/b,/c --metric_num_examples=8 cannot be'
-    ' compared: use the same, or move that folder away'
+  with caplog.at_level('WARNING'):
+    assert not _offer(BestCheckpoint(folder, _FLAGS), train, 2, 0.4, other)
+  (record,) = caplog.records
+  assert record.getMessage().startswith(
+    f'{folder} keeps the best checkpoint by --dataset_eval_directory=/a --metric_num_examples=4,'
+    ' and stays: losses by --dataset_eval_directory=/b,/c --metric_num_examples=8 cannot be'
+    ' compared with its.'
   )
   assert _kept(folder) == 1
+
+
+def test_two_evaluations_at_once(train, tmp_path):
+  """Each sees what the other kept."""
+  first, second = (BestCheckpoint(tmp_path / 'best', _FLAGS) for _ in range(2))
+  assert _offer(first, train, 1, 0.5)
+  assert not _offer(second, train, 2, 0.6)
+  assert _offer(second, train, 3, 0.4)
+  assert not _offer(first, train, 2, 0.45)
+  assert _kept(tmp_path / 'best') == 3
 
 
 def test_same_step_of_another_training(train, tmp_path):
   """Its files have the same names, but never take each other's place half-way."""
   folder = tmp_path / 'best'
-  best = BestCheckpoint(folder, _SETTINGS, _FLAGS)
+  best = BestCheckpoint(folder, _FLAGS)
   contents = {}
   for seed, loss in ((7, 0.5), (8, 0.4), (9, 0.3)):
     random_checkpoint.write_random_checkpoint(
@@ -115,20 +126,20 @@ def test_same_step_of_another_training(train, tmp_path):
 
 @pytest.mark.parametrize('loss', [math.nan, math.inf])
 def test_training_that_diverged(train, tmp_path, loss):
-  best = BestCheckpoint(tmp_path / 'best', _SETTINGS, _FLAGS)
+  best = BestCheckpoint(tmp_path / 'best', _FLAGS)
   assert not _offer(best, train, 1, loss)
   assert _offer(best, train, 2, 1e9)
   assert not _offer(best, train, 3, loss)
 
 
 def test_checkpoint_that_is_deleted_after_it_was_opened(train, tmp_path):
-  best = BestCheckpoint(tmp_path / 'best', _SETTINGS, _FLAGS)
+  best = BestCheckpoint(tmp_path / 'best', _FLAGS)
   prefix = train / 'model.ckpt-2'
   with best_checkpoint.opened(prefix) as contents:
     assert contents
     for path in train.iterdir():
       path.unlink()
-    assert best.offer(prefix, contents, 2, 0.5)
+    assert best.offer(prefix, contents, 2, 0.5, _SETTINGS)
   assert _kept(tmp_path / 'best') == 2
 
 
@@ -145,7 +156,7 @@ def test_nothing_else_in_the_folder_is_touched(train, tmp_path):
   others = {'notes.txt', 'model.ckpt-1.png', 'events.out.tfevents.1'}
   for name in others:
     (folder / name).touch()
-  best = BestCheckpoint(folder, _SETTINGS, _FLAGS)
+  best = BestCheckpoint(folder, _FLAGS)
   _offer(best, train, 1, 0.5)
   _offer(best, train, 2, 0.4)
   assert others < testing.files_in(folder)
@@ -166,13 +177,13 @@ _KILLED_AT = """if True:
     if renames == wanted:
       kill()
     return replace(self, target)
-  best = best_checkpoint.BestCheckpoint(folder, *SETTINGS)
+  best = best_checkpoint.BestCheckpoint(folder, FLAGS)
   pathlib.Path.replace = killing_replace
   prefix = train / 'model.ckpt-2'
   with best_checkpoint.opened(prefix) as contents:
     if wanted > 4:
       best._delete_all_but = kill
-    best.offer(prefix, contents, 2, 0.4)
+    best.offer(prefix, contents, 2, 0.4, SETTINGS)
 """
 
 
@@ -182,16 +193,14 @@ _KILLED_AT = """if True:
 )
 def test_kill(train, tmp_path, renaming):
   folder = tmp_path / 'best'
-  _offer(BestCheckpoint(folder, _SETTINGS, _FLAGS), train, 1, 0.5)
-  code = _KILLED_AT.replace('SETTINGS', repr((_SETTINGS, _FLAGS)))
+  _offer(BestCheckpoint(folder, _FLAGS), train, 1, 0.5)
+  code = _KILLED_AT.replace('SETTINGS', repr(_SETTINGS)).replace('FLAGS', repr(_FLAGS))
   process = testing.python_process(code, folder, train, renaming)
   process.communicate(timeout=300)
   assert process.returncode == -9
   step, loss = (1, 0.5) if renaming <= 4 else (2, 0.4)
   assert _kept(folder) == step
-  again = BestCheckpoint(folder, _SETTINGS, _FLAGS)
-  assert again.record
-  assert again.record.total_loss == loss
+  again = BestCheckpoint(folder, _FLAGS)
   assert not _offer(again, train, 3, loss)
   assert _offer(again, train, 4, 0.3)
   assert _kept(folder) == 4

@@ -27,7 +27,7 @@ from isl import (
   visualize,
   watching,
 )
-from isl.checkpoints import Checkpoint
+from isl.checkpoints import Checkpoint, Description
 from isl.controller import Labeler
 from isl.experiment import (
   Corruption,
@@ -130,13 +130,17 @@ class _Losses(_Evaluator):
     self._folders: tuple[tuple[image_io.ImageSet, ...], ...] = ()
     self._read_for: StackSpec | None = None
     self._best: best_checkpoint.BestCheckpoint | None = None
-    if experiment.mode is Mode.EVAL_EVAL:
+    # Of BASE's own training; others keep theirs.
+    if experiment.mode is Mode.EVAL_EVAL and experiment.restore_directory is None:
       folder = experiment.base_directory / 'best'
-      self._best = best_checkpoint.BestCheckpoint(folder, self._settings(), dict(experiment.flags))
+      self._best = best_checkpoint.BestCheckpoint(folder, dict(experiment.flags))
 
-  def _settings(self) -> dict[str, object]:
-    """Losses that differ in one of these flags cannot be compared."""
+  def _settings(self, held: Description) -> dict[str, object]:
+    """By flags' names; losses that differ in one of these cannot be compared."""
     return {
+      'model': held.model,
+      'num_z_values': len(held.inputs.z_values),
+      'target_channels': list(held.targets.channels),
       'loss': self._experiment.loss.value,
       'dataset_eval_directory': [
         str(folder.absolute()) for folder in self._experiment.image_directories
@@ -150,7 +154,8 @@ class _Losses(_Evaluator):
 
   def evaluate(self, checkpoint: Checkpoint) -> None:
     """Computes the losses; the checkpoint with the lowest is kept."""
-    step = checkpoint.describe().global_step
+    held = checkpoint.describe()
+    step = held.global_step
     with best_checkpoint.opened(checkpoint.prefix) as contents:
       scalars = self._compute(checkpoint).scalars()
       for tag, value in scalars.items():
@@ -160,7 +165,9 @@ class _Losses(_Evaluator):
         return
       if contents is None:
         logging.warning('%s is deleted, and so not kept', checkpoint.prefix)
-      elif self._best.offer(checkpoint.prefix, contents, step, scalars['total_loss']):
+      elif self._best.offer(
+        checkpoint.prefix, contents, step, scalars['total_loss'], self._settings(held)
+      ):
         logging.info('Lowest loss so far: kept in %s', self._experiment.base_directory / 'best')
 
   def _compute(self, checkpoint: Checkpoint) -> _HeadLosses:
@@ -193,6 +200,7 @@ class _Losses(_Evaluator):
         self._experiment.image_directories,
         targets=targets,
         stretch_targets=self._experiment.stretch_targets,
+        leave_out_others=True,
       )
       self._read_for = targets
     geometry = plan.spec.geometry

@@ -227,10 +227,9 @@ def test_each_new_checkpoint_is_evaluated_and_the_best_kept(images, tmp_path, mo
   assert {p.name: p.read_bytes() for p in (base / 'best').iterdir()} == before
   assert _losses(folder, best)['total_loss'] == min(losses)
   # Another loss has another lowest.
-  outcome = _run(base, images, '--loss=RANKED_PROBABILITY_SCORE', '--eval_once', status=1)
-  (line,) = outcome.error_lines
-  assert 'best checkpoint by --loss=CROSS_ENTROPY,' in line
-  assert not testing.files_in(base / 'eval_eval_loss_RANKED_PROBABILITY_SCORE')
+  outcome = _run(base, images, '--loss=RANKED_PROBABILITY_SCORE', '--eval_once')
+  assert 'keeps the best checkpoint by --loss=CROSS_ENTROPY,' in outcome.stderr
+  assert testing.files_in(base / 'eval_eval_loss_RANKED_PROBABILITY_SCORE')
   assert {p.name: p.read_bytes() for p in (base / 'best').iterdir()} == before
 
 
@@ -288,6 +287,26 @@ def test_no_target_to_compute_a_loss_of(checkpoint, images, tmp_path):
     shutil.copy(path, folder)
   line = _error(tmp_path / 'base', folder, f'--restore_directory={checkpoint}')
   assert f"'{folder}' has no target" in line
+
+
+def test_label_that_the_checkpoint_lacks(images, tmp_path):
+  """Unlike a training on it, an evaluation can do without."""
+  random_checkpoint.write_random_checkpoint(
+    tmp_path / 'one',
+    model='FOVEA',
+    base_depth=8,
+    num_z_values=3,
+    target_keys=target_stack(('MAP2_CONFOCAL',)).keys,
+  )
+  flags = ['--eval_once', f'--restore_directory={tmp_path / "one"}']
+  outcome = _run(tmp_path / 'base', images, *flags)
+  assert (
+    'left out DAPI_CONFOCAL, NFH_CONFOCAL; the network predicts MAP2_CONFOCAL' in outcome.stderr
+  )
+  found = _losses(tmp_path / 'base' / 'eval_eval_loss_CROSS_ENTROPY', 1000)
+  assert found['loss/target'] == found['loss/MAXPROJECT/MAP2_CONFOCAL']
+  # Another's checkpoints are not kept as this training's best.
+  assert not (tmp_path / 'base' / 'best').exists()
 
 
 def test_crop_larger_than_the_image(checkpoint, images, tmp_path):

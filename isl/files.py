@@ -76,30 +76,31 @@ def check_writable(path: str | os.PathLike[str]) -> None:
 
 
 @contextlib.contextmanager
-def held(folder: str | os.PathLike[str]) -> Iterator[None]:
+def held(folder: str | os.PathLike[str], wait: bool = False) -> Iterator[None]:
   """Holds a folder against others that would, until the end of the `with` block or of the process.
 
   Where the file system has no locks (some that are mounted over a network), it does nothing.
 
   Args:
     folder: one that exists. Nothing is written to it.
+    wait: until no other process holds it.
 
   Raises:
-    BlockingIOError: another process holds it.
+    BlockingIOError: another process holds it, and this should not wait.
     OSError: there is no such folder, or it cannot be read.
   """
   descriptor = os.open(folder, os.O_RDONLY)
   try:
     if fcntl is not None:
-      _lock(descriptor, folder)
+      _lock(descriptor, folder, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
     yield
   finally:
     os.close(descriptor)
 
 
-def _lock(descriptor: int, folder: str | os.PathLike[str]) -> None:
+def _lock(descriptor: int, folder: str | os.PathLike[str], operation: int) -> None:
   try:
-    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    fcntl.flock(descriptor, operation)
   except BlockingIOError as error:
     raise BlockingIOError(error.errno, 'another process works there', str(folder)) from error
   except OSError:

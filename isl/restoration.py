@@ -29,7 +29,7 @@ from isl.models.plan import NetworkPlan, make_plan, variable_shapes
 _RECORD = 'run.json'
 _HEADS = 'head/'
 # What a resumed run must have in common with the one that it goes on with, beside the network.
-_BINDING_FLAGS = ('optimizer', 'loss')
+_BINDING_FLAGS = ('optimizer', 'loss', 'stretch_targets')
 # What this module and train read of the record.
 _RECORDED = {'flags': dict, 'fresh': dict, 'starts': list}
 # The layers that read the z-stack, for --norestore_inputs.
@@ -110,6 +110,7 @@ def _resume(experiment: Experiment, checkpoint: Checkpoint) -> Start:
   record = read_record(experiment.train_directory)
   held = checkpoint.describe()
   _check_flags(experiment, record.get('flags', {}), held)
+  _check_origin(experiment, record)
   plan, inputs, targets = _network(experiment, checkpoint)
   differing = _differing(checkpoint, plan, inputs, targets, {})
   if differing:
@@ -126,8 +127,6 @@ def _resume(experiment: Experiment, checkpoint: Checkpoint) -> Start:
     )
   _check_readable(checkpoint, checkpoint.shapes)
   logging.info('Resuming from %s, step %d', checkpoint.prefix, held.global_step)
-  if experiment.restore_directory is not None:
-    logging.info('--restore_directory is for the beginning of a training, and is not read')
   return Start(
     plan=plan,
     inputs=inputs,
@@ -166,11 +165,35 @@ def _check_flags(experiment: Experiment, began: Mapping[str, Any], held: Descrip
     if None not in (value, trained[name]) and value != trained[name]:
       raise ValueError(
         f'--base_directory {str(experiment.base_directory)!r} was trained with --{name}'
-        f' {trained[name]}, not {value}; give that, or another --base_directory'
+        f' {_as_flag(trained[name])}, not {_as_flag(value)}; give that, or another'
+        ' --base_directory'
       )
   for name, value in now.items():
     if name in began and name not in wanted and value != began[name]:
       logging.info('--%s is now %s; the training began with %s', name, value, began[name])
+
+
+def _check_origin(experiment: Experiment, record: Mapping[str, Any]) -> None:
+  """Compares --restore_directory with what the run in this BASE began with.
+
+  Raises:
+    ValueError: that was something else, which the flag cannot change any more.
+  """
+  folder = experiment.restore_directory
+  if folder is None or 'restored_from' not in record:
+    return
+  prefix = record['restored_from']
+  if prefix is None or pathlib.Path(str(prefix)).parent != folder.absolute():
+    began = f'with {str(prefix)!r}' if prefix else 'with random weights'
+    raise ValueError(
+      f'--base_directory {str(experiment.base_directory)!r} has a training that began {began}, not'
+      f' with --restore_directory {str(folder)!r}; leave that out to go on with it, or give another'
+      ' --base_directory'
+    )
+
+
+def _as_flag(value: Any) -> str:
+  return (','.join(value) or 'empty') if isinstance(value, list) else str(value)
 
 
 def _given_flags(experiment: Experiment, checkpoint: Checkpoint) -> str:

@@ -37,6 +37,12 @@ def restored(setting, checkpoint):
   return setting.run(_SEED, '--number_of_steps=1', restore)
 
 
+@pytest.fixture(scope='module')
+def two_steps(setting):
+  """A training from random weights."""
+  return setting.run(*setting.network, _SEED, '--number_of_steps=2')
+
+
 def _find_start(setting, base, *more):
   with flagsaver.flagsaver():
     flags.FLAGS(['isl-launch', *setting.flags(base), *more])
@@ -67,6 +73,7 @@ def _refused(setting, base, *more):
     ('num_z_values', '3', '13'),
     ('optimizer', 'ADAM', 'MOMENTUM'),
     ('loss', 'CROSS_ENTROPY', 'RANKED_PROBABILITY_SCORE'),
+    ('stretch_targets', 'empty', 'DAPI_CONFOCAL'),
   ],
 )
 def test_base_that_was_trained_with_other_flags(setting, base, name, was, now):
@@ -93,11 +100,26 @@ def test_other_learning_rate_is_logged(setting, base, restored):
   assert resumed.record['restored_from'] == restored.record['restored_from']
 
 
-def test_base_resumes_whatever_restore_directory_says(setting, base, checkpoint):
-  for folder in (checkpoint.parent, '/no/such/folder'):
+def test_restore_directory_that_base_began_with(setting, base, checkpoint):
+  """It is not read again."""
+  folder = checkpoint.parent
+  hidden = folder.rename(folder.with_name('hidden'))
+  try:
     start = _find_start(setting, base, f'--restore_directory={folder}')
-    assert start.resumes
-    assert start.checkpoint.prefix == base / 'train' / 'model.ckpt-1'
+  finally:
+    hidden.rename(folder)
+  assert start.resumes
+  assert start.checkpoint.prefix == base / 'train' / 'model.ckpt-1'
+
+
+def test_another_restore_directory(setting, base, checkpoint):
+  line = _refused(setting, base, '--restore_directory=/another/folder')
+  assert f"began with '{checkpoint}', not with --restore_directory '/another/folder'; lea" in line
+
+
+def test_restore_directory_of_a_base_that_began_without(setting, two_steps, checkpoint):
+  line = _refused(setting, two_steps.folder.parent, f'--restore_directory={checkpoint.parent}')
+  assert 'began with random weights, not with --restore_directory' in line
 
 
 def test_moved_base(setting, base, tmp_path):
@@ -110,6 +132,19 @@ def test_moved_base(setting, base, tmp_path):
   assert re.findall(r'^all_model_checkpoint_paths: "(.*)"', state, re.M) == [
     f'model.ckpt-{step}' for step in range(3)
   ]
+
+
+def test_copy_of_a_base_that_names_itself(setting, base, tmp_path):
+  """State files of other programs have absolute paths; the original's checkpoints stay."""
+  state = base / 'train' / 'checkpoint'
+  state.write_text(re.sub(r'"(?=model)', f'"{base}/train/', state.read_text()))
+  before = testing.files_in(base)
+  copy = pathlib.Path(shutil.copytree(base, tmp_path / 'copy'))
+  saves = [f'--number_of_steps={step}' for step in range(2, 8)]
+  for save in saves:
+    resumed = setting.run(_SEED, save, base=copy)
+  assert resumed.steps == [3, 4, 5, 6, 7]
+  assert testing.files_in(base) == before
 
 
 def test_base_of_another_program(setting, base):

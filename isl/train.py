@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import glob
 import pathlib
 import platform
 import secrets
@@ -60,13 +61,27 @@ def run(experiment: Experiment) -> None:
     if seed is None:
       seed = secrets.randbits(32)
     patches = make_patches(experiment, start, seed)
+    _check_name(folder)
     files.check_writable(folder / 'checkpoint.test')
     if is_new:
       _hold(folder, stack)
     packed_variables.remove_partial(folder)
     _write_record(experiment, start, seed)
     with tf.Graph().as_default():
-      _train(experiment, TrainingGraph(experiment, start, patches), start, seed, stop)
+      _train(experiment, start, patches, seed, stop)
+
+
+def _check_name(folder: pathlib.Path) -> None:
+  """TensorFlow's Saver deletes old checkpoints by patterns, which could be another training's.
+
+  Raises:
+    ValueError: the folder's name is a pattern.
+  """
+  if glob.escape(str(folder)) != str(folder):
+    raise ValueError(
+      f'--base_directory must have none of * ? [ in its path for --mode TRAIN, got'
+      f' {str(folder.parent)!r}'
+    )
 
 
 def _hold(folder: pathlib.Path, stack: contextlib.ExitStack) -> None:
@@ -133,14 +148,15 @@ def _is_done(experiment: Experiment, start: Start) -> bool:
 
 def _train(
   experiment: Experiment,
-  graph: TrainingGraph,
   start: Start,
+  patches: training_data.Patches,
   seed: int,
   stop: training_hooks.StopOnSignal,
 ) -> None:
+  graph = TrainingGraph(experiment, start, patches)
   training = experiment.training
   folder = experiment.train_directory
-  saver = training_hooks.CheckpointSaver(folder, training.save_interval_secs, graph)
+  saver = training_hooks.CheckpointSaver(folder, training.save_interval_secs, graph, patches)
   scaffold = tf.train.Scaffold(
     init_fn=_initializer(graph, start, seed),
     local_init_op=graph.iterator.initializer,

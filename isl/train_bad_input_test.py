@@ -219,6 +219,13 @@ def test_base_below_a_file(error, tmp_path):
   assert str(tmp_path / 'file') in line
 
 
+@pytest.mark.parametrize('name', ['run[1]', 'run*', 'what?'])
+def test_base_whose_name_is_a_pattern(error, tmp_path, name):
+  line = error(f'--base_directory={tmp_path / name}')
+  assert f"must have none of * ? [ in its path for --mode TRAIN, got '{tmp_path / name}'" in line
+  assert not (tmp_path / name).exists()
+
+
 def test_file_in_the_place_of_base(error, tmp_path):
   for place in (tmp_path / 'one', tmp_path / 'two' / 'train'):
     place.parent.mkdir(exist_ok=True)

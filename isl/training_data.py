@@ -28,6 +28,7 @@ def read_fields(
   *,
   targets: StackSpec,
   stretch_targets: Sequence[str],
+  leave_out_others: bool = False,
 ) -> tuple[tuple[ImageSet, ...], ...]:
   """Reads all fields of view of all folders, for training or for evaluating a loss.
 
@@ -35,6 +36,7 @@ def read_fields(
     directories: the folders.
     targets: the labels that the network predicts.
     stretch_targets: channels whose range in each field of view becomes [0, 1].
+    leave_out_others: labels that are not predicted are no error.
 
   Returns:
     For each folder its fields of view. Their names begin with the folder.
@@ -46,7 +48,7 @@ def read_fields(
   """
   found = [(pathlib.Path(d), image_io.find_image_sets(d)) for d in directories]
   for directory, fields in found:
-    _check_targets(directory, fields, targets)
+    _check_targets(directory, fields, targets, leave_out_others)
   return tuple(
     tuple(_read(directory, field, stretch_targets) for field in fields)
     for directory, fields in found
@@ -54,7 +56,10 @@ def read_fields(
 
 
 def _check_targets(
-  directory: pathlib.Path, fields: Sequence[ImageFiles], targets: StackSpec
+  directory: pathlib.Path,
+  fields: Sequence[ImageFiles],
+  targets: StackSpec,
+  leave_out_others: bool,
 ) -> None:
   predicts = f'the network predicts {", ".join(targets.channels)}'
   used = {part for channel in targets.channels for part in data_provider.parts_of(channel)}
@@ -62,7 +67,9 @@ def _check_targets(
     {key.channel for field in fields for key in field.paths if key.z == MAXPROJECT} - used
     | {channel for field in fields for channel in field.unknown_targets}
   )
-  if lacking:
+  if lacking and leave_out_others:
+    logging.info('%r: left out %s; %s', str(directory), ', '.join(lacking), predicts)
+  elif lacking:
     raise ValueError(
       f'{str(directory)!r} has images of {", ".join(lacking)} at z {MAXPROJECT}, of which the'
       f' network knows nothing; {predicts}'
@@ -265,6 +272,20 @@ class Patches:
       input=light,
       target_classes=data_provider.classes_of(target[:, :, 0, :, 0]),
       target_mask=target[0, 0, 0, :, 1],
+    )
+
+  def batch(self, first: int, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Reads a batch: inputs, target classes and target masks, as `dataset` gives them.
+
+    Args:
+      first: number of its first patch.
+      size: patches in it.
+    """
+    patches = [self.patch(number) for number in range(first, first + size)]
+    return (
+      np.stack([patch.input for patch in patches]),
+      np.stack([patch.target_classes for patch in patches]),
+      np.stack([patch.target_mask for patch in patches]),
     )
 
 

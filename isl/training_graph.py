@@ -28,6 +28,7 @@ class TrainingGraph:
     optimizer: has been applied to them.
     global_step: int64 scalar variable.
     iterator: of the patches; it starts where the global step is.
+    batch: the batch's tensors, as `training_data.Patches.batch` gives them.
     inputs: the batch's input, float32 [batch, row, column, z], intensities in [0, 1].
     logits: float32 [head, pixel, class], pixels being [batch, row, column].
     classes: int32 [head, pixel], the true ones.
@@ -97,7 +98,8 @@ class TrainingGraph:
     self.seconds_waiting = arrived - began
     # Else the clock could be read after all that needs the batch.
     with tf.control_dependencies([arrived]):
-      inputs, self._target_classes, self._target_masks = (tf.identity(t) for t in batch)
+      self.batch = tuple(tf.identity(tensor) for tensor in batch)
+    inputs, self._target_classes, self._target_masks = self.batch
     self.inputs = tensorcheck.bounded(inputs, 0, 1, 'input')
 
   def _lay_out_truth(self, margin: int) -> None:

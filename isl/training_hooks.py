@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pathlib
+import re
 import signal
 import time
 from collections.abc import Sequence
@@ -13,7 +14,8 @@ import numpy as np
 import tensorflow.compat.v1 as tf
 from absl import logging
 
-from isl import packed_variables
+from isl import packed_variables, tensorcheck
+from isl.training_data import Patches
 from isl.training_graph import TrainingGraph
 
 _SECONDS_BETWEEN_LINES = 5.0
@@ -104,25 +106,29 @@ class CheckpointSaver(tf.train.CheckpointSaverHook):
   """Saves every so many seconds, at the beginning and at the end.
 
   A disk that is full does not stop the training: it goes on, the older checkpoints stay, and
-  saving is tried again.
+  saving is tried again. What would have no finite loss in the next step is not saved.
   """
 
-  def __init__(self, directory: pathlib.Path, seconds: float, graph: TrainingGraph):
+  def __init__(
+    self, directory: pathlib.Path, seconds: float, graph: TrainingGraph, patches: Patches
+  ):
     """Prepares for saving all variables of the graph.
 
     Args:
       directory: where checkpoints go.
       seconds: between them.
       graph: of the training.
+      patches: what it is trained on.
     """
     self._directory = directory
     self._seconds = seconds
+    self._graph = graph
+    self._patches = patches
     self.saver = packed_variables.make_saver(
       graph.variables.named_tensors(graph.optimizer),
       max_to_keep=5,
       keep_checkpoint_every_n_hours=_HOURS_BETWEEN_KEPT,
     )
-    self._global_step = graph.global_step
     weights, averages = graph.variables.weights, graph.variables.averages
     self._all_finite = tf.reduce_all(tf.is_finite(weights)) & tf.reduce_all(tf.is_finite(averages))
     self._last_saved = -1
@@ -134,38 +140,61 @@ class CheckpointSaver(tf.train.CheckpointSaverHook):
     """Takes up the list of the folder's checkpoints, so that old ones go on being deleted."""
     state = tf.train.get_checkpoint_state(self._directory)
     if state is not None:
-      self.saver.recover_last_checkpoints(state.all_model_checkpoint_paths)
+      # Those of this folder: it may be a copy of one that the state file names.
+      names = [re.split(r'[/\\]', path)[-1] for path in state.all_model_checkpoint_paths]
+      self.saver.recover_last_checkpoints([str(self._directory / name) for name in names])
       named = state.model_checkpoint_path.rsplit('-', 1)[-1]
       self._last_saved = int(named) if named.isdecimal() else -1
 
   def after_create_session(self, session: Any, coord: Any) -> None:
     """Saves the beginning, unless this is a resumed run."""
-    step = int(session.run(self._global_step))
+    step = int(session.run(self._graph.global_step))
     if step != self._last_saved:
       self._save(session, step)
     self._due = time.monotonic() + self._seconds
 
   def before_run(self, run_context: Any) -> tf.train.SessionRunArgs:
     """Asks for the step."""
-    return tf.train.SessionRunArgs(self._global_step)
+    return tf.train.SessionRunArgs(self._graph.global_step)
 
   def after_run(self, run_context: Any, run_values: Any) -> None:
     """Saves where it is time to."""
     del run_values
     if time.monotonic() >= self._due:
-      self._save(run_context.session, int(run_context.session.run(self._global_step)))
+      step = int(run_context.session.run(self._graph.global_step))
+      self._check(run_context.session, step)
+      self._save(run_context.session, step)
 
   def end(self, session: Any) -> None:
     """Saves the end.
 
     Raises:
       OSError: it cannot.
+      ValueError: the training has diverged.
     """
-    step = int(session.run(self._global_step))
+    step = int(session.run(self._graph.global_step))
     if step != self._last_saved:
+      self._check(session, step)
       self._save(session, step)
     if self._failure is not None:
       raise OSError(f'the last checkpoint, of step {step}, could not be saved: {self._failure}')
+
+  def _check(self, session: Any, step: int) -> None:
+    """Looks what the next step's losses will be.
+
+    A step's loss is that before its update, so an update that ruined the weights shows only now.
+
+    Raises:
+      ValueError: one is not finite.
+    """
+    batch_size = self._graph.inputs.shape.as_list()[0]
+    batch = self._patches.batch(step * batch_size, batch_size)
+    feed = dict(zip(self._graph.batch, batch, strict=True))
+    try:
+      by_head = session.run(self._graph.loss_by_head, feed_dict=feed)
+    except tf.errors.InvalidArgumentError as e:
+      raise ValueError(f'a check failed: {tensorcheck.reason(e)}') from e
+    check_finite_losses(self._graph, by_head, step + 1)
 
   def _save(self, session: Any, step: int) -> None:
     """Tries to.

@@ -1,6 +1,6 @@
 """The networks' layers as they are trained: batch norm by the batch, gradients that cost less.
 
-Variables, shapes and results are those of
+Variables and shapes are those of the layers in model_util.py.
 """
 
 from __future__ import annotations
