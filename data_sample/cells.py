@@ -20,7 +20,7 @@ from shapes import Oval, Path, random_oval, tube_around, walk
 from specimen import Specimen, texture
 
 # Differences of refractive index from the medium's. Cytoplasm's is 0.02 to 0.04 in a real cell: it
-# is less here so that phases stay weak, for which alone the optical model holds.
+# is less here so that most phases are weak, for which alone the optical model holds.
 _CYTOPLASM = 0.005
 _NUCLEOLUS = 0.012
 _ENVELOPE = 0.010

@@ -17,11 +17,11 @@ to phi^2, the intensity is |exp(i theta) + i phi exp(-i chi)|^2 = 1 + 2 phi sin(
                                                    that changes its sign with that of z
     PHASE_CONTRAST  H = -2 cos(chi) A E R          theta = -pi / 2: what is dense is dark in focus
                                                    (Zernike, Physica 9, 686-698, 1942)
-    DIC             H = 2i sin(pi f . s) cot(b / 2) cos(chi) A E
+    DIC             H = 2 (i sin(pi f . s) cot(b / 2) cos(chi) + cos(pi f . s) sin(chi)) A E
                                                    two images at a distance s (the shear) that
-                                                   interfere with bias b: the phase's gradient
-                                                   (Preza, Snyder, Conchello, J. Opt. Soc. Am. A
-                                                   16, 2185-2199, 1999, for weak phases)
+                                                   interfere with bias b: in focus, the phase's
+                                                   gradient (Preza, Snyder, Conchello, J. Opt.
+                                                   Soc. Am. A 16, 2185-2199, 1999, for weak phases)
 
 with A the objective's aperture, E the loss of contrast out of focus to a light source of finite
 extent, and R what Zernike's plate, a ring of finite width, takes from the lowest frequencies, which
@@ -114,16 +114,21 @@ def phase_contrast(
 
 
 def dic(microscope: Microscope, f_row: np.ndarray, f_column: np.ndarray, z: float) -> np.ndarray:
-  """H of a layer at distance `z`: 2i sin(pi f . s) cot(b / 2) cos(chi) A E. Frequencies broadcast.
+  """H of a layer at distance `z`; frequencies broadcast.
 
-  At phases phi(x + s / 2) and phi(x - s / 2) with bias b the two images give 1 - cos(b + their
-  difference), of which the part that is linear in phi, over 1 - cos(b), is the difference times
-  cot(b / 2).
+      2 (i sin(pi f . s) cot(b / 2) cos(chi) + cos(pi f . s) sin(chi)) A E
+
+  With u = 1 + p + i q the wave in the focal plane, where p is phi turned by sin(chi) and q by
+  cos(chi), the intensity is |u(x + s / 2) exp(i b / 2) - u(x - s / 2) exp(-i b / 2)|^2. Over its
+  value without a specimen, 4 sin(b / 2)^2, the part that is linear in phi is q(x + s / 2) - q(x - s
+  / 2), times cot(b / 2), plus p(x + s / 2) + p(x - s / 2).
   """
   f = np.hypot(f_row, f_column)
   along_shear = f_row * microscope.shear[0] + f_column * microscope.shear[1]
-  difference = 2j * np.sin(np.pi * along_shear) / np.tan(microscope.bias / 2)
-  return difference * np.cos(microscope.delay(f, z)) * microscope.passed(f, z)
+  chi = microscope.delay(f, z)
+  difference = 1j * np.sin(np.pi * along_shear) / np.tan(microscope.bias / 2)
+  both = difference * np.cos(chi) + np.cos(np.pi * along_shear) * np.sin(chi)
+  return 2 * both * microscope.passed(f, z)
 
 
 TRANSFERS: dict[str, Transfer] = {

@@ -72,13 +72,22 @@ def test_weak_phase_contrast_is_what_interference_gives():
   np.testing.assert_allclose(image, interference, atol=3e-8)
 
 
-def test_weak_dic_is_what_interference_gives():
-  microscope = optics.Microscope(shear=(1.0, 2.0))  # 2 and 4 pixels
-  phase, _ = _wave(microscope, (3, 2), amplitude=1e-4)
-  apart = np.roll(phase, (-1, -2), (0, 1)) - np.roll(phase, (1, 2), (0, 1))
-  bias = microscope.bias
-  interference = (1 - np.cos(bias + apart)) / (1 - np.cos(bias)) - 1
-  np.testing.assert_allclose(_image_of(phase, 'DIC', microscope, 0), interference, atol=2e-7)
+@pytest.mark.parametrize('cycles', [(3, 2), (4, -2), (7, 5)])
+@pytest.mark.parametrize('steps', [-5, -1, 0, 3])
+def test_weak_dic_is_what_interference_gives(cycles, steps):
+  # Of the wave behind the specimen, propagated to the focal plane; (4, -2) is across the shear.
+  microscope = optics.Microscope(shear=(1.0, 2.0), source_angle=0)  # 2 and 4 pixels
+  phase, f = _wave(microscope, cycles, amplitude=1e-4)
+  z = steps * microscope.pitch
+  chi = np.pi * microscope.wavelength / microscope.refractive_index * z * f**2
+  wave = np.exp(1j * phase)
+  # All but what is not scattered has one frequency.
+  wave = wave.mean() + (wave - wave.mean()) * np.exp(-1j * chi)
+  ahead, behind = (np.roll(wave, shift, (0, 1)) for shift in ((-1, -2), (1, 2)))
+  bias = np.exp(0.5j * microscope.bias)
+  interference = np.abs(ahead * bias - behind / bias) ** 2 / (4 * bias.imag**2) - 1
+  image = _image_of(phase, 'DIC', microscope, steps)
+  np.testing.assert_allclose(image, interference, atol=2e-7)
 
 
 def test_brightfield_shows_nothing_in_focus_and_reverses_with_defocus():
@@ -90,10 +99,10 @@ def test_brightfield_shows_nothing_in_focus_and_reverses_with_defocus():
   assert above.std() > 1e-3
 
 
-def test_dic_of_what_is_symmetric_is_antisymmetric():
+def test_dic_in_focus_of_what_is_symmetric_is_antisymmetric():
   rows, columns = np.mgrid[-16:17, -16:17]
   ball = np.exp(-(rows**2 + columns**2) / 20)
-  image = _image_of(ball, 'DIC', optics.Microscope(), 2)
+  image = _image_of(ball, 'DIC', optics.Microscope(), 0)
   np.testing.assert_allclose(image, -image[::-1, ::-1], atol=1e-12)
   assert image.max() > 0.1
 
