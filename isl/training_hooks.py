@@ -185,8 +185,13 @@ class CheckpointSaver(tf.train.CheckpointSaverHook):
     A step's loss is that before its update, so an update that ruined the weights shows only now.
 
     Raises:
-      ValueError: one is not finite.
+      ValueError: one is not finite, or a weight is not.
     """
+    if not session.run(self._all_finite):
+      raise ValueError(
+        f'a weight is not finite after step {step}; the newest checkpoint is from before; a smaller'
+        ' --learning_rate may help'
+      )
     batch_size = self._graph.inputs.shape.as_list()[0]
     batch = self._patches.batch(step * batch_size, batch_size)
     feed = dict(zip(self._graph.batch, batch, strict=True))
@@ -197,16 +202,7 @@ class CheckpointSaver(tf.train.CheckpointSaverHook):
     check_finite_losses(self._graph, by_head, step + 1)
 
   def _save(self, session: Any, step: int) -> None:
-    """Tries to.
-
-    Raises:
-      ValueError: a variable is not finite.
-    """
-    if not session.run(self._all_finite):
-      raise ValueError(
-        f'a weight is not finite after step {step}; the newest checkpoint is from before; a smaller'
-        ' --learning_rate may help'
-      )
+    """Tries to."""
     prefix = self._directory / CHECKPOINT_NAME
     try:
       self.saver.save(session, str(prefix), global_step=step, write_meta_graph=False)
