@@ -120,6 +120,13 @@ class BestCheckpoint:
     """
     if not math.isfinite(loss):
       return False
+    record = Record(
+      global_step=step,
+      total_loss=loss,
+      source=str(source.absolute()),
+      settings=settings,
+      flags=self._flags,
+    )
     self._directory.mkdir(parents=True, exist_ok=True)
     # Another evaluation may be at work in this BASE.
     with files.held(self._directory, wait=True):
@@ -129,7 +136,7 @@ class BestCheckpoint:
         return False
       if best is not None and loss >= best.total_loss:
         return False
-      self._take(source, contents, step, loss, settings)
+      self._take(contents, record)
     return True
 
   def _warn(self, found: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
@@ -146,25 +153,11 @@ class BestCheckpoint:
       now,
     )
 
-  def _take(
-    self,
-    source: pathlib.Path,
-    contents: Mapping[str, BinaryIO],
-    step: int,
-    loss: float,
-    settings: Mapping[str, Any],
-  ) -> None:
-    record = Record(
-      global_step=step,
-      total_loss=loss,
-      source=str(source.absolute()),
-      settings=settings,
-      flags=self._flags,
-    )
-    name = f'model.ckpt-{step}'
+  def _take(self, contents: Mapping[str, BinaryIO], record: Record) -> None:
+    name = f'model.ckpt-{record.global_step}'
     # The older one is not overwritten before it is replaced.
     if self._directory / f'{name}.index' == self._index_in_use():
-      name = f'model-again.ckpt-{step}'
+      name = f'model-again.ckpt-{record.global_step}'
     for ending, stream in contents.items():
       if ending == '.index':
         # Before there is a whole checkpoint, there is its record.
