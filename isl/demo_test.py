@@ -21,8 +21,6 @@ _LABELS = ('DAPI_CONFOCAL', 'MAP2_CONFOCAL', 'NFH_CONFOCAL')
 @pytest.fixture(scope='module')
 def demo(tmp_path_factory):
   """What `make demo` does, without the panel of the input."""
-  if not _CHECKPOINTS.is_dir():
-    pytest.skip('the checkpoint is not here')
   base = tmp_path_factory.mktemp('demo')
   outcome = testing.run_in_process(
     launch.run,
