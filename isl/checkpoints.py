@@ -60,7 +60,7 @@ def find_newest(directory: str | os.PathLike[str]) -> pathlib.Path:
   if prefix not in prefixes:
     if not prefixes:
       raise ValueError(f'{str(directory)!r} holds no checkpoint: it has no file named *.index')
-    prefix = max(prefixes, key=lambda path: (_step_in_name(path), path.name))
+    prefix = max(prefixes, key=lambda path: (step_in_name(path), path.name))
   for part in ('.index', '.data-00000-of-'):
     if not any(path.name.startswith(prefix.name + part) for path in parts):
       raise ValueError(f'checkpoint {str(prefix)!r} is incomplete: its {part}* file is missing')
@@ -76,7 +76,8 @@ def _named_by_state_file(folder: pathlib.Path) -> pathlib.Path | None:
   return folder / re.split(r'[/\\]', named[1])[-1] if named else None
 
 
-def _step_in_name(prefix: pathlib.Path) -> int:
+def step_in_name(prefix: pathlib.Path) -> int:
+  """The global step that a prefix ends with; -1 if with none."""
   step = re.search(r'-(\d+)$', prefix.name)
   return int(step[1]) if step else -1
 
@@ -224,7 +225,7 @@ class Checkpoint:
   def _global_step(self) -> int:
     if 'global_step' in self._shapes:
       return int(self._reading(lambda: self._reader.get_tensor('global_step')))
-    return max(_step_in_name(self.prefix), 0)
+    return max(step_in_name(self.prefix), 0)
 
   def _base_depths(self, model: str, num_z_values: int, heads: Sequence[ImageKey]) -> range:
     """The widths whose networks have as many parameters as the checkpoint, or else the nearest."""

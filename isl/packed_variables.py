@@ -17,6 +17,8 @@ from typing import Any
 import numpy as np
 import tensorflow.compat.v1 as tf
 
+from isl import files
+from isl.checkpoints import Checkpoint, step_in_name
 from isl.experiment import ImageKey
 from isl.models.plan import NetworkPlan, variable_shapes
 
@@ -181,6 +183,55 @@ def make_saver(tensors: Mapping[str, tf.Tensor], **kwargs: Any) -> tf.train.Save
     ),
     save_relative_paths=True,
   )
+
+
+def name_newest(directory: str | os.PathLike[str]) -> None:
+  """Has the state file name the newest checkpoint, where a kill came between the two.
+
+  A checkpoint is taken for that if it is whole, has more steps than the one that is named, and is
+  younger than the state file: one from which somebody has gone back, by naming another, is not.
+
+  Args:
+    directory: a folder of checkpoints. Without a state file nothing has to be done: then the
+      largest step is the newest.
+
+  Raises:
+    OSError: the state file cannot be written.
+  """
+  folder = pathlib.Path(directory)
+  state = tf.train.get_checkpoint_state(folder)
+  if state is None:
+    return
+  # Names alone: the folder may be a copy of one that the state file names.
+  listed = [re.split(r'[/\\]', path)[-1] for path in state.all_model_checkpoint_paths]
+  named = re.split(r'[/\\]', state.model_checkpoint_path)[-1]
+  written = (folder / 'checkpoint').stat().st_mtime_ns
+  younger = [
+    path.with_suffix('')
+    for path in folder.glob('model.ckpt-*.index')
+    if path.stem not in (named, *listed) and path.stat().st_mtime_ns >= written
+  ]
+  for prefix in sorted(younger, key=step_in_name, reverse=True):
+    if step_in_name(prefix) > step_in_name(pathlib.Path(named)) and _is_whole(prefix):
+      state = tf.train.generate_checkpoint_state_proto(
+        str(folder.absolute()),
+        prefix.name,
+        all_model_checkpoint_paths=[*listed, prefix.name],
+        last_preserved_timestamp=state.last_preserved_timestamp,
+      )
+      with files.whole_file(folder / 'checkpoint') as partial:
+        partial.write_text(str(state), encoding='utf-8')
+      return
+
+
+def _is_whole(prefix: pathlib.Path) -> bool:
+  try:
+    checkpoint = Checkpoint(prefix)
+    for name in checkpoint.shapes:
+      checkpoint.value(name)
+  except ValueError:
+    return False
+  return True
 
 
 def remove_partial(directory: str | os.PathLike[str]) -> None:

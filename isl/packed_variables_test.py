@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import pathlib
 
 import numpy as np
@@ -240,6 +241,79 @@ def test_saver_keeps_so_many_and_names_the_newest(tmp_path):
   assert checkpoints.find_newest(moved) == moved / 'model.ckpt-3'
   found = tf.train.load_checkpoint(str(moved / 'model.ckpt-3')).get_tensor('x/y')
   np.testing.assert_array_equal(found, np.zeros(3, np.float32), strict=True)
+
+
+@pytest.fixture
+def unnamed(tmp_path):
+  """Checkpoints of steps 0, 1, 2, of which the state file names the first two, as after a kill."""
+  value = tf.placeholder_with_default(np.arange(3, dtype=np.float32), [3])
+  saver = packed_variables.make_saver(
+    {'x': value}, max_to_keep=5, keep_checkpoint_every_n_hours=2.0
+  )
+  state = tmp_path / 'checkpoint'
+  with tf.Session() as session:
+    for step in range(3):
+      was = state.read_bytes() if step else b''
+      saver.save(session, str(tmp_path / 'model.ckpt'), global_step=step, write_meta_graph=False)
+  _write_before(state, was, tmp_path / 'model.ckpt-2.index')
+  return tmp_path
+
+
+def _write_before(path, data, other):
+  """Writes a file that is older than another."""
+  path.write_bytes(data)
+  time = other.stat().st_mtime_ns - 1
+  os.utime(path, ns=(time, time))
+
+
+def _newest(folder):
+  packed_variables.name_newest(folder)
+  return checkpoints.find_newest(folder).name
+
+
+def test_whole_checkpoint_that_a_kill_left_unnamed(unnamed):
+  assert checkpoints.find_newest(unnamed).name == 'model.ckpt-1'
+  assert _newest(unnamed) == 'model.ckpt-2'
+  state = tf.train.get_checkpoint_state(unnamed)
+  assert [pathlib.Path(path).name for path in state.all_model_checkpoint_paths] == [
+    f'model.ckpt-{step}' for step in range(3)
+  ]
+  # The folder may be moved.
+  assert str(unnamed) not in (unnamed / 'checkpoint').read_text()
+
+
+@pytest.mark.parametrize('part', ['index', 'data-00000-of-00001'])
+@pytest.mark.parametrize('share', [0, 0.5, 0.99])
+def test_half_a_checkpoint_is_not_named(unnamed, part, share):
+  path = unnamed / f'model.ckpt-2.{part}'
+  data = path.read_bytes()
+  path.write_bytes(data[: int(share * len(data))])
+  assert _newest(unnamed) == 'model.ckpt-1'
+
+
+def test_checkpoint_that_somebody_has_gone_back_from(unnamed):
+  """Newer ones stay where they are, but the state file is younger than they."""
+  state = unnamed / 'checkpoint'
+  state.write_text('model_checkpoint_path: "model.ckpt-0"\n')
+  time = (unnamed / 'model.ckpt-2.index').stat().st_mtime_ns + 1
+  os.utime(state, ns=(time, time))
+  assert _newest(unnamed) == 'model.ckpt-0'
+
+
+def test_checkpoint_of_fewer_steps_is_not_the_newest(unnamed):
+  """One that is kept for every two hours is not in the list."""
+  index = unnamed / 'model.ckpt-2.index'
+  _write_before(unnamed / 'checkpoint', b'model_checkpoint_path: "model.ckpt-2"\n', index)
+  for path in unnamed.glob('model.ckpt-1.*'):
+    os.utime(path)
+  assert _newest(unnamed) == 'model.ckpt-2'
+
+
+def test_folder_without_a_state_file(unnamed):
+  (unnamed / 'checkpoint').unlink()
+  before = testing.files_in(unnamed)
+  assert _newest(unnamed) == 'model.ckpt-2'
+  assert testing.files_in(unnamed) == before
 
 
 def _made(folder: pathlib.Path, *names):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pathlib
 import re
 import shutil
@@ -165,6 +166,20 @@ def test_base_without_an_optimizers_state(setting, tmp_path):
     tmp_path / 'base' / 'train', model='FOVEA', base_depth=6, num_z_values=3
   )
   assert 'was not trained with --optimizer ADAM' in _refused(setting, tmp_path / 'base')
+
+
+def test_newest_checkpoint_that_the_state_file_does_not_name_yet(setting, base):
+  """A kill came between the two."""
+  state = base / 'train' / 'checkpoint'
+  was = state.read_bytes()
+  setting.run(_SEED, '--number_of_steps=2', base=base)
+  state.write_bytes(was)
+  os.utime(state, (0, 0))
+  resumed = setting.run(_SEED, '--number_of_steps=3', base=base)
+  assert f'Resuming from {base / "train" / "model.ckpt-2"}, step 2\n' in resumed.outcome.stderr
+  # It goes on being counted, and deleted, as the others.
+  named = re.findall(r'^all_model_checkpoint_paths: "(.*)"', state.read_text(), re.M)
+  assert named == [f'model.ckpt-{step}' for step in range(4)]
 
 
 @pytest.mark.parametrize('part', ['index', 'data-00000-of-00001'])

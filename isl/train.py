@@ -54,6 +54,7 @@ def run(experiment: Experiment) -> None:
     # Before looking what is there; a folder is only made when there is something to train.
     if not is_new:
       _hold(folder, stack)
+      packed_variables.name_newest(folder)
     start = restoration.find_start(experiment)
     if _is_done(experiment, start):
       return

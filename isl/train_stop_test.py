@@ -16,7 +16,7 @@ import types
 
 import pytest
 
-from isl import checkpoints, launch, testing, training_hooks, training_summaries
+from isl import checkpoints, launch, packed_variables, testing, training_hooks, training_summaries
 
 _RUN = 'from isl import launch; launch.run()'
 _SEED = '--random_seed=5'
@@ -172,6 +172,15 @@ def test_killed_training_goes_on_as_if_nothing_had_been(setting, tmp_path):
   testing.assert_same_values(resumed.values(newest + 2), straight.values(newest + 2))
 
 
+def _whole_steps(folder):
+  """The steps of all checkpoints that can be read."""
+  for index in folder.glob('model.ckpt-*.index'):
+    with contextlib.suppress(ValueError):
+      checkpoint = checkpoints.Checkpoint(index.with_suffix(''))
+      checkpoint.verify()
+      yield checkpoint.describe().global_step
+
+
 def _kill_while_it_saves(process, folder):
   while process.poll() is None:
     if any(folder.glob('*tempstate*')):
@@ -200,7 +209,10 @@ def test_kills_at_twenty_moments(setting, tmp_path):
       _kill_after(process, rng.uniform(0, 5))
     killed = time.time()
     saved = _saved_steps(''.join(lines) + testing.finish(process).stderr)
+    # Whether or not the state file could be written before the kill.
+    packed_variables.name_newest(folder)
     before, newest = newest, _verified(folder)
+    assert newest == max(_whole_steps(folder))
     # One may have been saved before the log could say so.
     assert newest >= max([before, *saved])
     if len(saved) > 1:

@@ -15,6 +15,7 @@ import tensorflow.compat.v1 as tf
 from absl import logging
 
 from isl import packed_variables, tensorcheck
+from isl.checkpoints import step_in_name
 from isl.training_data import Patches
 from isl.training_graph import TrainingGraph
 
@@ -143,8 +144,7 @@ class CheckpointSaver(tf.train.CheckpointSaverHook):
       # Those of this folder: it may be a copy of one that the state file names.
       names = [re.split(r'[/\\]', path)[-1] for path in state.all_model_checkpoint_paths]
       self.saver.recover_last_checkpoints([str(self._directory / name) for name in names])
-      named = state.model_checkpoint_path.rsplit('-', 1)[-1]
-      self._last_saved = int(named) if named.isdecimal() else -1
+      self._last_saved = step_in_name(pathlib.Path(state.model_checkpoint_path))
 
   def after_create_session(self, session: Any, coord: Any) -> None:
     """Saves the beginning, unless this is a resumed run."""
