@@ -6,6 +6,7 @@ import collections
 import dataclasses
 import json
 import pathlib
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -238,6 +239,9 @@ def _restore(experiment: Experiment, checkpoint: Checkpoint) -> Start:
     checkpoint.prefix,
     checkpoint.describe().global_step,
   )
+  restored = collections.Counter(map(_family, _layers(shapes.keys() - fresh.keys())))
+  counts = (f'{family} ({count})' if '*' in family else family for family, count in restored.items())
+  logging.info('Restored layers: %s', ', '.join(sorted(counts)) or 'none')
   for reason, layers in _by_reason(fresh).items():
     logging.info('Starting fresh (%s): %s', reason, ', '.join(layers))
   return Start(
@@ -272,11 +276,21 @@ def _differing(
 
 def _by_reason(fresh: Mapping[str, str]) -> dict[str, list[str]]:
   """Layers instead of variables: `head/MAXPROJECT/DAPI_CONFOCAL`, `Conv`."""
-  layers: dict[str, dict[str, None]] = collections.defaultdict(dict)
+  names = collections.defaultdict(list)
   for name, reason in fresh.items():
-    depth = 3 if name.startswith(_HEADS) else 1
-    layers[reason]['/'.join(name.split('/')[:depth])] = None
-  return {reason: list(names) for reason, names in layers.items()}
+    names[reason].append(name)
+  return {reason: _layers(of_reason) for reason, of_reason in names.items()}
+
+
+def _layers(names: Iterable[str]) -> list[str]:
+  """The layers that variables are of, each once."""
+  depths = ((name, 3 if name.startswith(_HEADS) else 1) for name in names)
+  return list(dict.fromkeys('/'.join(name.split('/')[:depth]) for name, depth in depths))
+
+
+def _family(layer: str) -> str:
+  """The layer's name, with a * for the number in which it differs from its neighbours."""
+  return re.sub(r'(?<=^head/)[\d.]+|(?<=_)\d+(_in_scale)?$', '*', layer)
 
 
 def read_record(folder: pathlib.Path) -> dict[str, Any]:
