@@ -48,25 +48,50 @@ def error(setting, tmp_path):
   return run
 
 
+_TRAIN = ('--mode=TRAIN', '--metric=LOSS', '--number_of_steps=1', '--loss_crop_size=110')
+
+
+@pytest.fixture(params=['INFER_FULL', 'TRAIN'])
+def error_of_images(request, error):
+  """Like `error`, of a folder of images, for one who labels them and for one who trains on them."""
+  flags = ()
+  if request.param == 'TRAIN':
+    network = ('--restore_directory=', '--model=FOVEA', '--base_depth=8', '--num_z_values=3')
+    flags = (*_TRAIN, *network)
+
+  def run(images):
+    return error(f'--dataset_train_directory={images}', *flags, images=images)
+
+  return run
+
+
+@pytest.fixture(params=['INFER_FULL', 'TRAIN'])
+def error_of_checkpoint(request, error, setting):
+  """Like `error`, of a folder to restore from."""
+  trains = (*_TRAIN, f'--dataset_train_directory={setting.images}')
+  flags = trains if request.param == 'TRAIN' else ()
+  return lambda folder: error(*flags, f'--restore_directory={folder}')
+
+
 def _path(images, z, channel, well='A4'):
   return images / testing.image_name(well, z, channel)
 
 
-def test_no_such_folder(error, tmp_path):
+def test_no_such_folder(error_of_images, tmp_path):
   folder = tmp_path / 'nowhere'
-  assert f"'{folder}' does not exist" in error(images=folder)
+  assert f"'{folder}' does not exist" in error_of_images(folder)
 
 
-def test_folder_is_a_file(error, tmp_path):
+def test_folder_is_a_file(error_of_images, tmp_path):
   (tmp_path / 'file').touch()
-  assert f"'{tmp_path / 'file'}' is not a folder" in error(images=tmp_path / 'file')
+  assert f"'{tmp_path / 'file'}' is not a folder" in error_of_images(tmp_path / 'file')
 
 
-def test_no_png_in_the_folder(error, tmp_path):
+def test_no_png_in_the_folder(error_of_images, tmp_path):
   folder = tmp_path / 'empty'
   folder.mkdir()
   (folder / 'notes.txt').write_text('to be done')
-  line = error(images=folder)
+  line = error_of_images(folder)
   assert f"'{folder}' has no PNG in it" in line
   assert 'z_depth-3,channel-PHASE_CONTRAST' in line
 
@@ -109,46 +134,58 @@ def _another_size(path):
   ],
 )
 @pytest.mark.parametrize(('z', 'channel'), [(3, 'PHASE_CONTRAST'), (MAXPROJECT, 'NFH_CONFOCAL')])
-def test_file_that_is_no_image_of_the_field(error, images, spoil, words, z, channel):
+def test_file_that_is_no_image_of_the_field(error_of_images, images, spoil, words, z, channel):
   path = _path(images, z, channel)
   spoil(path)
-  line = error(images=images)
+  line = error_of_images(images)
   assert f"'{path}' {words}" in line
 
 
-def test_gap_in_z(error, images):
+def test_gap_in_z(error_of_images, images):
   _path(images, 2, 'PHASE_CONTRAST').unlink()
-  assert 'has 4 depths of PHASE_CONTRAST but not z_depth-2' in error(images=images)
+  assert 'has 4 depths of PHASE_CONTRAST but not z_depth-2' in error_of_images(images)
 
 
-def test_no_transmitted_light(error, images):
+def test_no_transmitted_light(error_of_images, images):
   for path in images.glob('*PHASE_CONTRAST*'):
     path.unlink()
-  line = error(images=images)
+  line = error_of_images(images)
   assert 'has no transmitted-light image' in line
   assert 'BRIGHTFIELD, PHASE_CONTRAST, DIC' in line
 
 
-def test_two_kinds_of_transmitted_light(error, images):
+def test_two_kinds_of_transmitted_light(error_of_images, images):
   shutil.copy(_path(images, 0, 'PHASE_CONTRAST'), _path(images, 0, 'DIC'))
-  assert 'has both DIC and PHASE_CONTRAST' in error(images=images)
+  assert 'has both DIC and PHASE_CONTRAST' in error_of_images(images)
 
 
-def test_image_twice(error, images):
+def test_image_twice(error_of_images, images):
   path = _path(images, 1, 'PHASE_CONTRAST')
   other = path.with_name(path.name.replace('channel-', 'channel,value-'))
   shutil.copy(path, other)
-  line = error(images=images)
+  line = error_of_images(images)
   assert 'are both PHASE_CONTRAST at z 1' in line
   assert path.name in line
   assert other.name in line
 
 
-def test_name_of_neither_dialect(error, images):
+def test_name_of_neither_dialect(error_of_images, images):
   shutil.copy(_path(images, 1, 'PHASE_CONTRAST'), images / 'IMG_0042.png')
-  line = error(images=images)
+  line = error_of_images(images)
   assert f"'{images / 'IMG_0042.png'}' has no z_depth or depth_computation and no channel" in line
   assert 'expected a name like' in line
+
+
+def test_nothing_but_masks_and_predictions(error_of_images, images):
+  for path in images.iterdir():
+    if 'DAPI' in path.name:
+      path.rename(path.with_name(path.name.replace('is_mask-false', 'is_mask-true')))
+    elif 'NFH' in path.name:
+      path.rename(path.with_name(path.name.replace('.png', ',kind,value-PREDICTED.png')))
+    else:
+      path.unlink()
+  line = error_of_images(images)
+  assert f"'{images}'" in line
 
 
 def test_unknown_channel_in_the_whitelist(error):
@@ -183,11 +220,11 @@ def test_infer_size_0(error):
   assert '--infer_size=0: 0 is not a positive integer' in error('--infer_size=0')
 
 
-def test_no_checkpoint(error, tmp_path):
+def test_no_checkpoint(error_of_checkpoint, tmp_path):
   nowhere, empty = tmp_path / 'nowhere', tmp_path / 'empty'
   empty.mkdir()
-  assert f"'{nowhere}' is not a folder" in error(f'--restore_directory={nowhere}')
-  assert f"'{empty}' holds no checkpoint" in error(f'--restore_directory={empty}')
+  assert f"'{nowhere}' is not a folder" in error_of_checkpoint(nowhere)
+  assert f"'{empty}' holds no checkpoint" in error_of_checkpoint(empty)
 
 
 def test_no_checkpoint_in_base_either(error, tmp_path):
@@ -202,10 +239,10 @@ def checkpoint(setting, tmp_path):
 
 @pytest.mark.parametrize('ending', ['index', 'data-00000-of-00001'])
 @pytest.mark.parametrize('share', [0, 0.5, 0.99])
-def test_half_a_checkpoint(error, checkpoint, ending, share):
+def test_half_a_checkpoint(error_of_checkpoint, checkpoint, ending, share):
   path = checkpoint / f'model.ckpt-1000.{ending}'
   os.truncate(path, int(share * path.stat().st_size))
-  line = error(f'--restore_directory={checkpoint}')
+  line = error_of_checkpoint(checkpoint)
   assert f"checkpoint '{checkpoint / 'model.ckpt-1000'}' cannot be read, is it complete?" in line
 
 
@@ -218,9 +255,9 @@ def test_process_says_no_more_than_that(setting, checkpoint, tmp_path):
   assert 'cannot be read, is it complete?' in testing.finish(process).error
 
 
-def test_checkpoint_without_its_data(error, checkpoint):
+def test_checkpoint_without_its_data(error_of_checkpoint, checkpoint):
   (checkpoint / 'model.ckpt-1000.data-00000-of-00001').unlink()
-  line = error(f'--restore_directory={checkpoint}')
+  line = error_of_checkpoint(checkpoint)
   assert f"checkpoint '{checkpoint / 'model.ckpt-1000'}' is incomplete" in line
 
 
@@ -239,16 +276,16 @@ def test_checkpoint_of_another_network(error, setting, flag, fixed_by):
   assert '], not [' in line or ' is missing, not [' in line
 
 
-def test_checkpoint_of_another_program(error, tmp_path):
+def test_checkpoint_of_another_program(error_of_checkpoint, tmp_path):
   with tf.Graph().as_default(), tf.Session() as session:
     tf.get_variable('Conv/weights', [3])
     session.run(tf.global_variables_initializer())
     tf.train.Saver().save(session, str(tmp_path / 'other' / 'model.ckpt'))
-  assert 'is of another program' in error(f'--restore_directory={tmp_path / "other"}')
+  assert 'is of another program' in error_of_checkpoint(tmp_path / 'other')
 
 
-def _spoilt(checkpoint, name, value):
-  """Writes the checkpoint again, with other values of one variable; gives the flag for it."""
+def _spoil(checkpoint, name, value):
+  """Writes the checkpoint again, with other values of one variable."""
   reader = tf.train.load_checkpoint(str(checkpoint / 'model.ckpt-1000'))
   with tf.Graph().as_default(), tf.Session() as session:
     for variable in reader.get_variable_to_shape_map():
@@ -258,21 +295,21 @@ def _spoilt(checkpoint, name, value):
       tf.get_variable(variable, initializer=values)
     session.run(tf.global_variables_initializer())
     tf.train.Saver().save(session, str(checkpoint / 'model.ckpt'), global_step=1000)
-  return f'--restore_directory={checkpoint}'
 
 
 _GAMMA = 'lower_scale_0_recursion_0/expand_rv2/BatchNorm/gamma'
 
 
-def test_checkpoint_of_a_training_that_diverged(error, checkpoint):
-  line = error(_spoilt(checkpoint, _GAMMA, np.nan))
+def test_checkpoint_of_a_training_that_diverged(error_of_checkpoint, checkpoint):
+  _spoil(checkpoint, _GAMMA, np.nan)
+  line = error_of_checkpoint(checkpoint)
   assert f"checkpoint '{checkpoint / 'model.ckpt-1000'}' is useless: {_GAMMA} is not finite" in line
 
 
 def test_values_that_overflow_are_found_by_the_checks(error, checkpoint):
   # Near the largest float, and sums of these are beyond it.
-  flag = _spoilt(checkpoint, 'upper_recursion_3/reduce_rv2/Conv/weights', np.float32(3e38))
-  line = error(flag, '--tensorcheck_enable_checks')
+  _spoil(checkpoint, 'upper_recursion_3/reduce_rv2/Conv/weights', np.float32(3e38))
+  line = error(f'--restore_directory={checkpoint}', '--tensorcheck_enable_checks')
   assert 'a check failed: ' in line
   assert 'features must be finite' in line
 

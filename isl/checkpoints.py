@@ -73,7 +73,12 @@ def _named_by_state_file(folder: pathlib.Path) -> pathlib.Path | None:
     return None
   named = re.search(r'^model_checkpoint_path: "(.*)"', path.read_text(errors='replace'), re.M)
   # Only the last part: the folder may have been on another machine.
-  return folder / re.split(r'[/\\]', named[1])[-1] if named else None
+  return folder / last_part(named[1]) if named else None
+
+
+def last_part(path: str) -> str:
+  """The name that a path ends with, also one of another system."""
+  return re.split(r'[/\\]', path)[-1]
 
 
 def step_in_name(prefix: pathlib.Path) -> int:

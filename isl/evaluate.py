@@ -23,6 +23,7 @@ from isl import (
   field_labeling,
   files,
   image_io,
+  restoration,
   training_data,
   visualize,
   watching,
@@ -62,8 +63,12 @@ def run(experiment: Experiment) -> None:
     OSError: a file cannot be read or written.
   """
   evaluator = (_Losses if experiment.metric is Metric.LOSS else _Panels)(experiment)
-  folder = experiment.checkpoint_directory
-  for checkpoint in watching.new_checkpoints(folder, experiment.evaluation):
+  for checkpoint in watching.new_checkpoints(
+    experiment.checkpoint_directory,
+    experiment.evaluation,
+    is_base=experiment.restore_directory is None,
+  ):
+    restoration.check_stretched_as_trained(experiment)
     held = checkpoint.describe()
     logging.info('Checkpoint %s, step %d', checkpoint.prefix, held.global_step)
     evaluator.evaluate(checkpoint)
@@ -131,7 +136,8 @@ class _Losses(_Evaluator):
     self._read_for: StackSpec | None = None
     self._best: best_checkpoint.BestCheckpoint | None = None
     # Of BASE's own training; others keep theirs.
-    if experiment.mode is Mode.EVAL_EVAL and experiment.restore_directory is None:
+    is_own = experiment.checkpoint_directory.resolve() == experiment.train_directory.resolve()
+    if experiment.mode is Mode.EVAL_EVAL and is_own:
       folder = experiment.base_directory / 'best'
       self._best = best_checkpoint.BestCheckpoint(folder, dict(experiment.flags))
 

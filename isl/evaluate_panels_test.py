@@ -127,13 +127,21 @@ def test_several_fields_of_view_have_a_tag_each(setting, evaluate, tmp_path):
 
 def test_jitter_flips_turns_and_corrupts(evaluate):
   """As the seed says."""
-  flags = (['--random_seed=1'], ['--random_seed=1'], ['--random_seed=2', _NOISE])
+  flags = (['--random_seed=1'], ['--random_seed=1'], ['--random_seed=2'])
+  # Each happens to half of the crops.
+  corruptions = (_NOISE, '--augment_multiplier_std=0.2', '--augment_offset_std=0.2')
+  flags += tuple([*f, *corruptions] for f in flags[:2])
   drawn = [evaluate('JITTER_STITCH', *f, '--stitch_crop_size=130') for f in flags]
   for tag in drawn[0]:
-    pictures = [testing.event_picture(events[tag]) for events in drawn]
-    np.testing.assert_array_equal(pictures[0], pictures[1])
-    assert pictures[0].shape == pictures[2].shape
-    assert (pictures[0] != pictures[2]).any()
+    one, again, other, noisy, noisy_again = (testing.event_picture(events[tag]) for events in drawn)
+    np.testing.assert_array_equal(one, again)
+    np.testing.assert_array_equal(noisy, noisy_again)
+    assert one.shape == other.shape == noisy.shape
+    # Another place; another input at the same place, whose labels stay.
+    truth = [testing.panel_boxes(picture, 14)[5] for picture in (one, other, noisy)]
+    assert (truth[0] != truth[1]).any()
+    assert (truth[0] != truth[2]).any() == (tag == 'input_error_panel')
+    assert (one != noisy).any()
 
 
 def test_stretched_targets(setting, evaluate, tmp_path):

@@ -248,8 +248,25 @@ def test_folders_may_have_fields_of_one_name(checkpoint, images, tmp_path):
   _run(base, '/no/such/folder', *flags, folders)
   losses = _losses(base / 'eval_train_loss_CROSS_ENTROPY')
   assert losses['total_loss'] > 0
-  line = _error(tmp_path / 'panels', '/no/such/folder', *flags, folders, '--metric=STITCH')
-  assert 'expected each field in one of them' in line
+  _run(base, '/no/such/folder', *flags, folders, '--metric=STITCH', '--infer_panels=TARGET')
+  (field,) = image_io.find_image_sets(images)
+  assert testing.events(base / 'eval_train_stitch').keys() == {
+    (1000, f'target_error_panel/{field.name},folder-{folder.name}') for folder in (images, other)
+  }
+
+
+def test_folders_of_one_name_with_fields_of_one_name(checkpoint, images, tmp_path):
+  """Their results would have the same names."""
+  other = shutil.copytree(images, tmp_path / images.name)
+  line = _error(
+    tmp_path / 'base',
+    '/no/such/folder',
+    '--mode=EVAL_TRAIN',
+    '--metric=STITCH',
+    f'--restore_directory={checkpoint}',
+    f'--dataset_train_directory={images},{other}',
+  )
+  assert f'is in several folders named {images.name!r}' in line
 
 
 def _error(base, images, *flags):
@@ -266,6 +283,10 @@ def test_errors_of_all_metrics(checkpoint, images, tmp_path, metric):
   metric, restore = f'--metric={metric}', f'--restore_directory={checkpoint}'
   assert f"'{base / 'train'}' is not a folder" in _error(base, images, metric)
   assert f"'{nowhere}' does not exist" in _error(base, nowhere, metric, restore)
+  # Nobody will make it, so it is not waited for.
+  for once in ('--eval_once', '--noeval_once'):
+    line = _error(base, images, metric, f'--restore_directory={nowhere}', once)
+    assert f"'{nowhere}' is not a folder" in line
   (base / 'train').mkdir(parents=True)
   assert f"'{base / 'train'}' holds no checkpoint" in _error(base, images, metric)
   line = _error(base, images, metric, restore, '--num_z_values=4')

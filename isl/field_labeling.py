@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import collections
+import dataclasses
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -55,21 +57,32 @@ def _targets(experiment: Experiment, checkpoint: Checkpoint) -> StackSpec:
 
 
 def find_fields(experiment: Experiment) -> list[image_io.ImageFiles]:
-  """The fields of view of all folders; their names must differ, since the results' names do.
+  """The fields of view of all folders.
+
+  Those of one name in several folders have the folder's name in theirs, as `folder-NAME`: results
+  are named by them.
 
   Raises:
     OSError: a folder is missing.
-    ValueError: there are no images in one, or a field of view is in two.
+    ValueError: there are no images in one, or a field of view is in two folders of one name.
   """
+  found = [
+    (folder, field)
+    for folder in experiment.image_directories
+    for field in image_io.find_image_sets(folder)
+  ]
+  counts = collections.Counter(field.name for _, field in found)
   fields: dict[str, image_io.ImageFiles] = {}
-  for folder in experiment.image_directories:
-    for field in image_io.find_image_sets(folder):
-      if field.name in fields:
-        raise ValueError(
-          f'field of view {field.name!r} is in {str(folder)!r} and in another of the given folders;'
-          ' expected each field in one of them'
-        )
-      fields[field.name] = field
+  for folder, field in found:
+    name = field.name
+    if counts[name] > 1:
+      name = ','.join(filter(None, (name, f'folder-{folder.resolve().name}')))
+    if name in fields:
+      raise ValueError(
+        f'field of view {field.name!r} is in several folders named {folder.resolve().name!r}; their'
+        ' results would have the same names'
+      )
+    fields[name] = dataclasses.replace(field, name=name)
   return list(fields.values())
 
 

@@ -26,7 +26,7 @@ import tensorflow.compat.v1 as tf
 from absl import logging
 
 import isl
-from isl import field_labeling, files, image_io, metrics, visualize, watching
+from isl import field_labeling, files, image_io, metrics, restoration, visualize, watching
 from isl.checkpoints import Checkpoint
 from isl.experiment import Experiment
 from isl.field_prediction import FieldPrediction
@@ -39,8 +39,12 @@ def run(experiment: Experiment) -> None:
     ValueError: the checkpoint or an image is missing, damaged or does not fit.
     OSError: a file cannot be read or written.
   """
-  folder = experiment.checkpoint_directory
-  for checkpoint in watching.new_checkpoints(folder, experiment.evaluation):
+  for checkpoint in watching.new_checkpoints(
+    experiment.checkpoint_directory,
+    experiment.evaluation,
+    is_base=experiment.restore_directory is None,
+  ):
+    restoration.check_stretched_as_trained(experiment)
     _Run(experiment, checkpoint).label_fields()
 
 

@@ -162,7 +162,8 @@ def test_each_mode_reads_its_folder(mode, folder):
 @pytest.mark.parametrize('flag', ['--infer_panels=', '--infer_statistics='])
 def test_empty_list_is_none(flag):
   inference = _experiment(*_INFER, '--dataset_eval_directory=x', flag).inference
-  assert not (inference.panels and inference.statistics)
+  lists = {'--infer_panels=': inference.panels, '--infer_statistics=': inference.statistics}
+  assert [name for name, values in lists.items() if not values] == [flag]
 
 
 def test_empty_whitelist_is_all():

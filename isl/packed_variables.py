@@ -18,7 +18,7 @@ import numpy as np
 import tensorflow.compat.v1 as tf
 
 from isl import files
-from isl.checkpoints import Checkpoint, step_in_name
+from isl.checkpoints import Checkpoint, last_part, step_in_name
 from isl.experiment import ImageKey
 from isl.models.plan import NetworkPlan, variable_shapes
 
@@ -185,7 +185,7 @@ def make_saver(tensors: Mapping[str, tf.Tensor], **kwargs: Any) -> tf.train.Save
   )
 
 
-def name_newest(directory: str | os.PathLike[str]) -> None:
+def complete_state_file(directory: str | os.PathLike[str]) -> None:
   """Has the state file name the newest checkpoint, where a kill came between the two.
 
   A checkpoint is taken for that if it is whole, has more steps than the one that is named, and is
@@ -203,8 +203,8 @@ def name_newest(directory: str | os.PathLike[str]) -> None:
   if state is None:
     return
   # Names alone: the folder may be a copy of one that the state file names.
-  listed = [re.split(r'[/\\]', path)[-1] for path in state.all_model_checkpoint_paths]
-  named = re.split(r'[/\\]', state.model_checkpoint_path)[-1]
+  listed = [last_part(path) for path in state.all_model_checkpoint_paths]
+  named = last_part(state.model_checkpoint_path)
   written = (folder / 'checkpoint').stat().st_mtime_ns
   younger = [
     path.with_suffix('')
@@ -212,7 +212,7 @@ def name_newest(directory: str | os.PathLike[str]) -> None:
     if path.stem not in (named, *listed) and path.stat().st_mtime_ns >= written
   ]
   for prefix in sorted(younger, key=step_in_name, reverse=True):
-    if step_in_name(prefix) > step_in_name(pathlib.Path(named)) and _is_whole(prefix):
+    if step_in_name(prefix) > step_in_name(pathlib.Path(named)) and _is_readable(prefix):
       state = tf.train.generate_checkpoint_state_proto(
         str(folder.absolute()),
         prefix.name,
@@ -224,7 +224,7 @@ def name_newest(directory: str | os.PathLike[str]) -> None:
       return
 
 
-def _is_whole(prefix: pathlib.Path) -> bool:
+def _is_readable(prefix: pathlib.Path) -> bool:
   try:
     checkpoint = Checkpoint(prefix)
     for name in checkpoint.shapes:

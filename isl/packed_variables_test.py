@@ -267,7 +267,7 @@ def _write_before(path, data, other):
 
 
 def _newest(folder):
-  packed_variables.name_newest(folder)
+  packed_variables.complete_state_file(folder)
   return checkpoints.find_newest(folder).name
 
 

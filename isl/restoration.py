@@ -31,6 +31,9 @@ _RECORD = 'run.json'
 _HEADS = 'head/'
 # What a resumed run must have in common with the one that it goes on with, beside the network.
 _BINDING_FLAGS = ('optimizer', 'loss', 'stretch_targets')
+# Without effect on it, and so refused unless it began like that; the other way round they are the
+# defaults.
+_RESTORING_FLAGS = ('restore_logits', 'restore_inputs')
 # What this module and train read of the record.
 _RECORDED = {'flags': dict, 'fresh': dict, 'starts': list}
 # The layers that read the z-stack, for --norestore_inputs.
@@ -162,15 +165,18 @@ def _check_flags(experiment: Experiment, began: Mapping[str, Any], held: Descrip
     'base_depth': next(depth for depth in base_depths if depth in held.base_depths),
     'num_z_values': len(held.inputs.z_values),
   }
+  for name in _RESTORING_FLAGS:
+    if not now.get(name, True):
+      wanted[name], trained[name] = False, began.get(name)
   for name, value in wanted.items():
-    if None not in (value, trained[name]) and value != trained[name]:
+    if None not in (value, trained[name]) and _in_order(value) != _in_order(trained[name]):
       raise ValueError(
         f'--base_directory {str(experiment.base_directory)!r} was trained with --{name}'
         f' {_as_flag(trained[name])}, not {_as_flag(value)}; give that, or another'
         ' --base_directory'
       )
-  for name, value in now.items():
-    if name in began and name not in wanted and value != began[name]:
+  for name, value in changed_flags(experiment, {'flags': began}).items():
+    if name not in wanted:
       logging.info('--%s is now %s; the training began with %s', name, value, began[name])
 
 
@@ -184,13 +190,41 @@ def _check_origin(experiment: Experiment, record: Mapping[str, Any]) -> None:
   if folder is None or 'restored_from' not in record:
     return
   prefix = record['restored_from']
-  if prefix is None or pathlib.Path(str(prefix)).parent != folder.absolute():
+  if prefix is None or pathlib.Path(str(prefix)).parent.resolve() != folder.resolve():
     began = f'with {str(prefix)!r}' if prefix else 'with random weights'
     raise ValueError(
       f'--base_directory {str(experiment.base_directory)!r} has a training that began {began}, not'
       f' with --restore_directory {str(folder)!r}; leave that out to go on with it, or give another'
       ' --base_directory'
     )
+
+
+def changed_flags(experiment: Experiment, record: Mapping[str, Any]) -> dict[str, Any]:
+  """The flags that have other values than when the recorded run began, with their values now."""
+  began = record.get('flags', {})
+  return {n: v for n, v in experiment.flags if n in began and v != began[n]}
+
+
+def check_stretched_as_trained(experiment: Experiment) -> None:
+  """Compares --stretch_targets with what the checkpoint's training had, if there is a record of it.
+
+  Its predictions are on that scale, and so must be what they are compared with.
+
+  Raises:
+    ValueError: they differ, or the record is damaged.
+  """
+  folder = experiment.checkpoint_directory
+  trained = read_record(folder).get('flags', {}).get('stretch_targets')
+  now = list(experiment.stretch_targets)
+  if trained is not None and _in_order(trained) != _in_order(now):
+    raise ValueError(
+      f'the network in {str(folder)!r} was trained with --stretch_targets={_as_flag(trained)} and'
+      f' predicts on that scale; give that, not {_as_flag(now)}'
+    )
+
+
+def _in_order(value: Any) -> Any:
+  return sorted(value) if isinstance(value, list) else value
 
 
 def _as_flag(value: Any) -> str:
@@ -240,8 +274,8 @@ def _restore(experiment: Experiment, checkpoint: Checkpoint) -> Start:
     checkpoint.describe().global_step,
   )
   restored = collections.Counter(map(_family, _layers(shapes.keys() - fresh.keys())))
-  counts = (f'{family} ({count})' if '*' in family else family for family, count in restored.items())
-  logging.info('Restored layers: %s', ', '.join(sorted(counts)) or 'none')
+  counted = (f'{family} ({n})' if '*' in family else family for family, n in restored.items())
+  logging.info('Restored layers: %s', ', '.join(sorted(counted)) or 'none')
   for reason, layers in _by_reason(fresh).items():
     logging.info('Starting fresh (%s): %s', reason, ', '.join(layers))
   return Start(

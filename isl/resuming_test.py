@@ -75,6 +75,8 @@ def _refused(setting, base, *more):
     ('optimizer', 'ADAM', 'MOMENTUM'),
     ('loss', 'CROSS_ENTROPY', 'RANKED_PROBABILITY_SCORE'),
     ('stretch_targets', 'empty', 'DAPI_CONFOCAL'),
+    ('restore_logits', 'True', 'False'),
+    ('restore_inputs', 'True', 'False'),
   ],
 )
 def test_base_that_was_trained_with_other_flags(setting, base, name, was, now):
@@ -99,6 +101,10 @@ def test_other_learning_rate_is_logged(setting, base, restored):
   assert resumed.steps == [0, 1, 2]
   assert resumed.record['flags'] == restored.record['flags']
   assert resumed.record['restored_from'] == restored.record['restored_from']
+  changed = [start.get('changed_flags') for start in resumed.record['starts']]
+  assert changed[0] is None
+  assert changed[1]['learning_rate'] == 1e-3
+  assert 'loss_crop_size' not in changed[1]
 
 
 def test_restore_directory_that_base_began_with(setting, base, checkpoint):
@@ -110,6 +116,11 @@ def test_restore_directory_that_base_began_with(setting, base, checkpoint):
   finally:
     hidden.rename(folder)
   assert start.resumes
+  # Whatever way leads there.
+  for other in (folder.parent / 'x' / '..' / folder.name, base / 'link'):
+    if other.name == 'link':
+      other.symlink_to(folder)
+    assert _find_start(setting, base, f'--restore_directory={other}').resumes
   assert start.checkpoint.prefix == base / 'train' / 'model.ckpt-1'
 
 

@@ -58,6 +58,15 @@ class SummaryWriter:
   ) -> None:
     self.close()
 
+  def start(self, step: int) -> None:
+    """Says that a run goes on: what older files of the folder have from this step on is void.
+
+    Raises:
+      OSError: the file cannot be written.
+    """
+    started = tf.SessionLog(status=tf.SessionLog.START)
+    self._write(tf.Event(wall_time=time.time(), step=step, session_log=started))
+
   def scalars(self, step: int, values: Mapping[str, SupportsFloat]) -> None:
     """Adds a point to the curve of each tag.
 
@@ -97,10 +106,6 @@ class SummaryWriter:
       ),
     )
     self._add(summary, step)
-
-  def histogram(self, step: int, tag: str, values: np.ndarray) -> None:
-    """Adds a histogram, see `histograms`."""
-    self.histograms(step, {tag: values})
 
   def histograms(self, step: int, values: Mapping[str, np.ndarray]) -> None:
     """Adds histograms of 30 equal classes between the least and the largest value.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from tensorboard.backend.event_processing import event_accumulator
 
 from isl import summaries, testing
 
@@ -17,6 +18,23 @@ def test_scalars(tmp_path):
     (3, 'loss/0.04/TRANSMISSION'): 0.5,
     (1 << 40, 'total_loss'): 0.125,
   }
+
+
+def test_steps_that_are_done_again_replace_the_older_ones(tmp_path):
+  """As TensorBoard understands it."""
+  for start, steps in ((1, (1, 3, 5, 7)), (4, (4, 6))):
+    # The order of files is that of their names, which have the time.
+    with summaries.SummaryWriter(tmp_path) as writer:
+      writer.start(start)
+      for step in steps:
+        writer.scalars(step, {'x': 10 * start + step})
+  read = event_accumulator.EventAccumulator(str(tmp_path)).Reload()
+  assert [(event.step, event.value) for event in read.Scalars('x')] == [
+    (1, 11),
+    (3, 13),
+    (4, 44),
+    (6, 46),
+  ]
 
 
 def test_all_is_in_the_file_at_once(tmp_path):
@@ -39,7 +57,7 @@ def test_image(tmp_path):
 def _histogram(tmp_path, values):
   """[bucket, (left, right, count)]."""
   with summaries.SummaryWriter(tmp_path) as writer:
-    writer.histogram(1, 'x', values)
+    writer.histograms(1, {'x': values})
   (buckets,) = testing.events(tmp_path).values()
   return buckets
 

@@ -15,15 +15,19 @@ from unittest import mock
 
 import pytest
 
-from isl import launch, random_checkpoint, testing, visualize
+from isl import launch, testing, visualize
 from isl.experiment import TARGET_CHANNELS
 from isl.visualize import Layout
 
-_STEPS = (100, 200, 350)
-# 4 x 6 outputs of 8 pixels: FOVEA's patches have 110.
-_ROWS, _COLUMNS = 139, 155
+# Of the checkpoints that are evaluated; each start of the training writes summaries once, after its
+# second step.
+_EVALUATED = (2, 4, 7)
+_TRAINED = (2, 4, 6)
+# 4 x 6 outputs of 8 pixels: the shallow FOVEA's patches have 36.
+_ROWS, _COLUMNS = 65, 81
 _SIZE = (32, 48)
 _NUM_Z_VALUES = 3
+_CROP, _PATCH, _BATCH = 60, 36, 2
 _BROWSERS = ('chromium', 'chromium-browser', 'google-chrome')
 _BROWSER_FLAGS = (
   '--no-sandbox',
@@ -41,32 +45,32 @@ _SECONDS = 120
 
 @pytest.fixture(scope='module')
 def base(tmp_path_factory):
-  """A BASE in which three checkpoints have been evaluated, by loss and by error panels."""
+  """A BASE whose training has been evaluated three times, by loss and by error panels."""
   base = tmp_path_factory.mktemp('base')
   images = tmp_path_factory.mktemp('images')
   testing.write_image_set(images, rows=_ROWS, columns=_COLUMNS, depths=5)
-  for step in _STEPS:
-    random_checkpoint.write_random_checkpoint(
-      base / 'train',
-      model='FOVEA',
-      base_depth=8,
-      num_z_values=_NUM_Z_VALUES,
-      global_step=step,
-      seed=step,
+
+  def run(*flags):
+    outcome = testing.run_in_process(
+      launch.run,
+      '--read_pngs',
+      f'--dataset_train_directory={images}',
+      f'--dataset_eval_directory={images}',
+      f'--base_directory={base}',
+      f'--loss_crop_size={_CROP}',
+      f'--preprocess_batch_size={_BATCH}',
+      '--metric_num_examples=2',
+      *flags,
     )
-    for metric in ('LOSS', 'STITCH'):
-      outcome = testing.run_in_process(
-        launch.run,
-        '--mode=EVAL_EVAL',
-        f'--metric={metric}',
-        '--eval_once',
-        '--read_pngs',
-        f'--dataset_eval_directory={images}',
-        f'--base_directory={base}',
-        '--loss_crop_size=120',
-        '--metric_num_examples=2',
-      )
-      assert outcome.status == 0, outcome.stderr
+    assert outcome.status == 0, outcome.stderr
+
+  network = ('--model=FOVEA', '--base_depth=8', f'--num_z_values={_NUM_Z_VALUES}')
+  with pytest.MonkeyPatch.context() as monkeypatch:
+    testing.make_fovea_shallow(monkeypatch)
+    for step in _EVALUATED:
+      run('--mode=TRAIN', *network, f'--number_of_steps={step}')
+      for metric in ('LOSS', 'STITCH'):
+        run('--mode=EVAL_EVAL', f'--metric={metric}', '--eval_once')
   return base
 
 
@@ -121,26 +125,33 @@ def page():
     yield page
 
 
-def test_each_evaluation_is_a_point_of_the_curve(page, address):
+def test_each_step_and_evaluation_is_a_point_of_a_curve(page, address):
   # Else the curve is drawn on a canvas, in which no point can be found, and smoothed.
   page.goto(f'{address}/?tagFilter=total_loss&forceSVG=true&smoothing=0#timeseries')
-  curves = page.locator('scalar-card .series-view path')
-  curves.first.wait_for(state='attached')
-  assert curves.count() == 1
-  points = [
-    tuple(float(n) for n in point.split(','))
-    for point in re.split('[ML]', curves.first.get_attribute('d'))[1:]
+  paths = page.locator('scalar-card .series-view path')
+  # One of the training, one of the evaluation.
+  paths.nth(1).wait_for(state='attached')
+  assert paths.count() == 2
+  curves = [
+    [float(point.split(',')[0]) for point in re.split('[ML]', path.get_attribute('d'))[1:]]
+    for path in paths.all()
   ]
-  assert len(points) == len(_STEPS)
-  columns = [column for column, _ in points]
-  shares = [(column - columns[0]) / (columns[-1] - columns[0]) for column in columns]
-  first, last = _STEPS[0], _STEPS[-1]
-  assert shares == pytest.approx([(step - first) / (last - first) for step in _STEPS], abs=1e-3)
+  left, right = min(map(min, curves)), max(map(max, curves))
+  first, last = _EVALUATED[0], _EVALUATED[-1]
+  steps = sorted(
+    [first + (last - first) * (column - left) / (right - left) for column in columns]
+    for columns in curves
+  )
+  assert len(steps[0]) == len(steps[1]) == 3
+  assert steps == [pytest.approx(_TRAINED, abs=0.01), pytest.approx(_EVALUATED, abs=0.01)]
   assert page.locator('scalar-card').get_by_text('total_loss').count()
 
 
 def test_error_panels_are_shown(page, address):
   page.goto(f'{address}/#images')
+  # The first two tags are unfolded, the others by a click.
+  for tag in ('patches', 'target_error_panel'):
+    page.get_by_text(tag, exact=True).first.click()
   # Decoded, or else they have no width.
   page.wait_for_function(
     """() => {
@@ -148,13 +159,18 @@ def test_error_panels_are_shown(page, address):
         [...(element.tagName === 'IMG' ? [element] : []),
          ...(element.shadowRoot ? images(element.shadowRoot) : [])]);
       window.panels = images(document).filter(image => image.src.includes('individualImage'));
-      return window.panels.length === 2 && window.panels.every(image => image.naturalWidth > 0);
+      return window.panels.length === 6 && window.panels.every(image => image.naturalWidth > 0);
     }"""
   )
   sizes = page.evaluate('window.panels.map(image => [image.naturalHeight, image.naturalWidth])')
-  assert sorted(map(tuple, sizes)) == sorted(
-    visualize.panel_size(num_images, *_SIZE, Layout.STITCH)
+  # Of the evaluation, the fields of view; of the training, the patches of a batch side by side, and
+  # a crop: its light, and three labels and the one made of two.
+  expected = [
+    visualize.panel_size(num_images, *size, Layout.STITCH)
     for num_images in (len(TARGET_CHANNELS), _NUM_Z_VALUES)
-  )
-  for tag in ('target_error_panel', 'input_error_panel'):
+    for size in (_SIZE, (8, 8 * _BATCH))
+  ]
+  expected += [(_CROP + 8, 5 * (_CROP + 8)), (_PATCH + 8, _BATCH * (_PATCH + 8))]
+  assert sorted(map(tuple, sizes)) == sorted(expected)
+  for tag in ('target_error_panel', 'input_error_panel', 'crops', 'patches'):
     assert page.get_by_text(tag).count()

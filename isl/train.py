@@ -50,11 +50,12 @@ def run(experiment: Experiment) -> None:
   """
   with training_hooks.StopOnSignal() as stop, contextlib.ExitStack() as stack:
     folder = experiment.train_directory
+    _check_name(folder)
     is_new = not folder.is_dir()
     # Before looking what is there; a folder is only made when there is something to train.
     if not is_new:
       _hold(folder, stack)
-      packed_variables.name_newest(folder)
+      packed_variables.complete_state_file(folder)
     start = restoration.find_start(experiment)
     if _is_done(experiment, start):
       return
@@ -62,12 +63,12 @@ def run(experiment: Experiment) -> None:
     if seed is None:
       seed = secrets.randbits(32)
     patches = make_patches(experiment, start, seed)
-    _check_name(folder)
+    if _is_stopped(stop):
+      return
     files.check_writable(folder / 'checkpoint.test')
     if is_new:
       _hold(folder, stack)
     packed_variables.remove_partial(folder)
-    _write_record(experiment, start, seed)
     with tf.Graph().as_default():
       _train(experiment, start, patches, seed, stop)
 
@@ -167,12 +168,16 @@ def _train(
     # First, since no other may see what a diverged step leaves.
     training_hooks.LossGuard(graph),
     training_hooks.ProgressLog(graph),
-    SummaryHook(folder, training.save_summaries_secs, graph),
+    SummaryHook(folder, training.save_summaries_secs, graph, patches),
     saver,
     stop,
   ]
   if training.number_of_steps is not None:
     hooks.append(tf.train.StopAtStepHook(last_step=training.number_of_steps))
+  # What is written from here on binds later starts to these flags.
+  if _is_stopped(stop):
+    return
+  _write_record(experiment, start, seed)
   with tf.train.MonitoredTrainingSession(
     scaffold=scaffold,
     hooks=hooks,
@@ -184,8 +189,14 @@ def _train(
   ) as session:
     while not session.should_stop() and stop.received is None:
       _do_step(session, graph)
+  _is_stopped(stop)
+
+
+def _is_stopped(stop: training_hooks.StopOnSignal) -> bool:
+  """Whether a signal came, which is logged."""
   if stop.received is not None:
     logging.info('Stopped by %s', stop.received)
+  return stop.received is not None
 
 
 def _do_step(session: tf.train.MonitoredSession, graph: TrainingGraph) -> None:
@@ -263,7 +274,7 @@ class _FirstValues:
 def _write_record(experiment: Experiment, start: Start, seed: int) -> None:
   """run.json: how the training began, and when it was started again."""
   folder = experiment.train_directory
-  now = {
+  now: dict[str, Any] = {
     'time': datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds'),
     'global_step': 0,
     'random_seed': seed,
@@ -279,6 +290,7 @@ def _write_record(experiment: Experiment, start: Start, seed: int) -> None:
     assert start.checkpoint is not None
     now['global_step'] = start.checkpoint.describe().global_step
     record = restoration.read_record(folder)
+    now['changed_flags'] = restoration.changed_flags(experiment, record)
   else:
     record = {
       'restored_from': str(start.checkpoint.prefix.absolute()) if start.checkpoint else None,

@@ -1,4 +1,7 @@
-"""What a user can get wrong with TRAIN: one line, and nothing left half done."""
+"""What a user can get wrong with TRAIN alone: one line, and nothing left half done.
+
+What is wrong with images and checkpoints whatever they are for is in bad_input_test.py.
+"""
 
 from __future__ import annotations
 
@@ -44,20 +47,9 @@ def _path(images, z, channel):
   return images / testing.image_name('A4', z, channel)
 
 
-def test_no_such_folder(error, setting, tmp_path):
+def test_one_of_two_folders_is_missing(error, setting, tmp_path):
   folder = tmp_path / 'nowhere'
-  assert f"'{folder}' does not exist" in error(images=folder)
   assert f"'{folder}' does not exist" in error(images=f'{setting.images},{folder}')
-
-
-def test_folder_is_a_file(error, tmp_path):
-  (tmp_path / 'file').touch()
-  assert f"'{tmp_path / 'file'}' is not a folder" in error(images=tmp_path / 'file')
-
-
-def test_empty_folder(error, tmp_path):
-  (tmp_path / 'empty').mkdir()
-  assert f"'{tmp_path / 'empty'}' has no PNG in it" in error(images=tmp_path / 'empty')
 
 
 def test_no_folder(error):
@@ -67,25 +59,6 @@ def test_no_folder(error):
 
 def test_folder_twice(error, setting):
   assert 'names one of them twice' in error(images=f'{setting.images},{setting.images}')
-
-
-@pytest.mark.parametrize(('z', 'channel'), [(1, 'PHASE_CONTRAST'), (MAXPROJECT, 'NFH_CONFOCAL')])
-def test_unreadable_png(error, images, z, channel):
-  path = _path(images, z, channel)
-  os.truncate(path, path.stat().st_size - 100)
-  assert f"'{path}' is truncated" in error(images=images)
-  path.write_text('this is no picture')
-  assert f"'{path}' is not a PNG" in error(images=images)
-
-
-def test_gap_in_z(error, images):
-  _path(images, 1, 'PHASE_CONTRAST').unlink()
-  assert 'has 2 depths of PHASE_CONTRAST but not z_depth-1' in error(images=images)
-
-
-def test_mixed_sizes(error, images):
-  png_io.write_png(_path(images, 2, 'PHASE_CONTRAST'), np.zeros((160, 150), np.uint16))
-  assert 'has 160 rows x 150 columns; expected one size' in error(images=images)
 
 
 def test_crop_larger_than_the_image(error):
@@ -155,23 +128,6 @@ def test_checkpoint_of_another_architecture(error, checkpoint, network, fixed_by
 def test_width_that_no_network_has(error):
   line = error(network=['--model=CONCORDANCE', '--base_depth=4'])
   assert 'base_depth must be at least 5 for CONCORDANCE, got 4' in line
-
-
-def test_no_checkpoint(error, tmp_path):
-  nowhere, empty = tmp_path / 'nowhere', tmp_path / 'empty'
-  empty.mkdir()
-  assert f"'{nowhere}' is not a folder" in error(f'--restore_directory={nowhere}')
-  assert f"'{empty}' holds no checkpoint" in error(f'--restore_directory={empty}')
-
-
-@pytest.mark.parametrize('ending', ['index', 'data-00000-of-00001'])
-@pytest.mark.parametrize('share', [0, 0.5, 0.99])
-def test_damaged_checkpoint(error, checkpoint, tmp_path, ending, share):
-  folder = pathlib.Path(shutil.copytree(checkpoint, tmp_path / 'checkpoint'))
-  path = folder / f'model.ckpt-1000.{ending}'
-  os.truncate(path, int(share * path.stat().st_size))
-  line = error(f'--restore_directory={folder}', network=())
-  assert f"checkpoint '{folder / 'model.ckpt-1000'}' cannot be read, is it complete?" in line
 
 
 def test_checkpoint_with_a_wrong_byte(error, checkpoint, tmp_path):

@@ -114,6 +114,37 @@ def test_every_mode_and_metric(trained, mode, metric):
       assert testing.event_picture(events[2, tag]).shape[0] == num_heads * (4 * 8 + 8)
 
 
+@pytest.mark.parametrize('metric', ['LOSS', 'STITCH', 'INFER_FULL'])
+def test_stretched_labels_are_compared_with_stretched_ones(trained, metric):
+  """Else predictions and truth would be on different scales."""
+  setting, _ = trained
+  base = setting.new_folder()
+  setting.run(
+    *setting.network,
+    '--number_of_steps=1',
+    '--stretch_targets=NFH_CONFOCAL,DAPI_CONFOCAL',
+    base=base,
+  )
+  flags = [
+    *setting.flags(base),
+    '--mode=EVAL_TRAIN',
+    f'--metric={metric}',
+    '--eval_once',
+    '--metric_num_examples=4',
+    '--stitch_crop_size=60',
+    '--infer_channel_whitelist=DAPI_CONFOCAL',
+  ]
+  for wrong, shown in (('', 'empty'), ('DAPI_CONFOCAL', 'DAPI_CONFOCAL')):
+    outcome = testing.run_in_process(launch.run, *flags, f'--stretch_targets={wrong}')
+    line = 'trained with --stretch_targets=NFH_CONFOCAL,DAPI_CONFOCAL and predicts on that scale'
+    assert f'{line}; give that, not {shown}' in outcome.error
+  # In any order.
+  outcome = testing.run_in_process(
+    launch.run, *flags, '--stretch_targets=DAPI_CONFOCAL,NFH_CONFOCAL'
+  )
+  assert outcome.status == 0, outcome.stderr
+
+
 def test_best_checkpoint_of_an_evaluation_starts_a_training(trained):
   """EVAL_EVAL with LOSS keeps it."""
   setting, training = trained

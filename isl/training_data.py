@@ -64,8 +64,10 @@ def _check_targets(
   predicts = f'the network predicts {", ".join(targets.channels)}'
   used = {part for channel in targets.channels for part in data_provider.parts_of(channel)}
   lacking = sorted(
-    {key.channel for field in fields for key in field.paths if key.z == MAXPROJECT} - used
-    | {channel for field in fields for channel in field.unknown_targets}
+    {key.channel for field in fields for key in field.paths if key.z == MAXPROJECT}.union(
+      *(field.unknown_targets for field in fields)
+    )
+    - used
   )
   if lacking and leave_out_others:
     logging.info('%r: left out %s; %s', str(directory), ', '.join(lacking), predicts)
@@ -236,6 +238,37 @@ class Patches:
       distortion=augment.draw_distortion(corruption, image_set.num_depths, rng),
     )
 
+  def _view(self, crop: Crop) -> ImageSet:
+    """Flipped and turned, but not corrupted."""
+    size = self._sampling.crop_size
+    return augment.view(
+      crop.image_set,
+      slice(crop.row, crop.row + size),
+      slice(crop.column, crop.column + size),
+      flip=crop.flip,
+      quarter_turns=crop.quarter_turns,
+    )
+
+  def crop_images(self, number: int) -> np.ndarray:
+    """The whole crop that a patch is cut from, to be looked at.
+
+    Args:
+      number: the patch's.
+
+    Returns:
+      [image, row, column], intensities in [0, 1]: the input at the middle depth, corrupted as the
+      patch is, then the labels that the field of view has.
+    """
+    crop = self.crop(self.place(number)[0])
+    image_set, whole = self._view(crop), slice(0, self._sampling.crop_size)
+    depths = data_provider.depths_read(self._inputs, image_set.num_depths)
+    middle = [depths[len(depths) // 2]]
+    light = data_provider.light_crop(image_set, middle, whole, whole)
+    light = augment.corrupt(light, crop.distortion.of(middle), self._rng(_NOISE, number))
+    target = data_provider.target_crop(image_set, self._targets, whole, whole)[:, :, 0]
+    labels = target[..., target[0, 0, :, 1] > 0, 0]
+    return np.moveaxis(np.concatenate([light, labels], axis=-1), -1, 0)
+
   def patch(self, number: int) -> Patch:
     """Reads a patch; only its own pixels are touched.
 
@@ -244,14 +277,7 @@ class Patches:
     """
     crop_number, index = self.place(number)
     crop = self.crop(crop_number)
-    size = self._sampling.crop_size
-    image_set = augment.view(
-      crop.image_set,
-      slice(crop.row, crop.row + size),
-      slice(crop.column, crop.column + size),
-      flip=crop.flip,
-      quarter_turns=crop.quarter_turns,
-    )
+    image_set = self._view(crop)
     row, column = (i * self._sampling.patch_stride for i in divmod(index, self._per_side))
     side, output = self.input_shape[0], self._sampling.output_size
     depths = data_provider.depths_read(self._inputs, image_set.num_depths)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pathlib
-import re
 import signal
 import time
 from collections.abc import Sequence
@@ -15,7 +14,7 @@ import tensorflow.compat.v1 as tf
 from absl import logging
 
 from isl import packed_variables, tensorcheck
-from isl.checkpoints import step_in_name
+from isl.checkpoints import last_part, step_in_name
 from isl.training_data import Patches
 from isl.training_graph import TrainingGraph
 
@@ -142,7 +141,7 @@ class CheckpointSaver(tf.train.CheckpointSaverHook):
     state = tf.train.get_checkpoint_state(self._directory)
     if state is not None:
       # Those of this folder: it may be a copy of one that the state file names.
-      names = [re.split(r'[/\\]', path)[-1] for path in state.all_model_checkpoint_paths]
+      names = [last_part(path) for path in state.all_model_checkpoint_paths]
       self.saver.recover_last_checkpoints([str(self._directory / name) for name in names])
       self._last_saved = step_in_name(pathlib.Path(state.model_checkpoint_path))
 

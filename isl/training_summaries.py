@@ -13,6 +13,7 @@ from absl import logging
 from isl import mosaics, ops, visualize
 from isl.experiment import NUM_CLASSES, PREDICTION_STATISTICS, Panel, Statistic
 from isl.summaries import SummaryWriter
+from isl.training_data import Patches
 from isl.training_graph import TrainingGraph
 
 # What the panels draw of each pixel's distribution.
@@ -25,18 +26,22 @@ class SummaryHook(tf.train.SessionRunHook):
 
   Tags: `total_loss`, `loss/input`, `loss/target`, `loss/{z}/{channel}`; histograms
   `logits/{z}/{channel}`, `activations/{module}`, `variables/{name}`, `gradients/{name}`; pictures
-  `crops` (the patches' input, at the middle depth), `input_error_panel` and `target_error_panel` of
-  the patches.
+  `crops` (the first patch's crop: input at the middle depth, labels), `patches` (the input of all,
+  at the middle depth), `input_error_panel` and `target_error_panel` of the patches.
   """
 
-  def __init__(self, directory: pathlib.Path, seconds: float, graph: TrainingGraph):
+  def __init__(
+    self, directory: pathlib.Path, seconds: float, graph: TrainingGraph, patches: Patches
+  ):
     """Adds to the graph what only summaries need.
 
     Args:
       directory: of the event files.
       seconds: between summaries.
       graph: of the training.
+      patches: what it is trained on.
     """
+    self._patches = patches
     self._directory = directory
     self._seconds = seconds
     self._graph = graph
@@ -69,9 +74,12 @@ class SummaryHook(tf.train.SessionRunHook):
       ),
     }
 
-  def begin(self) -> None:
+  def after_create_session(self, session: Any, coord: Any) -> None:
     """Opens the event file."""
+    del coord
     self._writer = SummaryWriter(self._directory)
+    # A run that is resumed does again what it had done since the last checkpoint.
+    self._writer.start(int(session.run(self._graph.global_step)) + 1)
 
   def before_run(self, run_context: Any) -> tf.train.SessionRunArgs | None:
     """Asks for everything where it is time to."""
@@ -133,16 +141,19 @@ class SummaryHook(tf.train.SessionRunHook):
       | {f'gradients/{n}': v for n, v in packing.unpack_array(values['gradients']).items()},
     )
     middle = values['inputs'].shape[-1] // 2
-    writer.image(step, 'crops', mosaics.grey_boxes(values['inputs'][..., middle]))
+    # The step is the number of those done, this one included.
+    first_patch = (step - 1) * len(values['inputs'])
+    writer.image(step, 'crops', mosaics.grey_boxes(self._patches.crop_images(first_patch)))
+    writer.image(step, 'patches', mosaics.grey_boxes(values['inputs'][..., middle]))
     num_inputs = len(heads) - self._graph.num_targets
     for panel, rows in (
       (Panel.INPUT, slice(0, num_inputs)),
       (Panel.TARGET, slice(num_inputs, None)),
     ):
-      patches = self._patches(values, rows)
+      patches = self._predicted(values, rows)
       writer.image(step, f'{panel.value.lower()}_error_panel', mosaics.patch_panel(patches))
 
-  def _patches(self, values: dict[str, Any], rows: slice) -> mosaics.PredictedPatches:
+  def _predicted(self, values: dict[str, Any], rows: slice) -> mosaics.PredictedPatches:
     """The heads `rows` of the batch."""
     batch, side, *_ = values['inputs'].shape
     output = side - 2 * self._graph.plan.spec.geometry.margin

@@ -21,11 +21,11 @@ from isl.visualize import Layout
 
 _BATCH = 5
 _NUM_Z_VALUES = 3
-_PATCH = 36
+_PATCH, _CROP = 36, 50
 _SECONDS = 180.0
 _KEYS = (*input_stack(_NUM_Z_VALUES).keys, *target_stack().keys)
 _SCALARS = {'total_loss', 'loss/input', 'loss/target', *(f'loss/{key}' for key in _KEYS)}
-_PICTURES = {'crops', 'input_error_panel', 'target_error_panel'}
+_PICTURES = {'crops', 'patches', 'input_error_panel', 'target_error_panel'}
 
 
 class _Clock:
@@ -56,18 +56,19 @@ class _Training:
           '--base_depth=3',
           f'--num_z_values={_NUM_Z_VALUES}',
           f'--preprocess_batch_size={_BATCH}',
-          '--loss_crop_size=50',
+          f'--loss_crop_size={_CROP}',
         ]
       )
       experiment = launch.make_experiment()
     start = restoration.find_start(experiment)
+    self.patches = train.make_patches(experiment, start, seed=0)
     self.graph, self.session = train.make_session(experiment, start, seed=0)
 
   def hook(self, folder):
     """One that has begun."""
     with self.session.graph.as_default():
-      hook = SummaryHook(folder, _SECONDS, self.graph)
-    hook.begin()
+      hook = SummaryHook(folder, _SECONDS, self.graph, self.patches)
+    hook.after_create_session(self.session, None)
     return hook
 
   def step(self, hook, after=contextlib.nullcontext):
@@ -158,9 +159,28 @@ def test_histograms_count_every_number(training, written):
     assert values[f'activations/{module.name}'][:, 2].sum() == pytest.approx(size)
 
 
-def test_crops_are_the_input_at_the_middle_depth(written):
+def test_crops_are_what_patches_are_cut_from(training, written):
   values, found = written
   picture = testing.event_picture(values['crops'])
+  labels = np.flatnonzero(found['masks'][_NUM_Z_VALUES:, 0])
+  # Three that are recorded, and the one that is made of two of them.
+  assert len(labels) == 4
+  assert picture.shape == (_CROP + 8, 5 * (_CROP + 8), 3)
+  light, *drawn = (box[..., 0].astype(int) for box in testing.panel_boxes(picture, 5))
+  # A crop has room for one patch, at its top left.
+  assert training.patches.per_crop == 1
+  inputs = visualize.to_uint16(found['inputs'][0, ..., _NUM_Z_VALUES // 2])
+  np.testing.assert_array_equal(light[:_PATCH, :_PATCH], inputs >> 8)
+  assert light[_PATCH:].any()
+  centre = slice((_PATCH - 8) // 2, (_PATCH + 8) // 2)
+  classes = found['classes'][_NUM_Z_VALUES:].reshape(-1, _BATCH, 8, 8)[:, 0]
+  for label, box in zip(labels, drawn, strict=True):
+    np.testing.assert_allclose(box[centre, centre], classes[label], atol=1)
+
+
+def test_patches_are_the_input_at_the_middle_depth(written):
+  values, found = written
+  picture = testing.event_picture(values['patches'])
   expected = mosaics.grey_boxes(found['inputs'][..., _NUM_Z_VALUES // 2])
   assert picture.shape == (_PATCH + 8, _BATCH * (_PATCH + 8), 3)
   np.testing.assert_array_equal(picture, expected >> 8)

@@ -12,25 +12,30 @@ from isl.checkpoints import Checkpoint, find_newest
 from isl.experiment import Evaluation
 
 
-def new_checkpoints(directory: pathlib.Path, evaluation: Evaluation) -> Iterator[Checkpoint]:
+def new_checkpoints(
+  directory: pathlib.Path, evaluation: Evaluation, *, is_base: bool = True
+) -> Iterator[Checkpoint]:
   """Opens the newest checkpoint of a folder, and again whenever there is a newer one.
 
-  Unless `evaluation.once`, the folder may be missing at first. A training deletes its older
-  checkpoints, so one may be gone before it is read: then the next is taken. One that was yielded
-  can be read all the same, since its files are open.
+  Unless `evaluation.once`, there may be none at first. A training deletes its older checkpoints, so
+  one may be gone before it is read: then the next is taken. One that was yielded can be read all
+  the same, since its files are open.
 
   Args:
     directory: where the training writes.
     evaluation: says when to look.
+    is_base: the folder is BASE/train, which a training may still have to make; another one must be
+      there.
 
   Yields:
     Each new checkpoint.
 
   Raises:
-    ValueError: a checkpoint is damaged, or no network's; with `once`, there is none.
+    ValueError: a checkpoint is damaged, or no network's; with `once`, there is none; or the folder
+      must be there and isn't.
   """
   time.sleep(evaluation.delay_secs)
-  if evaluation.once:
+  if evaluation.once or not (is_base or directory.is_dir()):
     yield Checkpoint(find_newest(directory))
     return
   done = said = None
