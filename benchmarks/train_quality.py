@@ -268,7 +268,16 @@ def main() -> None:
     result['grid'] = {str(setting): loss for setting, loss in grid.items()}
     for arm in arms.values():
       arm.close()
-  print(json.dumps(result))
+  print(json.dumps(_without_infinity(result), allow_nan=False))
+
+
+def _without_infinity(value: object) -> object:
+  """JSON has no number for where training has diverged: null stands there."""
+  if isinstance(value, dict):
+    return {key: _without_infinity(item) for key, item in value.items()}
+  if isinstance(value, list | tuple):
+    return [_without_infinity(item) for item in value]
+  return value if not isinstance(value, float) or math.isfinite(value) else None
 
 
 def summarize(
@@ -279,7 +288,11 @@ def summarize(
   label_ratio = times_as_fast(arms[wide].label_curve, arms[single].label_curve)
   best = min((single, wide), key=lambda s: arms[s].curve[-1][1])
   best_seconds = seconds_to(arms[best].curve, arms[defaults].curve[-1][1])
-  print(f'windows {wide} are {ratio:.2f} times as fast as patches {single}')
+  ahead, behind = (wide, single) if ratio >= 1 else (single, wide)
+  reached = seconds_to(arms[ahead].curve, arms[behind].curve[-1][1])
+  print(f'windows {wide} are {ratio:.2f} times as fast as patches {single}:')
+  if reached is not None:
+    print(f'  {ahead} reaches the final loss of {behind} after {reached:.0f} s')
   print(f'  by the loss of labels alone: {label_ratio:.2f}')
   share = None
   if best_seconds is not None:
@@ -292,6 +305,7 @@ def summarize(
     'best': str(best),
     'wide_over_single': ratio,
     'wide_over_single_labels': label_ratio,
+    'ahead_reaches_other_s': reached,
     'best_over_defaults_time': share,
     'steps': {str(setting): arm.steps for setting, arm in arms.items()},
     'curves': {str(setting): arm.curve for setting, arm in arms.items()},

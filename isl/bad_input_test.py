@@ -54,7 +54,7 @@ _TRAIN = ('--mode=TRAIN', '--metric=LOSS', '--number_of_steps=1', '--loss_crop_s
 @pytest.fixture(params=['INFER_FULL', 'TRAIN'])
 def error_of_images(request, error):
   """Like `error`, of a folder of images, for one who labels them and for one who trains on them."""
-  flags = ()
+  flags: tuple[str, ...] = ()
   if request.param == 'TRAIN':
     network = ('--restore_directory=', '--model=FOVEA', '--base_depth=8', '--num_z_values=3')
     flags = (*_TRAIN, *network)

@@ -127,10 +127,10 @@ def test_several_fields_of_view_have_a_tag_each(setting, evaluate, tmp_path):
 
 def test_jitter_flips_turns_and_corrupts(evaluate):
   """As the seed says."""
-  flags = (['--random_seed=1'], ['--random_seed=1'], ['--random_seed=2'])
+  flags = [['--random_seed=1'], ['--random_seed=1'], ['--random_seed=2']]
   # Each happens to half of the crops.
   corruptions = (_NOISE, '--augment_multiplier_std=0.2', '--augment_offset_std=0.2')
-  flags += tuple([*f, *corruptions] for f in flags[:2])
+  flags += [[*f, *corruptions] for f in flags[:2]]
   drawn = [evaluate('JITTER_STITCH', *f, '--stitch_crop_size=130') for f in flags]
   for tag in drawn[0]:
     one, again, other, noisy, noisy_again = (testing.event_picture(events[tag]) for events in drawn)

@@ -94,7 +94,8 @@ def test_log_and_record_say_what_was_restored(checkpoint, restored):
   assert f'Restored {n} of {n} model variables from {checkpoint}, step 1000\n' in (
     restored.outcome.stderr
   )
-  layers = re.search(r'Restored layers: (.*)\n', restored.outcome.stderr)[1].split(', ')
+  (line,) = re.findall(r'Restored layers: (.*)\n', restored.outcome.stderr)
+  layers = line.split(', ')
   assert {'head/*/TRANSMISSION (3)', 'head/MAXPROJECT/DAPI_CONFOCAL'} < set(layers)
   assert 'upper_recursion_* (4)' in layers
   assert not any(layer.startswith('head/0') for layer in layers)
