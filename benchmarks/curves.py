@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 
@@ -30,6 +31,12 @@ def seconds_to(curve: Curve, loss: float) -> float | None:
         since = before[0] + share * (seconds - before[0])
     before = (seconds, value)
   return since
+
+
+def lowest_so_far(curve: Curve) -> Curve:
+  """The curve of what is kept where only the best is."""
+  losses = itertools.accumulate((loss for _, loss in curve), min)
+  return [(seconds, loss) for (seconds, _), loss in zip(curve, losses, strict=True)]
 
 
 def times_as_fast(one: Curve, other: Curve) -> float:

@@ -12,8 +12,9 @@ seconds, so that all see the same machine, and only steps are counted. Held-out 
 all blocks, with the moving averages: the total that is trained on, and the mean of the labels.
 
 Prints these over time. Then as ratios: of single patches and larger windows, how much sooner the
-one that ends with the lower loss gets to the other's final loss and stays below it; and when the
-best of all so gets to the defaults'. Last, one JSON line.
+one that ends with the lower loss gets to the other's final loss and stays below it; the same of the
+lowest loss so far, which is that of BASE/best, since losses at a high rate jump up and down; and
+when the best of all so gets to the defaults'. Last, one JSON line.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from collections.abc import Sequence
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
 
 import training
-from curves import seconds_to, times_as_fast
+from curves import Curve, lowest_so_far, seconds_to, times_as_fast
 
 from isl import image_io, png_io
 from isl.checkpoints import Checkpoint, find_newest
@@ -280,20 +281,34 @@ def _without_infinity(value: object) -> object:
   return value if not isinstance(value, float) or math.isfinite(value) else None
 
 
+def _compare(what: str, wide: Curve, single: Curve) -> float:
+  """Prints how much sooner larger windows get as far as single patches, and gives it."""
+  ratio = times_as_fast(wide, single)
+  ahead, behind, name = (wide, single, 'windows') if ratio >= 1 else (single, wide, 'patches')
+  reached = seconds_to(ahead, behind[-1][1])
+  after = f': {name} reach that of the others after {reached:.0f} s' if reached is not None else ''
+  print(f'by the {what}, windows are {ratio:.2f} times as fast as patches{after}')
+  return ratio
+
+
 def summarize(
   arms: dict[Setting, Arm], defaults: Setting, single: Setting, wide: Setting
 ) -> dict[str, object]:
   """Prints how the settings compare, and gives it for the JSON line."""
-  ratio = times_as_fast(arms[wide].curve, arms[single].curve)
-  label_ratio = times_as_fast(arms[wide].label_curve, arms[single].label_curve)
+  ratios = {
+    '': _compare('final loss', arms[wide].curve, arms[single].curve),
+    '_labels': _compare('final loss of labels', arms[wide].label_curve, arms[single].label_curve),
+    '_lowest': _compare(
+      'lowest loss', lowest_so_far(arms[wide].curve), lowest_so_far(arms[single].curve)
+    ),
+    '_lowest_labels': _compare(
+      'lowest loss of labels',
+      lowest_so_far(arms[wide].label_curve),
+      lowest_so_far(arms[single].label_curve),
+    ),
+  }
   best = min((single, wide), key=lambda s: arms[s].curve[-1][1])
   best_seconds = seconds_to(arms[best].curve, arms[defaults].curve[-1][1])
-  ahead, behind = (wide, single) if ratio >= 1 else (single, wide)
-  reached = seconds_to(arms[ahead].curve, arms[behind].curve[-1][1])
-  print(f'windows {wide} are {ratio:.2f} times as fast as patches {single}:')
-  if reached is not None:
-    print(f'  {ahead} reaches the final loss of {behind} after {reached:.0f} s')
-  print(f'  by the loss of labels alone: {label_ratio:.2f}')
   share = None
   if best_seconds is not None:
     share = best_seconds / arms[defaults].seconds
@@ -303,9 +318,7 @@ def summarize(
     'single': str(single),
     'wide': str(wide),
     'best': str(best),
-    'wide_over_single': ratio,
-    'wide_over_single_labels': label_ratio,
-    'ahead_reaches_other_s': reached,
+    **{f'wide_over_single{name}': ratio for name, ratio in ratios.items()},
     'best_over_defaults_time': share,
     'steps': {str(setting): arm.steps for setting, arm in arms.items()},
     'curves': {str(setting): arm.curve for setting, arm in arms.items()},

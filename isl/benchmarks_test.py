@@ -5,6 +5,7 @@ import json
 import math
 import os
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -70,6 +71,11 @@ def test_times_as_fast(curves):
   assert curves.times_as_fast(diverged, slow) == 0
 
 
+def test_lowest_so_far(curves):
+  curve = [(10, 0.5), (20, 0.7), (30, 0.4), (40, math.inf)]
+  assert curves.lowest_so_far(curve) == [(10, 0.5), (20, 0.5), (30, 0.4), (40, 0.4)]
+
+
 def test_infer():
   table, result = _run(
     'infer.py',
@@ -132,8 +138,8 @@ def test_train_quality(tmp_path):
       assert 1 <= first_seconds < last_seconds
       assert 0 < last_loss < 2
   assert result['wide_over_single'] > 0
-  assert any(line.startswith('windows 24:1:0.001 are ') for line in table)
-  assert any('reaches the final loss of' in line for line in table)
+  assert result['wide_over_single_lowest'] > 0
+  assert any(re.match(r'by the lowest loss, windows are .* after \d+ s', line) for line in table)
 
 
 def test_train_quality_from_a_checkpoint_that_diverges(tmp_path):
