@@ -129,15 +129,21 @@ def _go_on(process):
   process.stdin.flush()
 
 
-def test_signal_while_the_graph_is_built(setting, tmp_path):
-  process = _start(setting, tmp_path, code=_pausing('train.TrainingGraph'))
+def _stop_in_pause(process, number):
+  """Sends a signal to a process that pauses, which must end well."""
   _wait_for_pause(process)
-  process.send_signal(signal.SIGTERM)
+  process.send_signal(number)
   for _ in range(2):
     _go_on(process)
   outcome = testing.finish(process)
   assert outcome.status == 0
   assert not outcome.error_lines
+  return outcome
+
+
+def test_signal_while_the_graph_is_built(setting, tmp_path):
+  process = _start(setting, tmp_path, code=_pausing('train.TrainingGraph'))
+  outcome = _stop_in_pause(process, signal.SIGTERM)
   assert 'Stopped by SIGTERM\n' in outcome.stderr
   assert 'step 1: ' not in outcome.stderr
   # A training that has not begun binds no other to its flags.
@@ -148,13 +154,7 @@ def test_signal_before_the_first_step(setting, tmp_path):
   """What it starts from is saved by then, and can be gone on with."""
   code = _pausing('training_hooks.CheckpointSaver.after_create_session')
   process = _start(setting, tmp_path, code=code)
-  _wait_for_pause(process)
-  process.send_signal(signal.SIGTERM)
-  for _ in range(2):
-    _go_on(process)
-  outcome = testing.finish(process)
-  assert outcome.status == 0
-  assert not outcome.error_lines
+  outcome = _stop_in_pause(process, signal.SIGTERM)
   assert 'step 1: ' not in outcome.stderr
   assert _verified(tmp_path / 'train') == 0
 
@@ -163,11 +163,7 @@ def test_signal_while_a_resumed_graph_is_built(setting, two_steps, tmp_path):
   base = shutil.copytree(two_steps.folder.parent, tmp_path / 'base')
   before = {name: (base / name).read_bytes() for name in testing.files_in(base)}
   process = _start(setting, base, code=_pausing('train.TrainingGraph'))
-  _wait_for_pause(process)
-  process.send_signal(signal.SIGINT)
-  for _ in range(2):
-    _go_on(process)
-  assert testing.finish(process).status == 0
+  _stop_in_pause(process, signal.SIGINT)
   assert {name: (base / name).read_bytes() for name in testing.files_in(base)} == before
 
 
