@@ -256,8 +256,8 @@ class Patches:
       number: the patch's.
 
     Returns:
-      [image, row, column], intensities in [0, 1]: the input at the middle depth, corrupted as the
-      patch is, then the labels that the field of view has.
+      [image, row, column], intensities in [0, 1]: the input at the middle depth, corrupted like the
+      patch (with other noise), then the labels that the field of view has.
     """
     crop = self.crop(self.place(number)[0])
     image_set, whole = self._view(crop), slice(0, self._sampling.crop_size)
