@@ -29,9 +29,9 @@ from collections.abc import Iterator, Mapping, Sequence
 import cv2
 import numpy as np
 
-from isl import experiment, image_io
-from isl.experiment import ImageKey
+from isl import image_io
 from isl.models.networks import NETWORKS
+from isl.stack import MAXPROJECT, ImageKey
 
 _DATA = pathlib.Path(__file__).resolve().parents[1] / 'data_sample'
 _PENALTIES = (1e-7, 1e-6, 1e-5, 1e-4, 1e-3)
@@ -74,7 +74,7 @@ def features(image_set: image_io.ImageSet, windows: Sequence[int]) -> np.ndarray
   Returns:
     float32 [row, column, feature].
   """
-  keys = [ImageKey(z, image_set.transmitted_light) for z in range(image_set.num_depths)]
+  keys = [ImageKey(z, image_set.transmitted_light) for z in range(image_set.num_depths())]
   depths = [_intensities(image_set.images[key]) for key in keys]
   means = [cv2.blur(depth, (side, side)) for side in windows for depth in depths]
   return np.stack([np.ones_like(depths[0]), *depths, *means], axis=-1)
@@ -87,7 +87,7 @@ def _intensities(image: np.ndarray) -> np.ndarray:
 
 def _labels(image_set: image_io.ImageSet, channels: Sequence[str]) -> np.ndarray:
   """float32 [row, column, channel] in [0, 1]."""
-  keys = [ImageKey(experiment.MAXPROJECT, channel) for channel in channels]
+  keys = [ImageKey(MAXPROJECT, channel) for channel in channels]
   missing = [key.channel for key in keys if key not in image_set.images]
   if missing:
     raise ValueError(f'field of view {image_set.name!r} has no label {", ".join(missing)}')

@@ -35,11 +35,12 @@ import machine
 import numpy as np
 
 from isl import checkpoints, data_provider, image_io, tiling
-from isl.controller import Labeler
-from isl.experiment import PREDICTION_STATISTICS, ImageKey, Statistic, input_stack, target_stack
+from isl.controller import HeadGroup, Labeler
 from isl.models.flop import dense_flop, patch_flop
 from isl.models.plan import NetworkPlan
 from isl.random_checkpoint import write_random_checkpoint
+from isl.stack import ImageKey, input_stack, target_stack
+from isl.statistic import PICTURE_STATISTICS, Statistic
 
 _TRIAL_PATCHES = 64
 _BY_CLASS = (Statistic.MODE.name, Statistic.MEDIAN.name)
@@ -103,8 +104,7 @@ class Method:
     self._labeler = Labeler(
       plan,
       checkpoint,
-      heads=heads,
-      statistics=PREDICTION_STATISTICS,
+      groups=[HeadGroup(heads=tuple(heads), statistics=PICTURE_STATISTICS)],
       batch=batch,
       blocks=blocks,
     )
@@ -132,7 +132,7 @@ class Method:
       batch = list(tiles[first : first + labeler.batch])
       batch += batch[-1:] * (labeler.batch - len(batch))
       windows = [tile.input_window(self._geometry, labeler.blocks) for tile in batch]
-      predicted = labeler(np.stack([crop[window] for window in windows]), labels)
+      (predicted,) = labeler(np.stack([crop[window] for window in windows]), [labels])
       for i, tile in enumerate(batch):
         for statistic, values in predicted.items():
           outputs[statistic][:, tile.rows, tile.columns] = tile.own(values[:, i])

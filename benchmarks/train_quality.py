@@ -37,9 +37,9 @@ from curves import Curve, lowest_so_far, seconds_to, times_as_fast
 
 from isl import image_io, png_io
 from isl.checkpoints import Checkpoint, find_newest
-from isl.experiment import StackSpec, input_stack, target_stack
 from isl.image_io import ImageSet
 from isl.models.networks import NETWORKS
+from isl.stack import StackSpec, input_stack, target_stack
 
 REPOSITORY = pathlib.Path(__file__).resolve().parents[1]
 _DEFAULTS = (8, 16, 1e-4)

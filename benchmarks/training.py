@@ -9,11 +9,12 @@ import numpy as np
 import tensorflow.compat.v1 as tf
 from absl import flags
 
-from isl import data_provider, launch, packed_variables, restoration, tiling, train
+from isl import command_line, data_provider, packed_variables, restoration, tiling, train
 from isl.checkpoints import Checkpoint, find_newest
-from isl.controller import Labeler
-from isl.experiment import ImageKey, StackSpec, Statistic
+from isl.controller import HeadGroup, Labeler
 from isl.image_io import ImageSet
+from isl.stack import ImageKey, StackSpec
+from isl.statistic import Statistic
 from isl.training_graph import TrainingGraph
 
 
@@ -26,7 +27,7 @@ def start_training(**options: object) -> tuple[TrainingGraph, tf.Session]:
   for name in flags.FLAGS:
     flags.FLAGS[name].unparse()
   flags.FLAGS(['benchmark', *(f'--{name}={value}' for name, value in options.items())])
-  experiment = launch.make_experiment()
+  experiment = command_line.make_experiment()
   return train.make_session(experiment, restoration.find_start(experiment), seed=0)
 
 
@@ -54,8 +55,7 @@ class HeldOut:
     labeler = Labeler(
       plan,
       checkpoint,
-      heads=heads,
-      statistics=(Statistic.CROSS_ENTROPY,),
+      groups=[HeadGroup(heads=tuple(heads), statistics=(Statistic.CROSS_ENTROPY,))],
       batch=1,
       blocks=(blocks[0], blocks[1]),
     )
@@ -69,7 +69,7 @@ class HeldOut:
         for window in tile.output_window(geometry, labeler.blocks)
       )
       truth = data_provider.classes_of(self._truth(rows, columns))
-      outputs = labeler(crop[np.newaxis], np.moveaxis(truth, -1, 0)[:, np.newaxis])
+      (outputs,) = labeler(crop[np.newaxis], [np.moveaxis(truth, -1, 0)[:, np.newaxis]])
       own = tile.own(outputs[Statistic.CROSS_ENTROPY][:, 0])
       sums += own.sum(axis=(1, 2))
       pixels += own[0].size
@@ -84,7 +84,8 @@ class HeldOut:
     """[row, column, head]."""
     light = data_provider.input_crop(self._image_set, self._inputs, rows, columns)
     targets = data_provider.target_crop(self._image_set, self._targets, rows, columns)
-    return np.concatenate([light[..., 0, 0], targets[:, :, 0, :, 0]], axis=-1)
+    images = light[..., 0].reshape(*light.shape[:2], len(self._inputs.keys))
+    return np.concatenate([images, targets[:, :, 0, :, 0]], axis=-1)
 
   def total(self, losses: dict[ImageKey, float]) -> float:
     """The total loss, in which labels without truth count as 0."""

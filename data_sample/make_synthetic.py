@@ -31,8 +31,9 @@ from cells import Culture
 from optics import TRANSFERS, Microscope, focal_stack
 from specimen import CHANNELS, Specimen
 
-from isl import experiment, png_io
+from isl import png_io
 from isl.random_field import image_name
+from isl.stack import MAXPROJECT
 
 # Intensities are shares of a pixel's full range: light without a specimen, the photons that fill a
 # pixel, the deviation of reading it.
@@ -75,7 +76,7 @@ def simulate(
     density = cv2.GaussianBlur(specimen.density[channel], (0, 0), _CONFOCAL_BLUR)[field]
     noise = rng.normal(0, _LABEL_NOISE, density.shape)
     label = _BACKGROUND + _BRIGHT * density + noise
-    images[experiment.MAXPROJECT, channel] = np.clip(label, 0, 1)
+    images[MAXPROJECT, channel] = np.clip(label, 0, 1)
   return images
 
 

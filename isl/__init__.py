@@ -1,3 +1,23 @@
-"""In silico labeling: predicts fluorescent labels from transmitted-light microscopy z-stacks."""
+"""In silico labeling: fluorescent labels predicted from transmitted-light z-stacks.
+
+import isl
+labels = isl.Predictor('checkpoints').predict(stack)  # See predictor.py.
+"""
+
+from __future__ import annotations
+
+import typing
+
+if typing.TYPE_CHECKING:
+  from isl.predictor import Predictor as Predictor
 
 __version__ = '0.1.0'
+
+
+def __getattr__(name: str) -> object:
+  """Predictor, when it is asked for: it loads TensorFlow, which takes seconds."""
+  if name == 'Predictor':
+    from isl.predictor import Predictor
+
+    return Predictor
+  raise AttributeError(f'module {__name__!r} has no attribute {name!r}')

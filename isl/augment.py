@@ -7,8 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from isl import image_io
-from isl.experiment import Corruption, ImageKey
+from isl.experiment import Corruption
 from isl.image_io import ImageSet
 
 # Of each kind of corruption that has a deviation.
@@ -135,7 +134,7 @@ def jitter(
   Args:
     image_set: the field of view.
     crop_size: side of the crop in pixels, clipped to the image; 0: the whole image.
-    corruption: of the transmitted light. What is corrupted is rounded to 16 bit.
+    corruption: of the input channels. What is corrupted is in their ranges, and rounded to 16 bit.
     rng: random numbers.
 
   Returns:
@@ -144,14 +143,13 @@ def jitter(
   crop = slice(0, crop_size or None)
   flip, quarter_turns = draw_orientation(rng)
   turned = view(image_set, crop, crop, flip=flip, quarter_turns=quarter_turns)
-  distortion = draw_distortion(corruption, turned.num_depths, rng)
+  distortion = draw_distortion(corruption, len(turned.input_keys), rng)
   if distortion.changes_nothing:
     return turned
   images = dict(turned.images)
   # One by one: as floats, all depths of a large field would be large.
-  for z in range(turned.num_depths):
-    key = ImageKey(z, turned.transmitted_light)
-    light = image_io.intensity(images[key])[..., np.newaxis]
-    corrupted = corrupt(light, distortion.of([z]), rng)[..., 0]
+  for i, key in enumerate(turned.input_keys):
+    light = turned.input_image(key, slice(None), slice(None))[..., np.newaxis]
+    corrupted = corrupt(light, distortion.of([i]), rng)[..., 0]
     images[key] = np.rint(corrupted * _UINT16_MAX).astype(np.uint16)
-  return dataclasses.replace(turned, images=images)
+  return dataclasses.replace(turned, images=images, input_ranges={})

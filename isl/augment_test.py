@@ -1,12 +1,14 @@
 """Tests of augment.py."""
 
+import dataclasses
 import itertools
 
 import numpy as np
 import pytest
 
 from isl import augment, image_io
-from isl.experiment import MAXPROJECT, Corruption, ImageKey
+from isl.experiment import Corruption
+from isl.stack import MAXPROJECT, ImageKey
 
 _NONE = Corruption(multiplier_std=0, offset_std=0, noise_std=0)
 _ALL = slice(None)
@@ -195,6 +197,27 @@ def test_jitter_corrupts_transmitted_light_alone(dtype):
     corrupted += differs
   # All but 1 of 8 on average.
   assert 40 < corrupted < 60
+
+
+def test_jitter_corrupts_every_input_channel_in_its_range(monkeypatch):
+  image_set = _image_set(20, 30)
+  other = {ImageKey(z, 'POLARIZATION'): image_set.images[ImageKey(z, 'DIC')] for z in range(2)}
+  image_set = dataclasses.replace(
+    image_set, images={**image_set.images, **other}, input_ranges={'POLARIZATION': (0.2, 0.6)}
+  )
+  drawn = _distortion([0.9, 0.8, 0.7, 0.6, 0.5], [0, 0.1, 0.2, 0.3, 0.4])
+  monkeypatch.setattr(augment, 'draw_distortion', lambda *_: drawn)
+  monkeypatch.setattr(augment, 'draw_orientation', lambda _: (False, 0))
+  jittered = augment.jitter(image_set, 0, _NONE, np.random.default_rng(0))
+  keys = [ImageKey(z, 'DIC') for z in range(3)] + [ImageKey(z, 'POLARIZATION') for z in range(2)]
+  for key, factor, offset in zip(keys, drawn.factors, drawn.offsets, strict=True):
+    seen = image_io.intensity(image_set.images[key])
+    if key.channel == 'POLARIZATION':
+      seen = np.clip((seen - 0.2) / 0.4, 0, 1)
+    expected = np.clip(seen * factor + offset, 0, 1)
+    # Nothing is left to be done to what is read of it.
+    found = jittered.input_image(key, _ALL, _ALL)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
 def test_jitter_rounds_to_16_bit(monkeypatch):

@@ -12,7 +12,7 @@ import pytest
 import tensorflow.compat.v1 as tf
 
 from isl import launch, png_io, random_checkpoint, testing
-from isl.experiment import MAXPROJECT
+from isl.stack import MAXPROJECT
 
 
 @pytest.fixture(scope='module')

@@ -4,7 +4,8 @@
       --target_channels DAPI_CONFOCAL,MAP2_CONFOCAL
 
 copies the newest checkpoint of a folder without the optimizer's state, and without the heads of
-labels that are not named: those that the training never saw, say.
+labels that are not named: those that the training never saw, say. channels.json lists those that
+are left, in the order in which they were named.
 """
 
 from __future__ import annotations
@@ -18,10 +19,10 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import tensorflow.compat.v1 as tf
 
-from isl import files
+from isl import channels_file, files
 from isl.checkpoints import Checkpoint, find_newest
-from isl.experiment import target_stack
 from isl.models.plan import variable_shapes
+from isl.stack import target_stack
 
 
 def write_values(prefix: pathlib.Path, values: Mapping[str, np.ndarray]) -> None:
@@ -67,7 +68,7 @@ def copy_bare(
   Args:
     source: the folder.
     directory: where the copy goes; made if it is missing.
-    target_channels: labels whose heads are copied; None: all.
+    target_channels: labels whose heads are copied, in this order; None: all.
 
   Returns:
     The copy's prefix.
@@ -84,19 +85,21 @@ def copy_bare(
       ' not go on from the copy'
     )
   held = checkpoint.describe()
-  channels = tuple(target_channels or held.targets.channels)
-  unknown = [channel for channel in channels if channel not in held.targets.channels]
+  targets = tuple(target_channels or held.targets.channels)
+  unknown = [channel for channel in targets if channel not in held.targets.channels]
   if unknown:
     raise ValueError(
       f'--target_channels has {", ".join(unknown)}, which {str(checkpoint.prefix)!r} does not'
       f' predict; it predicts {", ".join(held.targets.channels)}'
     )
-  heads = held.inputs.keys + target_stack(channels).keys
+  heads = held.inputs.keys + target_stack(targets).keys
   values = {name: checkpoint.value(name) for name, _ in variable_shapes(held.plan(), heads)}
   values['global_step'] = np.array(held.global_step, np.int64)
   prefix = pathlib.Path(directory) / f'model.ckpt-{held.global_step}'
   files.check_writable(prefix.with_name('checkpoint'))
   write_values(prefix, values)
+  channels = channels_file.Channels(inputs=held.inputs.channels, targets=targets)
+  channels_file.write(directory, channels)
   name_newest(prefix)
   return prefix
 
@@ -109,7 +112,7 @@ def main() -> None:
   parser.add_argument(
     '--target_channels',
     type=lambda text: text.split(','),
-    help='labels whose heads are copied, a comma list; otherwise all',
+    help='labels whose heads are copied, in this order, a comma list; otherwise all',
   )
   arguments = parser.parse_args()
   try:

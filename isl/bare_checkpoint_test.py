@@ -10,8 +10,8 @@ import pytest
 from isl import bare_checkpoint, random_checkpoint, testing
 from isl.bare_checkpoint import copy_bare
 from isl.checkpoints import Checkpoint, find_newest
-from isl.experiment import input_stack, target_stack
 from isl.models.plan import variable_shapes
+from isl.stack import input_stack, target_stack
 
 # In their canonical order.
 _LABELS = ('DAPI_CONFOCAL', 'NFH_CONFOCAL', 'MAP2_CONFOCAL')
@@ -22,7 +22,7 @@ def train(tmp_path):
   """A folder with a checkpoint of three labels, and an optimizer's state in it."""
   folder = tmp_path / 'train'
   prefix = random_checkpoint.write_random_checkpoint(
-    folder, model='FOVEA', base_depth=6, num_z_values=2, target_keys=target_stack(_LABELS).keys
+    folder, model='FOVEA', base_depth=6, num_z_values=2, target_channels=_LABELS
   )
   checkpoint = Checkpoint(prefix)
   values = {name: checkpoint.value(name) for name in checkpoint.shapes}
@@ -38,18 +38,31 @@ def _main(monkeypatch, *arguments):
   return caught.value.code
 
 
-@pytest.mark.parametrize('labels', [None, ('NFH_CONFOCAL',)])
+@pytest.mark.parametrize(
+  'labels', [None, ('NFH_CONFOCAL',), ('MAP2_CONFOCAL', 'DAPI_CONFOCAL', 'NFH_CONFOCAL')]
+)
 def test_the_network_alone_is_copied(train, tmp_path, labels):
   prefix = copy_bare(train, tmp_path / 'made' / 'copy', labels)
   assert find_newest(tmp_path / 'made' / 'copy') == prefix
   copy, original = Checkpoint(prefix), Checkpoint(find_newest(train))
   held = copy.describe()
   assert held.global_step == original.describe().global_step
-  assert set(held.targets.channels) == set(labels or _LABELS)
+  assert held.targets.channels == (labels or _LABELS)
   heads = input_stack(2).keys + target_stack(labels or _LABELS).keys
   assert dict(copy.shapes) == dict(variable_shapes(held.plan(), heads)) | {'global_step': ()}
   for name in copy.shapes:
     np.testing.assert_array_equal(copy.value(name), original.value(name), err_msg=name)
+
+
+def test_copy_of_another_network_in_the_same_folder(train, tmp_path):
+  """What is said there of channels is of the newest."""
+  copy_bare(train, tmp_path / 'copy', ('NFH_CONFOCAL',))
+  random_checkpoint.write_random_checkpoint(
+    tmp_path / 'other', model='FOVEA', base_depth=6, num_z_values=2, input_channels=('DIC', 'X')
+  )
+  held = Checkpoint(copy_bare(tmp_path / 'other', tmp_path / 'copy')).describe()
+  assert held.inputs == input_stack(2, ('DIC', 'X'))
+  assert held.targets == target_stack()
 
 
 def test_command_line(train, tmp_path, monkeypatch, capsys):

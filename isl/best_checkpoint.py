@@ -1,8 +1,8 @@
 """Keeps a copy of the checkpoint with the lowest loss so far, which the training would delete.
 
-The folder holds one checkpoint like any other (find_newest finds it) and beside it `{prefix}.json`,
-the record of its loss. The state file `checkpoint` is replaced last: up to there the older one
-counts, from there on the newer.
+The folder holds one checkpoint like any other (find_newest finds it), channels.json if there is one
+beside the original, and `{prefix}.json`, the record of its loss. The state file `checkpoint` is
+replaced last: up to there the older one counts, from there on the newer.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any, BinaryIO
 
 from absl import logging
 
-from isl import files
+from isl import channels_file, files
 from isl.checkpoints import find_newest
 
 _STATE_FILE = 'checkpoint'
@@ -117,6 +117,7 @@ class BestCheckpoint:
 
     Raises:
       OSError: it cannot be written. The one before is still there.
+      ValueError: channels.json beside the checkpoint is damaged.
     """
     if not math.isfinite(loss):
       return False
@@ -140,7 +141,8 @@ class BestCheckpoint:
     return True
 
   def _warn(self, found: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
-    differing = [name for name in settings if found.get(name) != settings[name]]
+    names = dict.fromkeys((*settings, *found))
+    differing = [name for name in names if found.get(name) != settings.get(name)]
     was, now = (
       ' '.join(f'--{name}={_as_flag(given.get(name))}' for name in differing)
       for given in (found, settings)
@@ -160,7 +162,9 @@ class BestCheckpoint:
       name = f'model-again.ckpt-{record.global_step}'
     for ending, stream in contents.items():
       if ending == '.index':
-        # Before there is a whole checkpoint, there is its record.
+        # Before there is a whole checkpoint, there is what is said of it. An older checkpoint is of
+        # the same channels: they are among the settings.
+        channels_file.carry(pathlib.Path(record.source).parent, self._directory)
         self._write_text(f'{name}.json', json.dumps(dataclasses.asdict(record), indent=2) + '\n')
       with files.whole_file(self._directory / f'{name}{ending}') as partial:
         stream.seek(0)

@@ -7,9 +7,11 @@ import math
 
 import pytest
 
-from isl import best_checkpoint, random_checkpoint, testing
+from isl import best_checkpoint, channels_file, random_checkpoint, testing
 from isl.best_checkpoint import BestCheckpoint
+from isl.channels_file import Channels
 from isl.checkpoints import Checkpoint, find_newest
+from isl.stack import TARGET_CHANNELS, TRANSMISSION
 
 _SETTINGS = {'loss': 'CROSS_ENTROPY', 'dataset_eval_directory': ['/a'], 'metric_num_examples': 4}
 _FLAGS = {'mode': 'EVAL_EVAL', 'dataset_train_directory': None, 'infer_panels': ['TARGET']}
@@ -60,6 +62,23 @@ def test_the_lowest_is_kept_alone(train, tmp_path):
     assert (folder / name).read_bytes() == (train / name).read_bytes()
 
 
+def test_channels_are_carried_along(train, tmp_path):
+  best, folder = BestCheckpoint(tmp_path / 'best', _FLAGS), tmp_path / 'best'
+  channels = Channels(inputs=(TRANSMISSION,), targets=TARGET_CHANNELS[::-1])
+  channels_file.write(train, channels)
+  assert _offer(best, train, 1, 0.5)
+  assert channels_file.read(folder) == channels
+  assert Checkpoint(find_newest(folder)).describe().targets.channels == channels.targets
+  assert not _offer(best, train, 2, 0.6)
+  assert _offer(best, train, 2, 0.4)
+  assert channels_file.read(folder) == channels
+  # As long as there are some.
+  (train / 'channels.json').unlink()
+  assert _offer(best, train, 3, 0.3)
+  assert channels_file.read(folder) is None
+  assert Checkpoint(find_newest(folder)).describe().targets.channels == TARGET_CHANNELS
+
+
 def test_record(train, tmp_path):
   best = BestCheckpoint(tmp_path / 'best', _FLAGS)
   _offer(best, train, 2, 0.25)
@@ -79,6 +98,18 @@ def test_loss_is_remembered(train, tmp_path):
   assert not _offer(again, train, 2, 0.6)
   assert _offer(again, train, 3, 0.4)
   assert _kept(tmp_path / 'best') == 3
+
+
+@pytest.mark.parametrize('is_first', [False, True])
+def test_settings_that_only_one_of_them_has(train, tmp_path, caplog, is_first):
+  best, more = BestCheckpoint(tmp_path / 'best', _FLAGS), _SETTINGS | {'input_range': 'auto'}
+  first, second = (more, _SETTINGS) if is_first else (_SETTINGS, more)
+  assert _offer(best, train, 1, 0.5, first)
+  with caplog.at_level('WARNING'):
+    assert not _offer(best, train, 2, 0.4, second)
+  (record,) = caplog.records
+  shown = [f'--input_range={settings.get("input_range")}' for settings in (first, second)]
+  assert f'by {shown[0]}, and stays: losses by {shown[1]} cannot be' in record.getMessage()
 
 
 def test_loss_of_other_patches_is_not_compared(train, tmp_path, caplog):

@@ -2,7 +2,8 @@
 
 A checkpoint is TensorFlow's own: `PREFIX.index`, `PREFIX.data-*` and, in the folder, a state file
 named `checkpoint` that says which is the newest. TensorFlow 1.x wrote the same format. Only the
-model's variables are read; others (an optimizer's slots, say) may be there.
+model's variables are read; others (an optimizer's slots, say) may be there. Their names say which
+network it is; only the order of its labels is in a file beside it (channels_file.py).
 """
 
 from __future__ import annotations
@@ -22,17 +23,17 @@ from typing import Any
 import numpy as np
 import tensorflow.compat.v1 as tf
 
-from isl.experiment import (
+from isl import channels_file
+from isl.models.networks import NETWORKS
+from isl.models.plan import NetworkPlan, make_plan, variable_shapes
+from isl.stack import (
   MAXPROJECT,
-  TARGET_CHANNELS,
   TRANSMISSION,
   ImageKey,
   StackSpec,
   input_stack,
   target_stack,
 )
-from isl.models.networks import NETWORKS
-from isl.models.plan import NetworkPlan, make_plan, variable_shapes
 
 _STATE_FILE = 'checkpoint'
 _PART = re.compile(r'(?P<prefix>.+)\.(index|data-\d{5}-of-\d{5})')
@@ -94,7 +95,7 @@ class Description:
   Attributes:
     model: the network's name, CONCORDANCE or FOVEA.
     base_depths: the widths that give this network; 397 to 400 give the same.
-    inputs: the z-stack that the network reads (and predicts again).
+    inputs: the z-stacks that the network reads (and predicts again).
     targets: the labels that it predicts.
     global_step: training steps.
     num_model_variables: variables of the network itself.
@@ -123,17 +124,19 @@ class Description:
 
   def plan(self) -> NetworkPlan:
     """The network's layers."""
-    return make_plan(NETWORKS[self.model], self.base_depth, len(self.inputs.z_values))
+    return make_plan(NETWORKS[self.model], self.base_depth, len(self.inputs.keys))
 
   def __str__(self) -> str:
     """Lines for a reader."""
     first, last = self.base_depths[0], self.base_depths[-1]
     same = f' ({first} to {last} give the same network)' if first != last else ''
+    is_usual = self.inputs.channels == (TRANSMISSION,)
     return '\n'.join(
       [
         f'model: {self.model}',
         f'base_depth: {last}{same}',
         f'num_z_values: {len(self.inputs.z_values)}',
+        *([] if is_usual else [f'input channels: {", ".join(self.inputs.channels)}']),
         f'target channels: {", ".join(self.targets.channels)}',
         f'global step: {self.global_step}',
         f'variables: {self.num_model_variables} of the model'
@@ -196,19 +199,11 @@ class Checkpoint:
     return self._description
 
   def _describe(self) -> Description:
-    heads = [match for name in self._shapes if (match := _HEAD.fullmatch(name))]
-    channels = [match['channel'] for match in heads if match['z'] == MAXPROJECT]
-    num_z_values = sum(match['channel'] == TRANSMISSION for match in heads)
-    if not channels or not num_z_values:
-      raise ValueError(
-        f'checkpoint {str(self.prefix)!r} is of another program: it has no variables named'
-        f' head/{MAXPROJECT}/.. and head/0.0/{TRANSMISSION}/..'
-      )
-    inputs, targets = input_stack(num_z_values), target_stack(_canonical(channels))
+    inputs, targets = self._stacks()
     keys = inputs.keys + targets.keys
     model = 'CONCORDANCE' if 'Conv/weights' in self._shapes else 'FOVEA'
-    base_depths = self._base_depths(model, num_z_values, keys)
-    plan = make_plan(NETWORKS[model], base_depths[-1], num_z_values)
+    base_depths = self._base_depths(model, len(inputs.keys), keys)
+    plan = make_plan(NETWORKS[model], base_depths[-1], len(inputs.keys))
     differing = self._differences(plan, keys)
     if differing:
       raise ValueError(
@@ -227,17 +222,43 @@ class Checkpoint:
       num_other_variables=len(self._shapes) - len(sizes),
     )
 
+  def _stacks(self) -> tuple[StackSpec, StackSpec]:
+    """What it reads and predicts, from the names of its heads.
+
+    Raises:
+      ValueError: it has no heads, those of its input are no whole z-stacks, or channels.json is of
+        other channels.
+    """
+    heads = [match for name in self._shapes if (match := _HEAD.fullmatch(name))]
+    labels = {match['channel'] for match in heads if match['z'] == MAXPROJECT}
+    read = {(match['z'], match['channel']) for match in heads if match['z'] != MAXPROJECT}
+    if not labels or not read:
+      raise ValueError(
+        f'checkpoint {str(self.prefix)!r} is of another program: it has no variables named'
+        f' head/{MAXPROJECT}/.. and head/0.0/{TRANSMISSION}/..'
+      )
+    z_values, channels = ({part[i] for part in read} for i in range(2))
+    inputs = input_stack(len(z_values), tuple(channels))
+    missing = [key for key in inputs.keys if (str(key.z), key.channel) not in read]
+    if missing:
+      raise ValueError(
+        f'checkpoint {str(self.prefix)!r} has no head/{missing[0]}: expected a head for each of'
+        f' {", ".join(inputs.channels)} at {len(z_values)} z positions from 0.0 to 1.0, as it has'
+        f' some at {", ".join(sorted(z_values))}'
+      )
+    return inputs, target_stack(channels_file.ordered_targets(self.prefix, inputs.channels, labels))
+
   def _global_step(self) -> int:
     if 'global_step' in self._shapes:
       return int(self._reading(lambda: self._reader.get_tensor('global_step')))
     return max(step_in_name(self.prefix), 0)
 
-  def _base_depths(self, model: str, num_z_values: int, heads: Sequence[ImageKey]) -> range:
+  def _base_depths(self, model: str, num_images: int, heads: Sequence[ImageKey]) -> range:
     """The widths whose networks have as many parameters as the checkpoint, or else the nearest."""
     spec = NETWORKS[model]
 
     def num_parameters(base_depth: int) -> int:
-      plan = make_plan(spec, base_depth, num_z_values)
+      plan = make_plan(spec, base_depth, num_images)
       # Of the variables that are here: one that is missing must not make the network look narrower.
       return sum(
         np.prod(shape, dtype=int)
@@ -245,7 +266,7 @@ class Checkpoint:
         if name in self._shapes
       )
 
-    names = {name for name, _ in variable_shapes(make_plan(spec, 400, num_z_values), heads)}
+    names = {name for name, _ in variable_shapes(make_plan(spec, 400, num_images), heads)}
     held = sum(np.prod(self._shapes[name], dtype=int) for name in names & self._shapes.keys())
     # No depth ever falls as the width grows, so equal counts mean equal shapes.
     widths = range(spec.min_base_depth, _WIDEST)
@@ -263,37 +284,54 @@ class Checkpoint:
       if self._shapes.get(name) != shape
     ]
 
-  def check_fits(self, *, model: str, base_depth: int, num_z_values: int) -> None:
-    """Compares the variables' names and shapes with those of a network for the same labels.
+  def check_fits(
+    self, *, model: str | None, base_depth: int | None, num_z_values: int | None
+  ) -> NetworkPlan:
+    """Compares the variables' names and shapes with those of a network for the same channels.
 
     Args:
-      model: the network's name.
-      base_depth: its width.
-      num_z_values: z depths that it reads.
+      model: the network's name; None: as the checkpoint says.
+      base_depth: its width; None: likewise.
+      num_z_values: z depths that it reads; None: likewise.
+
+    Returns:
+      The network's layers.
 
     Raises:
       ValueError: the network has variables that the checkpoint lacks or has in another shape. It
         names the first of them and the flags that would make it fit.
     """
     held = self.describe()
-    plan = make_plan(NETWORKS[model], base_depth, num_z_values)
-    differing = self._differences(plan, input_stack(num_z_values).keys + held.targets.keys)
+    inputs = input_stack(num_z_values or len(held.inputs.z_values), held.inputs.channels)
+    plan = make_plan(NETWORKS[model or held.model], base_depth or held.base_depth, len(inputs.keys))
+    differing = self._differences(plan, inputs.keys + held.targets.keys)
     if differing:
-      needed = self.needed_flags(model=model, base_depth=base_depth, num_z_values=num_z_values)
+      needed = self.needed_flags(model=model, base_depth=base_depth, inputs=inputs)
       raise ValueError(
         f'checkpoint {str(self.prefix)!r} does not fit the flags: {shown(differing)}; it needs'
         f' {" ".join(needed)} (or leave these flags out)'
       )
+    return plan
 
-  def needed_flags(self, *, model: str, base_depth: int, num_z_values: int) -> list[str]:
-    """Which flags, with which values, would make a network fit that does not."""
+  def needed_flags(
+    self, *, model: str | None, base_depth: int | None, inputs: StackSpec
+  ) -> list[str]:
+    """Which flags, with which values, would make a network fit that does not.
+
+    Args:
+      model: the network's name; None: as the checkpoint says.
+      base_depth: its width; None: likewise.
+      inputs: the images that it reads.
+    """
     held = self.describe()
     needed = []
-    if model != held.model:
+    if model not in (None, held.model):
       needed.append(f'--model {held.model}')
-    if num_z_values != len(held.inputs.z_values):
+    if len(inputs.z_values) != len(held.inputs.z_values):
       needed.append(f'--num_z_values {len(held.inputs.z_values)}')
-    if base_depth not in held.base_depths:
+    if len(inputs.channels) != len(held.inputs.channels):
+      needed.append(f'--input_channels {",".join(held.inputs.channels)}')
+    if base_depth is not None and base_depth not in held.base_depths:
       needed.append(f'--base_depth {held.base_depth}')
     return needed
 
@@ -328,12 +366,6 @@ class Checkpoint:
     value = self.value(name)
     assert value.shape == tuple(kwargs['shape']), (name, value.shape, kwargs['shape'])
     return tf.constant(value, name=name)
-
-
-def _canonical(channels: Iterable[str]) -> list[str]:
-  """In the order of TARGET_CHANNELS; others behind them, by name."""
-  order = {channel: i for i, channel in enumerate(TARGET_CHANNELS)}
-  return sorted(channels, key=lambda channel: (order.get(channel, len(order)), channel))
 
 
 def shown(differing: Sequence[tuple[str, Shape | None, Shape]]) -> str:

@@ -13,9 +13,9 @@ import tensorflow.compat.v1 as tf
 
 from isl import bare_checkpoint, random_checkpoint
 from isl.checkpoints import Checkpoint, find_newest
-from isl.experiment import MAXPROJECT, ImageKey, target_stack
 from isl.models.networks import NETWORKS
 from isl.models.plan import make_plan, variable_shapes
+from isl.stack import TRANSMISSION, ImageKey, target_stack
 
 
 def _touch(folder: pathlib.Path, *names: str, state: str | None = None) -> pathlib.Path:
@@ -184,7 +184,9 @@ def test_equivalent_widths(request, model, base_depth):
 
 def test_channels_are_in_the_canonical_order_unknown_ones_behind(tmp_path):
   channels = ['ZEBRA', 'NEURITE_CONFOCAL', 'DEAD_CONFOCAL', 'ACTIN', 'DAPI_CONFOCAL']
-  prefix = _write(tmp_path, target_keys=[ImageKey(MAXPROJECT, channel) for channel in channels])
+  prefix = _write(tmp_path, target_channels=channels)
+  assert Checkpoint(prefix).describe().targets.channels == tuple(channels)
+  (tmp_path / 'channels.json').unlink()
   held = Checkpoint(prefix).describe()
   assert held.targets.channels == (
     'DAPI_CONFOCAL',
@@ -193,6 +195,42 @@ def test_channels_are_in_the_canonical_order_unknown_ones_behind(tmp_path):
     'ACTIN',
     'ZEBRA',
   )
+
+
+@pytest.mark.parametrize(('model', 'base_depth'), [('CONCORDANCE', 9), ('FOVEA', 4)])
+@pytest.mark.parametrize('has_file', [False, True])
+def test_input_channels_are_in_the_names_of_variables(tmp_path, model, base_depth, has_file):
+  channels = (TRANSMISSION, 'POLARIZATION')
+  prefix = _write(tmp_path, model=model, base_depth=base_depth, input_channels=channels)
+  if not has_file:
+    (tmp_path / 'channels.json').unlink()
+  checkpoint = Checkpoint(prefix)
+  held = checkpoint.describe()
+  assert [str(key) for key in held.inputs.keys] == [
+    '0.0/POLARIZATION',
+    '0.0/TRANSMISSION',
+    '1.0/POLARIZATION',
+    '1.0/TRANSMISSION',
+  ]
+  assert base_depth in held.base_depths
+  assert held.plan() == make_plan(NETWORKS[model], base_depth, 4)
+  assert held.plan() == checkpoint.check_fits(model=None, base_depth=None, num_z_values=None)
+  assert 'num_z_values: 2\ninput channels: POLARIZATION, TRANSMISSION\ntarget' in str(held)
+  checkpoint.verify()
+  with pytest.raises(ValueError, match='it needs --num_z_values 2 ') as e:
+    checkpoint.check_fits(model=None, base_depth=None, num_z_values=4)
+  _assert_one_line_about(e.value, prefix)
+
+
+@pytest.mark.parametrize('head', ['0.0/POLARIZATION', '0.5/TRANSMISSION'])
+def test_head_that_is_missing_in_a_z_stack(tmp_path, head):
+  channels = (TRANSMISSION, 'POLARIZATION')
+  prefix = _write(tmp_path, input_channels=channels, num_z_values=3)
+  values = {n: v for n, v in _values(prefix).items() if not n.startswith(f'head/{head}/')}
+  with pytest.raises(ValueError, match=f'has no head/{head}: expected a head for each of') as e:
+    Checkpoint(_save(tmp_path / 'model-1', values)).describe()
+  _assert_one_line_about(e.value, tmp_path / 'model-1')
+  assert 'POLARIZATION, TRANSMISSION at 3 z positions from 0.0 to 1.0, as it has' in str(e.value)
 
 
 @pytest.mark.parametrize(('name', 'step'), [('model.ckpt-77', 77), ('model', 0)])

@@ -13,12 +13,16 @@ import tensorflow.compat.v1 as tf
 
 from isl import checkpoints, data_provider, image_io, random_checkpoint, testing
 from isl.checkpoints import Checkpoint
-from isl.controller import Labeler
-from isl.experiment import MAXPROJECT, NUM_CLASSES, PREDICTION_STATISTICS, ImageKey, Statistic
+from isl.controller import HeadGroup, Labeler
 from isl.models import model_util, towers
+from isl.stack import MAXPROJECT, ImageKey
+from isl.statistic import NUM_CLASSES, PICTURE_STATISTICS, Statistic
 
 # A class or the next one, where a sum is one half but for rounding.
 _BY_EQUAL_PIXELS = (Statistic.MODE, Statistic.MEDIAN)
+
+# All that is one number for a pixel.
+_PICTURES = tuple(s for s in Statistic if s is not Statistic.DISTRIBUTION)
 
 # The reference's crops, in blocks, and the order of its statistics.
 _DENSE = (4, 4)
@@ -53,8 +57,8 @@ def crops():
 
 def _labeler(checkpoint, *, batch=3, blocks=(1, 2), **kwargs):
   held = checkpoint.describe()
-  kwargs = {'heads': held.heads, 'statistics': tuple(Statistic), **kwargs}
-  return Labeler(held.plan(), checkpoint, batch=batch, blocks=blocks, **kwargs)
+  group = HeadGroup(**{'heads': held.heads, 'statistics': _PICTURES, **kwargs})
+  return Labeler(held.plan(), checkpoint, groups=[group], batch=batch, blocks=blocks)
 
 
 def _labels(num_heads, batch=3):
@@ -100,12 +104,12 @@ def whole(checkpoint, crops):
   """Every statistic of every head."""
   labels = _labels(len(checkpoint.describe().heads))
   labeler = _labeler(checkpoint)
-  yield labeler(crops, labels)
+  yield labeler(crops, [labels])[0]
   labeler.close()
 
 
 def test_shapes(checkpoint, whole):
-  assert list(whole) == list(Statistic)
+  assert tuple(whole) == _PICTURES
   for values in whole.values():
     assert values.shape == (len(checkpoint.describe().heads), 3, 8, 16)
     assert values.dtype == np.float32
@@ -130,7 +134,7 @@ def test_only_the_heads_and_statistics_asked_for_in_their_order(checkpoint, crop
   chosen = [5, 0, 9]
   statistics = (Statistic.ENTROPY, Statistic.CROSS_ENTROPY, Statistic.MEDIAN)
   labeler = _labeler(checkpoint, heads=[heads[i] for i in chosen], statistics=statistics)
-  found = labeler(crops, _labels(len(heads))[chosen])
+  (found,) = labeler(crops, [_labels(len(heads))[chosen]])
   labeler.close()
   assert tuple(found) == statistics
   _assert_close(found, {s: whole[s][chosen] for s in statistics}, 1e-6)
@@ -141,7 +145,7 @@ def test_batch_is_its_crops_one_by_one(checkpoint, crops, whole):
   labels = _labels(len(heads))
   labeler = _labeler(checkpoint, batch=1)
   for i in range(len(crops)):
-    found = labeler(crops[i : i + 1], labels[:, i : i + 1])
+    (found,) = labeler(crops[i : i + 1], [labels[:, i : i + 1]])
     _assert_close(found, {s: values[:, i : i + 1] for s, values in whole.items()}, 1e-5)
   labeler.close()
 
@@ -151,7 +155,7 @@ def test_intensities_are_not_masks(checkpoint, crops, whole):
   labels = _labels(len(checkpoint.describe().heads))
   labeler = _labeler(checkpoint)
   for changed in (crops * [1, 0], crops[..., ::-1], crops[:, :, :, ::-1]):
-    found = labeler(changed, labels)
+    (found,) = labeler(changed, [labels])
     assert np.abs(found[Statistic.MEAN] - whole[Statistic.MEAN]).max() > 1e-3
   labeler.close()
 
@@ -232,12 +236,12 @@ def test_reference_numbers(reference, dense):
   crops = reference.crop[np.newaxis] if dense else reference.patches()
   labeler = _labeler(
     reference.checkpoint,
-    statistics=PREDICTION_STATISTICS,
+    statistics=PICTURE_STATISTICS,
     batch=len(crops),
     blocks=_DENSE if dense else (1, 1),
   )
   side = (32, 32) if dense else (8, 8)
-  found = labeler(crops, np.zeros((len(reference.held.heads), len(crops), *side), np.uint8))
+  (found,) = labeler(crops, [np.zeros((len(reference.held.heads), len(crops), *side), np.uint8)])
   labeler.close()
   joined = {s: v[:, 0] if dense else reference.joined(v) for s, v in found.items()}
   _assert_close(joined, reference.expected, 2e-5)

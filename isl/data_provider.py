@@ -8,9 +8,11 @@ from collections.abc import Container, Iterable, Sequence
 
 import numpy as np
 
-from isl import experiment, image_io
-from isl.experiment import ImageKey, StackSpec
+from isl import image_io, intensities
+from isl.experiment import InputRange, Padding
 from isl.image_io import ImageSet
+from isl.stack import MAXPROJECT, ImageKey, StackSpec
+from isl.statistic import NUM_CLASSES
 
 # What `with_stretched` leaves out at either end: dust, dead pixels.
 _STRETCHED_PERCENTILES = (0.1, 99.9)
@@ -24,19 +26,29 @@ def depth_at(z_value: float, num_depths: int) -> int:
   return round((num_depths - 1) * z_value)
 
 
-def depths_read(stack: StackSpec, num_depths: int) -> list[int]:
-  """The depth that the network sees at each position of its input, some perhaps repeatedly."""
-  return [depth_at(float(z), num_depths) for z in stack.z_values]
+def images_read(image_set: ImageSet, stack: StackSpec) -> list[int]:
+  """Which of a field of view's `input_keys` the network sees at each position and channel.
 
+  Args:
+    image_set: the field of view.
+    stack: input channels at positions in [0, 1].
 
-def parts_of(channel: str) -> tuple[str, ...]:
-  """The recorded channels that a target channel is made from: for most, itself."""
-  return experiment.SYNTHETIC_CHANNELS.get(channel, (channel,))
+  Returns:
+    Indices in the order of `stack.keys`, some perhaps repeatedly.
+  """
+  numbers = {key: i for i, key in enumerate(image_set.input_keys)}
+  depths = {channel: image_set.num_depths(channel) for channel in stack.channels}
+  return [
+    numbers[
+      ImageKey(depth_at(float(key.z), depths[key.channel]), image_set.recorded_as(key.channel))
+    ]
+    for key in stack.keys
+  ]
 
 
 def is_recorded(channel: str, keys: Container[ImageKey]) -> bool:
   """Whether a target channel is among images, or for a synthetic one, all that it is made from."""
-  return all(ImageKey(experiment.MAXPROJECT, part) in keys for part in parts_of(channel))
+  return all(ImageKey(MAXPROJECT, part) in keys for part in image_io.parts_of(channel))
 
 
 def has_truth(image_set: ImageSet, channel: str) -> bool:
@@ -76,44 +88,106 @@ def with_stretched(image_set: ImageSet, channels: Iterable[str]) -> ImageSet:
   return dataclasses.replace(image_set, ranges=ranges)
 
 
+def prepared(
+  image_set: ImageSet, input_range: InputRange | None, stretch_targets: Iterable[str]
+) -> ImageSet:
+  """A field of view with the ranges of its intensities, after its floats were checked.
+
+  Args:
+    image_set: as read.
+    input_range: of the input channels; None: the type's.
+    stretch_targets: see `with_stretched`.
+
+  Raises:
+    ValueError: a channel has no range, or an image of floats is neither in [0, 1] nor in a range.
+  """
+  if input_range is not None:
+    image_set = _with_input_range(image_set, input_range)
+  image_set = with_stretched(image_set, stretch_targets)
+  stretched = {part for channel in image_set.ranges for part in image_io.parts_of(channel)}
+  for key, image in image_set.images.items():
+    if image.dtype.kind == 'f':
+      is_ranged = key.channel in (stretched if key.z == MAXPROJECT else image_set.input_ranges)
+      _check_floats(image_set, key, is_ranged)
+  return image_set
+
+
+def _with_input_range(image_set: ImageSet, input_range: InputRange) -> ImageSet:
+  ranges = {}
+  for channel in dict.fromkeys(key.channel for key in image_set.input_keys):
+    images = [image_set.images[key] for key in image_set.input_keys if key.channel == channel]
+    if input_range.ends is not None:
+      low, high = input_range.ends
+    else:
+      low, high = intensities.percentiles(images, _STRETCHED_PERCENTILES)
+      if not low < high:
+        raise ValueError(
+          f'field of view {image_set.name!r}: {channel} has no range for --input_range auto, its'
+          f' percentiles {" and ".join(map(str, _STRETCHED_PERCENTILES))} are both {low:.6g};'
+          ' expected images of more than one intensity, or --input_range LOW,HIGH'
+        )
+    unit = image_io.maximum(images[0].dtype)
+    ranges[channel] = (low / unit, high / unit)
+  return dataclasses.replace(image_set, input_ranges=ranges)
+
+
+def _check_floats(image_set: ImageSet, key: ImageKey, is_ranged: bool) -> None:
+  low, high = intensities.extremes(image_set.images[key])
+  if is_ranged and math.isfinite(low) and math.isfinite(high):
+    return
+  if not (low >= 0 and high <= 1):
+    flag = '--stretch_targets' if key.z == MAXPROJECT else '--input_range LOW,HIGH (or auto)'
+    raise ValueError(
+      f'field of view {image_set.name!r}: {key.channel} at z {key.z} has values from {low:.6g} to'
+      f' {high:.6g}; expected 8- or 16-bit images, or floats in [0, 1], or, with finite ones,'
+      f' {flag}'
+    )
+
+
 def light_crop(
   image_set: ImageSet,
-  depths: Sequence[int],
+  images: Sequence[int],
   rows: slice,
   columns: slice,
   out: np.ndarray | None = None,
 ) -> np.ndarray:
-  """Transmitted light in a window of the field of view.
+  """Images of input channels in a window of the field of view.
 
   Args:
     image_set: the field of view.
-    depths: of its images, the ones to read.
+    images: which of its `input_keys`.
     rows: the window's rows, within the image.
     columns: its columns.
     out: where to write the result; None: a new array.
 
   Returns:
-    float32 [row, column, depth]: intensities in [0, 1].
+    float32 [row, column, image]: intensities in [0, 1].
 
   Raises:
     ValueError: the window is not within the image.
   """
   _check_window(image_set, rows, columns)
-  images = [image_set.images[ImageKey(depth, image_set.transmitted_light)] for depth in depths]
+  keys = [image_set.input_keys[i] for i in images]
+  # An image that is read from a file when it is sliced should be read once.
+  windows = {key: image_set.images[key][rows, columns] for key in set(keys)}
   # Interleaved before they are converted: the strided pass over the large result is what costs.
-  crop = np.stack([image[rows, columns] for image in images], axis=-1)
-  maxima = np.array([np.iinfo(image.dtype).max for image in images], np.float32)
-  return np.divide(crop, maxima, out=out)
+  crop = np.stack([windows[key] for key in keys], axis=-1)
+  maxima = np.array([image_io.maximum(windows[key].dtype) for key in keys], np.float32)
+  result = np.divide(crop, maxima, out=out, dtype=np.float32)
+  if image_set.input_ranges:
+    for i, key in enumerate(keys):
+      result[..., i] = image_set.in_range(key, result[..., i])
+  return result
 
 
 def input_crop(image_set: ImageSet, stack: StackSpec, rows: slice, columns: slice) -> np.ndarray:
-  """The transmitted-light stack in a window of the field of view.
+  """The z-stack in a window of the field of view.
 
-  The sum of the kinds of transmitted light is the one kind that a field of view has.
+  TRANSMISSION, the sum of the kinds of transmitted light, is the one kind that a field of view has.
 
   Args:
     image_set: the field of view.
-    stack: positions in [0, 1] of the one channel TRANSMISSION.
+    stack: input channels at positions in [0, 1].
     rows: the window's rows, within the image.
     columns: its columns.
 
@@ -123,12 +197,69 @@ def input_crop(image_set: ImageSet, stack: StackSpec, rows: slice, columns: slic
   Raises:
     ValueError: the window is not within the image.
   """
-  assert stack.channels == (experiment.TRANSMISSION,), stack.channels
-  result = np.empty((*_check_window(image_set, rows, columns), len(stack.keys), 1, 2), np.float32)
-  depths = depths_read(stack, image_set.num_depths)
-  light_crop(image_set, depths, rows, columns, out=result[..., 0, 0])
+  size = _check_window(image_set, rows, columns)
+  result = np.empty((*size, len(stack.keys), 2), np.float32)
+  light_crop(image_set, images_read(image_set, stack), rows, columns, out=result[..., 0])
   result[..., 1] = 1
+  return result.reshape(*size, len(stack.z_values), len(stack.channels), 2)
+
+
+def padded_input_crop(
+  image_set: ImageSet,
+  stack: StackSpec,
+  rows: slice,
+  columns: slice,
+  *,
+  size: tuple[int, int],
+  padding: Padding,
+) -> np.ndarray:
+  """The z-stack in a window that may reach beyond the crop at the image's top left.
+
+  Args:
+    image_set: the field of view.
+    stack: input channels at positions in [0, 1].
+    rows: the window's rows; the crop's first is 0.
+    columns: its columns.
+    size: (rows, columns) of the crop.
+    padding: what is around the crop. REFLECT: the crop mirrored at its border pixels, which are not
+      repeated, as often as need be; ZERO: no light, and the mask 0.
+
+  Returns:
+    float32 [row, column, z, channel, mask]: intensities in [0, 1], and the mask.
+
+  Raises:
+    ValueError: without padding, the window is not within the image.
+  """
+  if padding is Padding.NONE:
+    return input_crop(image_set, stack, rows, columns)
+  windows = (rows, columns)
+  if padding is Padding.REFLECT:
+    indices = [
+      _reflected(np.arange(w.start, w.stop), n) for w, n in zip(windows, size, strict=True)
+    ]
+    read = [slice(int(i.min()), int(i.max()) + 1) for i in indices]
+    crop = input_crop(image_set, stack, read[0], read[1])
+    row, column = (i - r.start for i, r in zip(indices, read, strict=True))
+    return crop[row[:, np.newaxis], column]
+  result = np.zeros(
+    (*(w.stop - w.start for w in windows), len(stack.z_values), len(stack.channels), 2), np.float32
+  )
+  read = [slice(max(w.start, 0), min(w.stop, n)) for w, n in zip(windows, size, strict=True)]
+  if all(r.start < r.stop for r in read):
+    row, column = (
+      slice(r.start - w.start, r.stop - w.start) for r, w in zip(read, windows, strict=True)
+    )
+    result[row, column] = input_crop(image_set, stack, read[0], read[1])
   return result
+
+
+def _reflected(places: np.ndarray, size: int) -> np.ndarray:
+  """Where a place before or behind `size` pixels is seen in a mirror at the border pixels."""
+  if size == 1:
+    return np.zeros_like(places)
+  period = 2 * (size - 1)
+  folded = np.mod(places, period)
+  return np.minimum(folded, period - folded)
 
 
 def target_crop(image_set: ImageSet, stack: StackSpec, rows: slice, columns: slice) -> np.ndarray:
@@ -150,11 +281,11 @@ def target_crop(image_set: ImageSet, stack: StackSpec, rows: slice, columns: sli
   Raises:
     ValueError: the window is not within the image.
   """
-  assert stack.z_values == (experiment.MAXPROJECT,), stack.z_values
+  assert stack.z_values == (MAXPROJECT,), stack.z_values
   num_rows, num_columns = _check_window(image_set, rows, columns)
   result = np.zeros((num_rows, num_columns, 1, len(stack.channels), 2), np.float32)
   for i, channel in enumerate(stack.channels):
-    keys = [ImageKey(experiment.MAXPROJECT, part) for part in parts_of(channel)]
+    keys = [ImageKey(MAXPROJECT, part) for part in image_io.parts_of(channel)]
     masks = [float(key in image_set.images) for key in keys]
     result[:, :, 0, i, 1] = math.prod(masks) ** (1 / len(masks))
     if all(masks):
@@ -168,14 +299,14 @@ def target_crop(image_set: ImageSet, stack: StackSpec, rows: slice, columns: sli
 
 def classes_of(intensities: np.ndarray) -> np.ndarray:
   """The class of each pixel, round(255 * intensity), as uint8."""
-  return np.rint(intensities * np.float32(experiment.NUM_CLASSES - 1)).astype(np.uint8)
+  return np.rint(intensities * np.float32(NUM_CLASSES - 1)).astype(np.uint8)
 
 
 def _unstretched(
   image_set: ImageSet, channel: str, rows: slice = slice(None), columns: slice = slice(None)
 ) -> np.ndarray:
   """A target channel that was recorded, float32 [row, column] as on disk."""
-  keys = [ImageKey(experiment.MAXPROJECT, part) for part in parts_of(channel)]
+  keys = [ImageKey(MAXPROJECT, part) for part in image_io.parts_of(channel)]
   return np.mean([image_io.intensity(image_set.images[key][rows, columns]) for key in keys], axis=0)
 
 

@@ -3,8 +3,15 @@
 import numpy as np
 import pytest
 
-from isl import data_provider, experiment, image_io, testing
-from isl.experiment import MAXPROJECT, ImageKey
+from isl import data_provider, image_io, testing
+from isl.stack import (
+  MAXPROJECT,
+  TARGET_CHANNELS,
+  TRANSMITTED_LIGHT_CHANNELS,
+  ImageKey,
+  input_stack,
+  target_stack,
+)
 
 _ALL = slice(None)
 
@@ -25,7 +32,7 @@ def _made(**targets) -> image_io.ImageSet:
 
 def _depths_read(num_depths: int) -> list[int]:
   """By a network of 26 z depths."""
-  z_values = experiment.input_stack(26).z_values
+  z_values = input_stack(26).z_values
   return [data_provider.depth_at(float(z), num_depths) for z in z_values]
 
 
@@ -50,7 +57,7 @@ def test_half_rounds_to_even():
 @pytest.mark.parametrize('num_z_values', [1, 5, 26])
 def test_input_is_the_stack_at_its_positions(tmp_path, bits, depths, num_z_values):
   image_set = _image_set(tmp_path, depths=depths, bits=bits, rows=6, columns=9, channels=())
-  stack = experiment.input_stack(num_z_values)
+  stack = input_stack(num_z_values)
   crop = data_provider.input_crop(image_set, stack, slice(1, 5), slice(2, 9))
   assert crop.dtype == np.float32
   assert crop.shape == (4, 7, num_z_values, 1, 2)
@@ -61,10 +68,10 @@ def test_input_is_the_stack_at_its_positions(tmp_path, bits, depths, num_z_value
   np.testing.assert_array_equal(crop[..., 1], 1)
 
 
-@pytest.mark.parametrize('transmitted_light', experiment.TRANSMITTED_LIGHT_CHANNELS)
+@pytest.mark.parametrize('transmitted_light', TRANSMITTED_LIGHT_CHANNELS)
 def test_any_transmitted_light_is_the_input(tmp_path, transmitted_light):
   image_set = _image_set(tmp_path, transmitted_light=transmitted_light)
-  crop = data_provider.input_crop(image_set, experiment.input_stack(3), _ALL, _ALL)
+  crop = data_provider.input_crop(image_set, input_stack(3), _ALL, _ALL)
   image = image_set.images[ImageKey(2, transmitted_light)]
   np.testing.assert_array_equal(crop[:, :, 2, 0, 0], (image / 65535).astype(np.float32))
 
@@ -77,14 +84,14 @@ def test_each_depth_is_divided_by_its_own_maximum():
       ImageKey(1, 'DIC'): np.array([[255, 65535]], np.uint16),
     },
   )
-  crop = data_provider.input_crop(image_set, experiment.input_stack(2), _ALL, _ALL)
+  crop = data_provider.input_crop(image_set, input_stack(2), _ALL, _ALL)
   expected = np.array([[[0, 255 / 65535], [1, 1]]], np.float32)
   np.testing.assert_array_equal(crop[:, :, :, 0, 0], expected)
 
 
 def test_targets_are_in_the_stacks_order(tmp_path):
   image_set = _image_set(tmp_path, channels=('DAPI_CONFOCAL', 'CELLMASK_CONFOCAL'))
-  stack = experiment.target_stack(('CELLMASK_CONFOCAL', 'DAPI_WIDEFIELD', 'DAPI_CONFOCAL'))
+  stack = target_stack(('CELLMASK_CONFOCAL', 'DAPI_WIDEFIELD', 'DAPI_CONFOCAL'))
   crop = data_provider.target_crop(image_set, stack, slice(3, 10), slice(0, 4))
   assert crop.dtype == np.float32
   assert crop.shape == (7, 4, 1, 3, 2)
@@ -102,9 +109,7 @@ def test_synthetic_channel_is_the_mean_of_its_parts():
   image_set = _made(
     NFH_CONFOCAL=np.array([[0, 255]], np.uint8), MAP2_CONFOCAL=np.array([[13107, 0]], np.uint16)
   )
-  crop = data_provider.target_crop(
-    image_set, experiment.target_stack(['NEURITE_CONFOCAL']), _ALL, _ALL
-  )
+  crop = data_provider.target_crop(image_set, target_stack(['NEURITE_CONFOCAL']), _ALL, _ALL)
   expected = np.array([[[(0 + 0.2) / 2, 1], [(1 + 0) / 2, 1]]], np.float32)
   np.testing.assert_array_equal(crop[:, :, 0, 0], expected)
 
@@ -112,16 +117,14 @@ def test_synthetic_channel_is_the_mean_of_its_parts():
 @pytest.mark.parametrize('parts', [[], ['NFH_CONFOCAL'], ['MAP2_CONFOCAL']])
 def test_synthetic_channel_without_a_part_is_absent(parts):
   image_set = _made(**{part: np.full((1, 2), 255, np.uint8) for part in parts})
-  crop = data_provider.target_crop(
-    image_set, experiment.target_stack(['NEURITE_CONFOCAL']), _ALL, _ALL
-  )
+  crop = data_provider.target_crop(image_set, target_stack(['NEURITE_CONFOCAL']), _ALL, _ALL)
   np.testing.assert_array_equal(crop, 0)
 
 
 def test_truth_is_where_the_mask_is():
   for channels in [(), ('NFH_CONFOCAL',), ('NFH_CONFOCAL', 'MAP2_CONFOCAL'), ('DAPI_CONFOCAL',)]:
     image_set = _made(**{channel: np.zeros((1, 2), np.uint8) for channel in channels})
-    stack = experiment.target_stack()
+    stack = target_stack()
     crop = data_provider.target_crop(image_set, stack, _ALL, _ALL)
     truth = [data_provider.has_truth(image_set, channel) for channel in stack.channels]
     assert crop[0, 0, 0, :, 1].tolist() == truth
@@ -139,9 +142,9 @@ def test_truth_is_where_the_mask_is():
 def test_window_beyond_the_image_is_an_error(tmp_path, rows, columns, problem):
   image_set = _image_set(tmp_path, rows=20, columns=30)
   with pytest.raises(ValueError, match=problem):
-    data_provider.input_crop(image_set, experiment.input_stack(3), rows, columns)
+    data_provider.input_crop(image_set, input_stack(3), rows, columns)
   with pytest.raises(ValueError, match=problem):
-    data_provider.target_crop(image_set, experiment.target_stack(), rows, columns)
+    data_provider.target_crop(image_set, target_stack(), rows, columns)
 
 
 def _stretched(channels, **targets) -> image_io.ImageSet:
@@ -152,7 +155,7 @@ def _stretched(channels, **targets) -> image_io.ImageSet:
 def _intensities(image_set: image_io.ImageSet, channel: str, **window: slice) -> np.ndarray:
   """What a network that predicts this channel alone should."""
   rows, columns = (window.get(name, _ALL) for name in ('rows', 'columns'))
-  stack = experiment.target_stack([channel])
+  stack = target_stack([channel])
   return data_provider.target_crop(image_set, stack, rows, columns)[:, :, 0, 0, 0]
 
 
@@ -227,10 +230,10 @@ def test_real_sample():
   (field,) = image_io.find_image_sets(folder)
   image_set = field.read()
   window = slice(64, 434), slice(40, 410)
-  stack = data_provider.input_crop(image_set, experiment.input_stack(26), *window)
-  target = data_provider.target_crop(image_set, experiment.target_stack(), *window)
+  stack = data_provider.input_crop(image_set, input_stack(26), *window)
+  target = data_provider.target_crop(image_set, target_stack(), *window)
   assert stack.shape == (370, 370, 26, 1, 2)
   assert target.shape == (370, 370, 1, 9, 2)
   assert stack.min() >= 0 and stack.max() <= 1
-  present = np.array(experiment.TARGET_CHANNELS)[target[0, 0, 0, :, 1] == 1].tolist()
+  present = np.array(TARGET_CHANNELS)[target[0, 0, 0, :, 1] == 1].tolist()
   assert present == ['DAPI_CONFOCAL', 'NFH_CONFOCAL', 'MAP2_CONFOCAL', 'NEURITE_CONFOCAL']

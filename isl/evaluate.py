@@ -20,30 +20,24 @@ from isl import (
   augment,
   best_checkpoint,
   data_provider,
+  datasets,
   field_labeling,
+  fields,
   files,
   image_io,
   restoration,
   training_data,
+  training_fields,
   visualize,
   watching,
 )
 from isl.checkpoints import Checkpoint, Description
-from isl.controller import Labeler
-from isl.experiment import (
-  Corruption,
-  Experiment,
-  Geometry,
-  ImageKey,
-  Loss,
-  Metric,
-  Mode,
-  Panel,
-  StackSpec,
-  Statistic,
-)
+from isl.controller import HeadGroup, Labeler
+from isl.experiment import Corruption, Experiment, Geometry, Loss, Metric, Mode, Panel
 from isl.models.plan import NetworkPlan
 from isl.progress import Progress
+from isl.stack import TRANSMISSION, ImageKey, StackSpec
+from isl.statistic import Statistic
 from isl.summaries import SummaryWriter
 
 # Patches computed together.
@@ -131,9 +125,9 @@ class _Losses(_Evaluator):
   def __init__(self, experiment: Experiment):
     super().__init__(experiment)
     for folder in experiment.image_directories:
-      image_io.find_image_sets(folder)
+      datasets.find_fields(folder)
     self._folders: tuple[tuple[image_io.ImageSet, ...], ...] = ()
-    self._read_for: StackSpec | None = None
+    self._read_for: tuple[StackSpec, StackSpec] | None = None
     self._best: best_checkpoint.BestCheckpoint | None = None
     # Of BASE's own training; others keep theirs.
     is_own = experiment.checkpoint_directory.resolve() == experiment.train_directory.resolve()
@@ -143,7 +137,13 @@ class _Losses(_Evaluator):
 
   def _settings(self, held: Description) -> dict[str, object]:
     """By flags' names; losses that differ in one of these cannot be compared."""
-    return {
+    # Records of the usual ones say nothing of these, as older records do not.
+    settings: dict[str, object] = {}
+    if held.inputs.channels != (TRANSMISSION,):
+      settings['input_channels'] = list(held.inputs.channels)
+    if self._experiment.input_range is not None:
+      settings['input_range'] = dict(self._experiment.flags)['input_range']
+    return settings | {
       'model': held.model,
       'num_z_values': len(held.inputs.z_values),
       'target_channels': list(held.targets.channels),
@@ -178,13 +178,17 @@ class _Losses(_Evaluator):
 
   def _compute(self, checkpoint: Checkpoint) -> _HeadLosses:
     held = checkpoint.describe()
-    plan = field_labeling.make_network_plan(self._experiment, checkpoint)
+    plan = checkpoint.check_fits(
+      model=self._experiment.model,
+      base_depth=self._experiment.base_depth,
+      num_z_values=self._experiment.num_z_values,
+    )
+    restoration.check_stretch_targets(self._experiment.stretch_targets, held.targets)
     patches = self._patches(plan, held.inputs, held.targets)
     labeler = Labeler(
       plan,
       checkpoint,
-      heads=held.heads,
-      statistics=(_STATISTICS[self._experiment.loss],),
+      groups=[HeadGroup(heads=held.heads, statistics=(_STATISTICS[self._experiment.loss],))],
       batch=_BATCH,
       blocks=(1, 1),
     )
@@ -201,14 +205,16 @@ class _Losses(_Evaluator):
   def _patches(
     self, plan: NetworkPlan, inputs: StackSpec, targets: StackSpec
   ) -> training_data.Patches:
-    if self._read_for != targets:
-      self._folders = training_data.read_fields(
+    if self._read_for != (inputs, targets):
+      self._folders = training_fields.read_fields(
         self._experiment.image_directories,
+        inputs=inputs,
         targets=targets,
+        input_range=self._experiment.input_range,
         stretch_targets=self._experiment.stretch_targets,
         leave_out_others=True,
       )
-      self._read_for = targets
+      self._read_for = (inputs, targets)
     geometry = plan.spec.geometry
     # All are averaged, so their order does not matter.
     sampling = dataclasses.replace(
@@ -229,7 +235,8 @@ class _Losses(_Evaluator):
     self, patches: training_data.Patches, labeler: Labeler, geometry: Geometry
   ) -> np.ndarray:
     """Each head's loss, [head]: as in losses.py, over the pixels of all patches."""
-    sums, counts = np.zeros((2, len(labeler.heads)))
+    num_inputs, num_targets = patches.input_shape[-1], patches.target_shape[-1]
+    sums, counts = np.zeros((2, num_inputs + num_targets))
     num_examples = self._experiment.evaluation.num_examples
     with Progress('loss', num_examples, 'example') as progress:
       for first in range(0, num_examples, _BATCH):
@@ -239,10 +246,10 @@ class _Losses(_Evaluator):
         filled = batch + batch[-1:] * (_BATCH - len(batch))
         inputs = np.stack([patch.input for patch in filled])
         classes = np.stack([_classes(patch, geometry) for patch in filled], axis=1)
-        with_masks = np.stack([inputs, np.ones_like(inputs)], axis=-1)[..., np.newaxis, :]
-        (loss,) = labeler(with_masks, classes).values()
+        with_masks = np.stack([inputs, np.ones_like(inputs)], axis=-1)
+        (outputs,) = labeler(with_masks, [classes])
+        (loss,) = outputs.values()
         for i, patch in enumerate(batch):
-          num_inputs = len(labeler.heads) - len(patch.target_mask)
           mask = np.concatenate([np.ones(num_inputs), patch.target_mask])
           sums += mask * loss[:, i].sum(axis=(1, 2), dtype=np.float64)
           counts += (mask != 0) * loss[0, i].size
@@ -267,16 +274,22 @@ class _Panels(_Evaluator):
         f'--infer_panels must name a panel for --metric {experiment.metric.name}:'
         f' {" or ".join(panel.name for panel in Panel)}; got none'
       )
-    self._fields = field_labeling.find_fields(experiment)
+    self._fields = fields.find_fields(experiment)
 
   def evaluate(self, checkpoint: Checkpoint) -> None:
     """Draws the panels."""
-    labeler = field_labeling.FieldLabeler(self._experiment, checkpoint, visualize.Layout.STITCH)
+    labeler = field_labeling.FieldLabeler(
+      checkpoint,
+      field_labeling.make_network_plan(self._experiment, checkpoint),
+      self._experiment.inference,
+    )
+    layout = visualize.Layout.STITCH
     try:
-      for number, (title, field) in enumerate(field_labeling.numbered(self._fields)):
+      for number, (title, field) in enumerate(fields.numbered(self._fields)):
         logging.info('%s: %s', title.capitalize(), field.name)
-        prediction = labeler.empty_prediction(self._read(field, number))
-        labeler.compute(prediction, title)
+        image_set = self._read(field, labeler.held, number)
+        prediction = labeler.empty_prediction(image_set, layout)
+        labeler.fill(prediction, layout, title)
         for panel in self._experiment.inference.panels:
           tag = f'{panel.value.lower()}_error_panel'
           if len(self._fields) > 1:
@@ -285,9 +298,9 @@ class _Panels(_Evaluator):
     finally:
       labeler.close()
 
-  def _read(self, field: image_io.ImageFiles, number: int) -> image_io.ImageSet:
+  def _read(self, field: image_io.ImageFiles, held: Description, number: int) -> image_io.ImageSet:
     """The field of view, jittered if that is asked for."""
-    image_set = field_labeling.read_field(self._experiment, field)
+    image_set = fields.read_field(self._experiment, held, field)
     if self._experiment.metric is not Metric.JITTER_STITCH:
       return image_set
     rng = np.random.default_rng([self._seed, number])

@@ -9,8 +9,10 @@ import pytest
 
 from isl import data_provider, image_io, launch, png_io, testing
 from isl.checkpoints import Checkpoint
-from isl.controller import Labeler
-from isl.experiment import Panel, Statistic, input_stack, target_stack
+from isl.controller import HeadGroup, Labeler
+from isl.experiment import Panel
+from isl.stack import input_stack, target_stack
+from isl.statistic import Statistic
 
 # FOVEA's patches have 110 pixels.
 _PATCH, _MARGIN = 110, 51
@@ -97,14 +99,16 @@ def test_cross_entropy_is_drawn_of_inputs_and_labels(setting, evaluate, tmp_path
   labeler = Labeler(
     checkpoint.describe().plan(),
     checkpoint,
-    heads=(*_INPUTS.keys, *_TARGETS.keys),
-    statistics=(Statistic.CROSS_ENTROPY,),
+    groups=[
+      HeadGroup(heads=(*_INPUTS.keys, *_TARGETS.keys), statistics=(Statistic.CROSS_ENTROPY,))
+    ],
     batch=1,
     blocks=(1, 1),
   )
   whole = slice(0, _PATCH)
   crop = data_provider.input_crop(image_set, _INPUTS, whole, whole)[np.newaxis]
-  (expected,) = labeler(crop, classes[:, np.newaxis]).values()
+  (outputs,) = labeler(crop, [classes[:, np.newaxis]])
+  (expected,) = outputs.values()
   labeler.close()
   expected = np.clip(expected[:, 0], 0, 1) * 255
   events = evaluate('STITCH', images=tmp_path)

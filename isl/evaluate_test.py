@@ -14,8 +14,10 @@ import pytest
 
 from isl import data_provider, image_io, launch, png_io, random_checkpoint, testing, watching
 from isl.checkpoints import Checkpoint, find_newest
-from isl.controller import Labeler
-from isl.experiment import TARGET_CHANNELS, Loss, Statistic, input_stack, target_stack
+from isl.controller import HeadGroup, Labeler
+from isl.experiment import Loss
+from isl.stack import TARGET_CHANNELS, input_stack, target_stack
+from isl.statistic import Statistic
 
 # FOVEA's patches have 110 pixels.
 _ROWS, _COLUMNS = 139, 155
@@ -77,8 +79,7 @@ def _expected_losses(checkpoint, images, statistic, size):
   labeler = Labeler(
     reader.describe().plan(),
     reader,
-    heads=_HEADS,
-    statistics=(statistic,),
+    groups=[HeadGroup(heads=tuple(_HEADS), statistics=(statistic,))],
     batch=1,
     blocks=(1, 1),
   )
@@ -91,7 +92,8 @@ def _expected_losses(checkpoint, images, statistic, size):
   )
   crop = data_provider.input_crop(image_set, _INPUTS, window, window)
   classes = np.moveaxis(np.rint(values * 255).astype(np.uint8), -1, 0)
-  (loss,) = labeler(crop[np.newaxis], classes[:, np.newaxis]).values()
+  (outputs,) = labeler(crop[np.newaxis], [classes[:, np.newaxis]])
+  (loss,) = outputs.values()
   labeler.close()
   return dict(zip(_HEADS, (loss[:, 0].mean(axis=(1, 2)) * masks[0, 0]).tolist(), strict=True))
 
@@ -317,7 +319,7 @@ def test_label_that_the_checkpoint_lacks(images, tmp_path):
     model='FOVEA',
     base_depth=8,
     num_z_values=3,
-    target_keys=target_stack(('MAP2_CONFOCAL',)).keys,
+    target_channels=('MAP2_CONFOCAL',),
   )
   flags = ['--eval_once', f'--restore_directory={tmp_path / "one"}']
   outcome = _run(tmp_path / 'base', images, *flags)
@@ -355,7 +357,9 @@ def test_training_that_diverged(images, tmp_path, monkeypatch):
   monkeypatch.setattr(
     Labeler,
     '__call__',
-    lambda self, inputs, labels: {self.statistics[0]: np.full(labels.shape, np.nan, np.float32)},
+    lambda self, inputs, labels: [
+      {Statistic.CROSS_ENTROPY: np.full(labels[0].shape, np.nan, np.float32)}
+    ],
   )
   _run(base, images, '--eval_once')
   assert math.isnan(_losses(base / 'eval_eval_loss_CROSS_ENTROPY')['total_loss'])

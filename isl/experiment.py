@@ -5,107 +5,14 @@ from __future__ import annotations
 import dataclasses
 import enum
 import pathlib
-from collections.abc import Sequence
 from typing import Any
 
-MAXPROJECT = 'MAXPROJECT'
-TRANSMISSION = 'TRANSMISSION'
-
-# A field of view has one of these; the network sees it as TRANSMISSION.
-TRANSMITTED_LIGHT_CHANNELS = ('BRIGHTFIELD', 'PHASE_CONTRAST', 'DIC')
-
-# In the canonical order. NEURITE_CONFOCAL is made from two others, see SYNTHETIC_CHANNELS.
-TARGET_CHANNELS = (
-  'DAPI_CONFOCAL',
-  'DAPI_WIDEFIELD',
-  'CELLMASK_CONFOCAL',
-  'TUJ1_WIDEFIELD',
-  'NFH_CONFOCAL',
-  'MAP2_CONFOCAL',
-  'ISLET_WIDEFIELD',
-  'DEAD_CONFOCAL',
-  'NEURITE_CONFOCAL',
-)
-
-# A channel that no microscope records: the mean of these, masked by the geometric mean of theirs.
-SYNTHETIC_CHANNELS = {'NEURITE_CONFOCAL': ('NFH_CONFOCAL', 'MAP2_CONFOCAL')}
+from isl.statistic import AnyStatistic
 
 # The published checkpoint's network: what TRAIN makes unless a checkpoint or a flag says otherwise.
 DEFAULT_MODEL = 'CONCORDANCE'
 DEFAULT_BASE_DEPTH = 400
 DEFAULT_NUM_Z_VALUES = 26
-
-# A pixel's intensity is one of this many classes; class k has the value k / (NUM_CLASSES - 1).
-NUM_CLASSES = 256
-
-
-class Statistic(enum.Enum):
-  """What is reported of a pixel's predicted distribution; formulas in ops.py."""
-
-  MODE = 'MODE'
-  MEDIAN = 'MEDIAN'
-  MEAN = 'MEAN'
-  STANDARD_DEVIATION = 'STANDARD_DEVIATION'
-  PROBABILITY_NONZERO = 'PROBABILITY_NONZERO'
-  ENTROPY = 'ENTROPY'
-  CROSS_ENTROPY = 'CROSS_ENTROPY'
-  RANKED_PROBABILITY_SCORE = 'RANKED_PROBABILITY_SCORE'
-
-
-# Those that need no truth, and so can be written as pictures of any field of view.
-PREDICTION_STATISTICS = tuple(
-  s for s in Statistic if s not in (Statistic.CROSS_ENTROPY, Statistic.RANKED_PROBABILITY_SCORE)
-)
-
-
-@dataclasses.dataclass(frozen=True)
-class ImageKey:
-  """Which image of a field of view.
-
-  Attributes:
-    z: on disk, the depth's index (an int) or MAXPROJECT; for the network, the position in [0, 1]
-      (a float) or MAXPROJECT.
-    channel: what was recorded, DAPI_CONFOCAL say.
-  """
-
-  z: int | float | str
-  channel: str
-
-  def __str__(self) -> str:
-    """`{z}/{channel}` as in the checkpoint's variable names: Python prints the z, so 0.0, 0.04."""
-    return f'{self.z}/{self.channel}'
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class StackSpec:
-  """The images that the network reads or predicts, synthetic channels included.
-
-  Attributes:
-    z_values: positions in [0, 1], or MAXPROJECT alone.
-    channels: channels at each of these.
-  """
-
-  z_values: tuple[float | str, ...]
-  channels: tuple[str, ...]
-
-  @property
-  def keys(self) -> tuple[ImageKey, ...]:
-    """Every image's key in the canonical order: z slowest."""
-    return tuple(ImageKey(z, channel) for z in self.z_values for channel in self.channels)
-
-
-def input_stack(num_z_values: int) -> StackSpec:
-  """The transmitted-light stack at `num_z_values` evenly spaced positions in [0, 1]."""
-  last = max(num_z_values - 1, 1)
-  # Rounded, because the variables' names hold these numbers as Python prints them.
-  return StackSpec(
-    z_values=tuple(round(i / last, 4) for i in range(num_z_values)), channels=(TRANSMISSION,)
-  )
-
-
-def target_stack(channels: Sequence[str] = TARGET_CHANNELS) -> StackSpec:
-  """The fluorescent labels, all at z MAXPROJECT."""
-  return StackSpec(z_values=(MAXPROJECT,), channels=tuple(channels))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -171,6 +78,22 @@ class Panel(enum.Enum):
   INPUT = 'INPUT'
 
 
+class PredictionFormat(enum.Enum):
+  """What files predictions are written as."""
+
+  PNG = 'PNG'
+  OME_TIFF = 'OME_TIFF'
+  OME_ZARR = 'OME_ZARR'
+
+
+class Padding(enum.Enum):
+  """What the network sees around a crop, so that it predicts all of it; NONE: only its middle."""
+
+  NONE = 'NONE'
+  REFLECT = 'REFLECT'
+  ZERO = 'ZERO'
+
+
 class Optimizer(enum.Enum):
   """How weights follow their gradients."""
 
@@ -184,6 +107,17 @@ class Loss(enum.Enum):
 
   CROSS_ENTROPY = 'CROSS_ENTROPY'
   RANKED_PROBABILITY_SCORE = 'RANKED_PROBABILITY_SCORE'
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class InputRange:
+  """Which part of its range a camera used: what becomes 0 and 1 in the input.
+
+  Attributes:
+    ends: (low, high) as on disk; None: percentiles of each field of view.
+  """
+
+  ends: tuple[float, float] | None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -274,8 +208,13 @@ class Inference:
     method: dense, or patch by patch.
     panels: error panels to draw.
     simplify_panels: whether they have only the columns that are needed most.
-    statistics: a file with predictions is written for each of these.
+    statistics: of the predicted distributions, to be written.
     channels: labels to predict, in this order; None: all that the checkpoint predicts.
+    padding: what is put around the crop.
+    prediction_format: what files the statistics are written as.
+    calibrate: whether the images serve to fit the checkpoint's temperatures, and nothing else.
+    calibrated: whether distributions are predicted with fitted temperatures.
+    overwrite: whether fields of view that are done already are done again.
   """
 
   crop_size: int
@@ -283,8 +222,13 @@ class Inference:
   method: InferMethod
   panels: tuple[Panel, ...]
   simplify_panels: bool
-  statistics: tuple[Statistic, ...]
+  statistics: tuple[AnyStatistic, ...]
   channels: tuple[str, ...] | None
+  padding: Padding = Padding.NONE
+  prediction_format: PredictionFormat = PredictionFormat.PNG
+  calibrate: bool = False
+  calibrated: bool = False
+  overwrite: bool = False
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -297,18 +241,22 @@ class Experiment:
     base_directory: where training and evaluations write.
     restore_directory: folder of the checkpoint to start from or to use; None: the newest in
       BASE/train.
-    image_directories: the folders of images that this mode reads.
+    image_directories: the folders of images (or files, or manifests) that this mode reads.
     model: the network's name; None: as the checkpoint says.
     base_depth: its width; None: likewise.
     num_z_values: z depths that it reads; None: likewise.
     loss: what training minimizes and LOSS reports.
     sampling: how patches are taken from fields of view.
     corruption: how the input of TRAIN and JITTER_STITCH is changed at random.
+    input_channels: what the network reads at each z depth; None: as the checkpoint says.
+    target_channels: the labels that it predicts; None: likewise.
+    input_range: which part of the camera's range the input uses; None: all of it.
     stretch_targets: channels whose range in each field of view becomes [0, 1].
     random_seed: decides all that is drawn at random; None: another at every start.
     training: what TRAIN does.
     evaluation: when the evaluations happen.
     inference: what INFER_FULL, STITCH and JITTER_STITCH do.
+    dry_run: whether the run only says what it would read and write.
     flags: the command line's flags and their values, for the record.
   """
 
@@ -328,6 +276,10 @@ class Experiment:
   training: Training
   evaluation: Evaluation
   inference: Inference
+  input_channels: tuple[str, ...] | None = None
+  target_channels: tuple[str, ...] | None = None
+  input_range: InputRange | None = None
+  dry_run: bool = False
   flags: tuple[tuple[str, Any], ...] = ()
 
   @property

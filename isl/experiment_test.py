@@ -7,19 +7,20 @@ import numpy as np
 import pytest
 
 from isl import experiment
-from isl.experiment import Experiment, Geometry, ImageKey, InferMethod, Loss, Metric, Mode
+from isl.experiment import Experiment, Geometry, InferMethod, Loss, Metric, Mode
+from isl.stack import ImageKey, StackSpec, input_stack, target_stack
 
 _PATCH_250 = Geometry(patch=250, output=8)
 
 
 @pytest.mark.parametrize('num_z_values', [1, 2, 13, 26, 40])
 def test_input_positions_are_evenly_spaced_in_the_unit_interval(num_z_values):
-  z_values = experiment.input_stack(num_z_values).z_values
+  z_values = input_stack(num_z_values).z_values
   assert z_values == tuple(round(v, 4) for v in np.linspace(0, 1, num_z_values).tolist())
 
 
 def test_keys_are_printed_as_the_variables_are_named():
-  keys = experiment.input_stack(26).keys
+  keys = input_stack(26).keys
   assert [str(key) for key in keys[:3]] == [
     '0.0/TRANSMISSION',
     '0.04/TRANSMISSION',
@@ -30,7 +31,7 @@ def test_keys_are_printed_as_the_variables_are_named():
 
 
 def test_targets_are_in_the_canonical_order():
-  assert [key.channel for key in experiment.target_stack().keys] == [
+  assert [key.channel for key in target_stack().keys] == [
     'DAPI_CONFOCAL',
     'DAPI_WIDEFIELD',
     'CELLMASK_CONFOCAL',
@@ -41,11 +42,11 @@ def test_targets_are_in_the_canonical_order():
     'DEAD_CONFOCAL',
     'NEURITE_CONFOCAL',
   ]
-  assert {key.z for key in experiment.target_stack().keys} == {'MAXPROJECT'}
+  assert {key.z for key in target_stack().keys} == {'MAXPROJECT'}
 
 
 def test_z_varies_slowest():
-  stack = experiment.StackSpec(z_values=(0.0, 1.0), channels=('A', 'B'))
+  stack = StackSpec(z_values=(0.0, 1.0), channels=('A', 'B'))
   assert [str(key) for key in stack.keys] == ['0.0/A', '0.0/B', '1.0/A', '1.0/B']
 
 

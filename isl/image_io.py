@@ -1,125 +1,106 @@
-"""Fields of view on disk: file names and folders of images."""
+"""Fields of view on disk: their images, whatever files these are in, and folders of PNGs."""
 
 from __future__ import annotations
 
 import collections
 import concurrent.futures
 import dataclasses
+import functools
 import os
 import pathlib
-import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Protocol
 
 import numpy as np
 from absl import logging
 
-from isl import experiment, png_io
-from isl.experiment import ImageKey
-
-_EXTENSION = '.png'
-# All other fields of a name identify the field of view.
-_NOT_IDENTIFYING = ('z_depth', 'depth_computation', 'channel', 'is_mask', 'kind', 'statistic')
-_EXAMPLES = (
-  "'well-A4,z_depth-3,channel-PHASE_CONTRAST,is_mask-false.png' or"
-  " 'well-A4,depth_computation,value-MAXPROJECT,channel,value-DAPI_CONFOCAL,is_mask-false.png'"
-)
-_RECORDED_CHANNELS = frozenset(experiment.TARGET_CHANNELS) - frozenset(
-  experiment.SYNTHETIC_CHANNELS
+from isl import image_names, png_io
+from isl.stack import (
+  MAXPROJECT,
+  RECORDED_AS,
+  SYNTHETIC_CHANNELS,
+  TARGET_CHANNELS,
+  TRANSMISSION,
+  TRANSMITTED_LIGHT_CHANNELS,
+  ImageKey,
 )
 
+# Rows of an image that are looked at together where it may be larger than the memory.
+_BAND = 256
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class ImageName:
-  """What a file's name says.
+
+class Pixels(Protocol):
+  """An image that can be read in parts: a NumPy array, or one that is read when it is sliced."""
+
+  @property
+  def shape(self) -> tuple[int, ...]:
+    """(rows, columns)."""
+
+  @property
+  def dtype(self) -> np.dtype[Any]:
+    """uint8, uint16 or float32."""
+
+  def __getitem__(self, window: tuple[slice, slice], /) -> np.ndarray:
+    """The pixels of a window."""
+
+
+class ImageSource(Protocol):
+  """Where one image of a field of view is.
 
   Attributes:
-    field: the field of view: the identifying fields of the name, in its order, joined by commas.
-    key: which of its images.
-    is_mask: it is a mask, not an image.
-    is_prediction: a network made it, not a microscope.
+    path: of its file, which may hold other images, too.
   """
 
-  field: str
-  key: ImageKey
-  is_mask: bool
-  is_prediction: bool
+  @property
+  def path(self) -> pathlib.Path:
+    """The file, or the folder of an OME-Zarr."""
+
+  @property
+  def size(self) -> tuple[int, int]:
+    """(rows, columns), without decoding it; raises OSError or ValueError like `read`."""
+
+  def read(self) -> Pixels:
+    """Opens or decodes it; raises OSError or ValueError, which name the file."""
 
 
-def parse_name(file_name: str) -> ImageName:
-  """Reads a file name of either dialect: comma-separated `key-value` fields.
+@dataclasses.dataclass(frozen=True)
+class PngSource:
+  """An image that is a PNG of its own.
 
-  `name,value-X` is the same as `name-X`; nothing else collapses.
-
-  Args:
-    file_name: with or without folders in front.
-
-  Raises:
-    ValueError: the name has no channel or no z, or says one of its fields twice or wrongly.
+  Attributes:
+    path: the file.
   """
-  base = pathlib.PurePath(file_name).name
-  stem = base[: -len(_EXTENSION)] if base.lower().endswith(_EXTENSION) else base
-  identifying, said = [], {}
-  for token in _collapsed(stem.split(',')):
-    name, _, value = token.partition('-')
-    if name not in _NOT_IDENTIFYING:
-      identifying.append(token)
-    elif name in said:
-      raise ValueError(f'{file_name!r} says {name} twice; expected a name like {_EXAMPLES}')
-    else:
-      said[name] = value
-  mask = said.get('is_mask', 'false').lower()
-  if mask not in ('true', 'false'):
-    raise ValueError(f"{file_name!r} has is_mask-{mask}; expected 'true' or 'false'")
-  return ImageName(
-    field=','.join(identifying),
-    key=_key(file_name, said),
-    is_mask=mask == 'true',
-    is_prediction=said.get('kind', '').upper() == 'PREDICTED' or 'statistic' in said,
-  )
+
+  path: pathlib.Path
+
+  @property
+  def size(self) -> tuple[int, int]:
+    """(rows, columns), from the file's header."""
+    return png_io.read_size(self.path)
+
+  def read(self) -> np.ndarray:
+    """Decodes it, see `png_io.read_png`."""
+    return png_io.read_png(self.path)
 
 
-def _collapsed(tokens: Iterable[str]) -> list[str]:
-  """`name,value-X` as `name-X`, all else as it is."""
-  collapsed: list[str] = []
-  for token in tokens:
-    if token.startswith('value-') and collapsed and '-' not in collapsed[-1]:
-      collapsed[-1] += token.removeprefix('value')
-    else:
-      collapsed.append(token)
-  return collapsed
+def maximum(dtype: np.dtype[Any]) -> float:
+  """What stands for the intensity 1: the largest whole number of the type; 1 of floats."""
+  return float(np.iinfo(dtype).max) if dtype.kind == 'u' else 1.0
 
 
-def _key(file_name: str, said: Mapping[str, str]) -> ImageKey:
-  """Which image, from the fields of the name that do not identify the field of view."""
-  depth, projection, channel = (said.get(n) for n in ('z_depth', 'depth_computation', 'channel'))
-  if depth is None and projection is None:
-    problem = 'has no z_depth or depth_computation' + ('' if channel else ' and no channel')
-  elif depth is not None and projection is not None:
-    problem = 'has both z_depth and depth_computation'
-  elif not channel:
-    problem = 'has no channel'
-  elif depth is not None and not re.fullmatch('[0-9]{1,9}', depth):
-    problem = f'has z_depth-{depth}, not a whole number'
-  elif projection is not None and projection != experiment.MAXPROJECT:
-    problem = f'has depth_computation-{projection}, not {experiment.MAXPROJECT}'
-  else:
-    return ImageKey(experiment.MAXPROJECT if depth is None else int(depth), channel)
-  raise ValueError(f'{file_name!r} {problem}; expected a name like {_EXAMPLES}')
+def intensity(image: np.ndarray) -> np.ndarray:
+  """As float32 in [0, 1]: divided by the type's maximum; floats as they are."""
+  return image / np.float32(maximum(image.dtype))
 
 
-def prediction_name(field: str, channel: str, statistic: str) -> str:
-  """The name of a predicted image, in the published dialect.
+def recorded_channels(channel: str) -> tuple[str, ...]:
+  """The channels of which a field of view has one for an input channel: for most, itself."""
+  return RECORDED_AS.get(channel, (channel,))
 
-  Args:
-    field: the field of view, as `parse_name` gives it (and gives it back).
-    channel: the predicted label, DAPI_CONFOCAL say.
-    statistic: of the pixel's distribution, MEDIAN say.
-  """
-  return ','.join(
-    ([field] if field else [])
-    + [f'depth_computation,value-{experiment.MAXPROJECT}', f'channel,value-{channel}']
-    + [f'statistic,value-{statistic}', 'kind,value-PREDICTED.png']
-  )
+
+def parts_of(channel: str) -> tuple[str, ...]:
+  """The recorded channels that a target channel is made from: for most, itself."""
+  return SYNTHETIC_CHANNELS.get(channel, (channel,))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -127,16 +108,20 @@ class ImageSet:
   """A field of view.
 
   Attributes:
-    name: the fields of its images' names that identify it.
-    images: as on disk: uint8 or uint16 [row, column], all of one size. Transmitted light of one
-      kind at z 0..num_depths-1, and any of the recorded target channels at z MAXPROJECT.
+    name: what identifies it.
+    images: as on disk: uint8, uint16 or float32 [row, column], all of one size. Input channels at
+      z 0, 1, .., and any of the recorded target channels at z MAXPROJECT.
     ranges: (low, high) of the target channels, synthetic ones included, whose intensities from low
       to high stand for 0 to 1.
+    input_ranges: likewise of recorded input channels.
+    pixel_size: (row, column) in micrometres; None: unknown.
   """
 
   name: str
-  images: Mapping[ImageKey, np.ndarray]
+  images: Mapping[ImageKey, Pixels]
   ranges: Mapping[str, tuple[float, float]] = dataclasses.field(default_factory=dict)
+  input_ranges: Mapping[str, tuple[float, float]] = dataclasses.field(default_factory=dict)
+  pixel_size: tuple[float, float] | None = None
 
   @property
   def size(self) -> tuple[int, int]:
@@ -144,62 +129,169 @@ class ImageSet:
     rows, columns = next(iter(self.images.values())).shape
     return rows, columns
 
+  @functools.cached_property
+  def input_keys(self) -> tuple[ImageKey, ...]:
+    """Keys of the images of input channels, by channel and z."""
+    keys = [key for key in self.images if isinstance(key.z, int)]
+    return tuple(sorted(keys, key=lambda key: (key.channel, key.z)))
+
+  def recorded_as(self, channel: str) -> str:
+    """Which of the `recorded_channels` of an input channel it has."""
+    having = {key.channel for key in self.input_keys}
+    return next(name for name in recorded_channels(channel) if name in having)
+
   @property
   def transmitted_light(self) -> str:
-    """Which of TRANSMITTED_LIGHT_CHANNELS it has."""
-    return next(key.channel for key in self.images if _is_transmitted_light(key))
+    """Which kind of transmitted light it has."""
+    return self.recorded_as(TRANSMISSION)
 
-  @property
-  def num_depths(self) -> int:
-    """The number of transmitted-light images."""
-    return sum(_is_transmitted_light(key) for key in self.images)
+  def num_depths(self, channel: str = TRANSMISSION) -> int:
+    """The number of images of an input channel."""
+    recorded = self.recorded_as(channel)
+    return sum(key.channel == recorded for key in self.input_keys)
+
+  def input_image(self, key: ImageKey, rows: slice, columns: slice) -> np.ndarray:
+    """A window of an image of an input channel: float32 [row, column], intensities in [0, 1]."""
+    return self.in_range(key, intensity(self.images[key][rows, columns]))
+
+  def in_range(self, key: ImageKey, values: np.ndarray) -> np.ndarray:
+    """Intensities of an input channel, float32, after its range has become [0, 1]."""
+    if key.channel not in self.input_ranges:
+      return values
+    low, high = (np.float32(end) for end in self.input_ranges[key.channel])
+    return np.clip((values - low) / (high - low), 0, 1)
 
 
-def intensity(image: np.ndarray) -> np.ndarray:
-  """As float32 in [0, 1]: divided by the type's maximum."""
-  return image / np.float32(np.iinfo(image.dtype).max)
+def bands(image: Pixels) -> Iterator[np.ndarray]:
+  """An image's rows from the top down, some at a time."""
+  for first in range(0, image.shape[0], _BAND):
+    yield image[first : first + _BAND, :]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ImageFiles:
-  """A field of view on disk; `find_image_sets` makes and checks it.
+  """A field of view on disk.
 
   Attributes:
-    name: the fields of its images' names that identify it.
-    paths: the images that an `ImageSet` has.
-    unknown_targets: channels at z MAXPROJECT that it lacks, because isl knows no such label.
+    name: what identifies it: of PNGs, the fields of their names that do.
+    origin: the folder or file that it was found in, as errors name it.
+    sources: its images. Where a file holds the stack of a channel, its maximum projection is among
+      them, too.
+    pixel_size: (row, column) in micrometres; None: unknown.
+    problem: why it cannot be read, of a file that could not be opened; None: it could.
   """
 
   name: str
-  paths: Mapping[ImageKey, pathlib.Path]
-  unknown_targets: tuple[str, ...] = ()
+  origin: str
+  sources: Mapping[ImageKey, ImageSource]
+  pixel_size: tuple[float, float] | None = None
+  problem: str | None = None
+
+  @property
+  def paths(self) -> dict[ImageKey, pathlib.Path]:
+    """The file of each image."""
+    return {key: source.path for key, source in self.sources.items()}
+
+  @property
+  def channels(self) -> tuple[str, ...]:
+    """All that was recorded, by name."""
+    return tuple(sorted({key.channel for key in self.sources}))
+
+  def other_targets(self, inputs: Sequence[str], targets: Sequence[str]) -> tuple[str, ...]:
+    """Channels at z MAXPROJECT that are none of these.
+
+    Args:
+      inputs: input channels of a network.
+      targets: target channels.
+    """
+    known = {part for channel in targets for part in parts_of(channel)}
+    # A projection of transmitted light is no label that somebody forgot to name.
+    known |= {name for channel in inputs for name in recorded_channels(channel)}
+    known |= set(recorded_channels(TRANSMISSION))
+    return tuple(
+      sorted(k.channel for k in self.sources if k.z == MAXPROJECT and k.channel not in known)
+    )
+
+  def select(self, inputs: Sequence[str], targets: Sequence[str]) -> ImageFiles:
+    """The images that a network reads, and those of its targets that there are.
+
+    Args:
+      inputs: its input channels.
+      targets: its target channels, synthetic ones included.
+
+    Raises:
+      ValueError: an input channel is missing, is there in two kinds, or has a gap in z; or there is
+        a `problem`.
+    """
+    if self.problem is not None:
+      raise ValueError(self.problem)
+    sources: dict[ImageKey, ImageSource] = {}
+    for channel in inputs:
+      recorded = self._recorded(channel)
+      keys = [k for k in self.sources if k.channel == recorded and isinstance(k.z, int)]
+      sources |= {key: self.sources[key] for key in sorted(keys, key=lambda key: key.z)}
+    for part in dict.fromkeys(part for channel in targets for part in parts_of(channel)):
+      key = ImageKey(MAXPROJECT, part)
+      if key in self.sources:
+        sources[key] = self.sources[key]
+    return dataclasses.replace(self, sources=sources)
+
+  def _recorded(self, channel: str) -> str:
+    """Which of its channels a network reads for an input channel; its z-stack has no gaps."""
+    shown = f'{self.origin!r}: field of view {self.name!r}'
+    wanted = recorded_channels(channel)
+    depths = {
+      name: {k.z for k in self.sources if k.channel == name and isinstance(k.z, int)}
+      for name in wanted
+    }
+    having = [name for name in wanted if depths[name]]
+    if not having:
+      what = 'transmitted-light image' if channel == TRANSMISSION else f'image of {channel}'
+      names = TRANSMITTED_LIGHT_CHANNELS if channel == TRANSMISSION else wanted
+      raise ValueError(
+        f'{shown} has no {what}; expected a z-stack (z_depth-0, z_depth-1, ..) of'
+        f' {"one of " * (len(names) > 1)}{", ".join(names)}; it has'
+        f' {", ".join(self.channels)}'
+      )
+    if len(having) > 1:
+      raise ValueError(f'{shown} has both {" and ".join(sorted(having))}; expected one of them')
+    found = depths[having[0]]
+    gap = next((z for z in range(len(found)) if z not in found), None)
+    if gap is not None:
+      raise ValueError(
+        f'{shown} has {len(found)} depths of {having[0]} but not z_depth-{gap}; expected depths'
+        ' from 0 on without gaps'
+      )
+    return having[0]
 
   def read(self) -> ImageSet:
-    """Decodes every image, once.
+    """Decodes every image, once; those that can be read in parts are only opened.
 
     Raises:
       OSError: a file cannot be read.
-      ValueError: a file is not an 8- or 16-bit single-channel PNG, or not of the others' size.
+      ValueError: a file is damaged, is not of a kind that isl reads, or not of the others' size.
     """
     # OpenCV lets other threads run while it decodes.
     with concurrent.futures.ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
-      images = dict(zip(self.paths, pool.map(png_io.read_png, self.paths.values()), strict=True))
+      read = pool.map(lambda source: source.read(), self.sources.values())
+      images = dict(zip(self.sources, read, strict=True))
     first = next(iter(images))
     for key, image in images.items():
       if image.shape != images[first].shape:
         shown = [
-          f'{str(self.paths[k])!r} has {png_io.size_text(images[k].shape)}' for k in (first, key)
+          f'{str(self.sources[k].path)!r} has {png_io.size_text(images[k].shape)}'
+          for k in (first, key)
         ]
         raise ValueError(f'{", ".join(shown)}; expected one size in a field of view')
-      image.setflags(write=False)
-    return ImageSet(name=self.name, images=images)
+      if isinstance(image, np.ndarray):
+        image.setflags(write=False)
+    return ImageSet(name=self.name, images=images, pixel_size=self.pixel_size)
 
 
 def find_image_sets(directory: str | os.PathLike[str]) -> list[ImageFiles]:
-  """Finds the fields of view in a folder, from its file names; reads no image.
+  """Finds the fields of view in a folder of PNGs that the original's networks can read.
 
-  Masks, predictions and channels that isl does not know are left out, with a log line of each kind.
-  Files that are not named `*.png`, hidden files and subfolders are none of its business.
+  Channels that these do not know are left out, with a log line of each kind.
 
   Returns:
     At least one, sorted by name.
@@ -209,100 +301,103 @@ def find_image_sets(directory: str | os.PathLike[str]) -> list[ImageFiles]:
     ValueError: there is no image in it, a name cannot be parsed, or a field of view has no
       transmitted light or two kinds of it, a gap in z, or an image twice.
   """
-  fields: dict[str, dict[ImageKey, pathlib.Path]] = collections.defaultdict(dict)
-  unused: dict[str, set[ImageKey]] = collections.defaultdict(set)
-  for path, name in _images(pathlib.Path(directory)).items():
-    paths, key = fields[name.field], name.key
-    if key in paths:
-      raise ValueError(
-        f'{str(paths[key])!r} and {path.name!r} are both {key.channel} at z {key.z} of the same'
-        ' field of view; expected one of them'
-      )
-    if _is_transmitted_light(key) or _is_target(key):
-      paths[key] = path
-    else:
-      unused[name.field].add(key)
-  if unused:
-    shown = {
-      key.channel + (f' at z {key.z}' if isinstance(key.z, str) else ' at single z')
-      for key in set().union(*unused.values())
-    }
+  fields = find_png_fields(pathlib.Path(directory))
+  log_unused(str(directory), fields, (TRANSMISSION,), TARGET_CHANNELS)
+  return [field.select((TRANSMISSION,), TARGET_CHANNELS) for field in fields]
+
+
+def log_unused(
+  origin: str, fields: Sequence[ImageFiles], inputs: Sequence[str], targets: Sequence[str]
+) -> None:
+  """Says which images no network with these channels reads."""
+  light = {name for channel in inputs for name in recorded_channels(channel)}
+  labels = {part for channel in targets for part in parts_of(channel)}
+  shown = {
+    key.channel + (f' at z {key.z}' if isinstance(key.z, str) else ' at single z')
+    for field in fields
+    for key in field.sources
+    if key.channel not in (labels if key.z == MAXPROJECT else light)
+    and not _is_read_otherwise(field, key, light | labels)
+  }
+  if shown:
     logging.warning(
-      '%r: ignoring what is neither input nor target: %s.', str(directory), ', '.join(sorted(shown))
+      '%r: ignoring what is neither input nor target: %s.', origin, ', '.join(sorted(shown))
     )
-  for field, paths in fields.items():
-    _check_transmitted_light(f'{str(directory)!r}: field of view {field!r}', paths)
+
+
+def _is_read_otherwise(field: ImageFiles, key: ImageKey, read: set[str]) -> bool:
+  """Whether it is a file's stack whose projection is read, or the other way round."""
+  other = ImageKey(0 if key.z == MAXPROJECT else MAXPROJECT, key.channel)
+  return (
+    key.channel in read
+    and other in field.sources
+    and field.sources[other].path == field.sources[key].path
+  )
+
+
+def find_png_fields(directory: pathlib.Path) -> list[ImageFiles]:
+  """Finds the fields of view in a folder of PNGs, from its file names; reads no image.
+
+  Masks and predictions are left out, with a log line. Files that are not named `*.png`, hidden
+  files and subfolders are none of its business.
+
+  Returns:
+    At least one, sorted by name, with all its images.
+
+  Raises:
+    OSError: `directory` is missing, or not a folder, or cannot be read.
+    ValueError: there is no image in it, a name cannot be parsed, or an image is there twice.
+  """
+  fields: dict[str, dict[ImageKey, PngSource]] = collections.defaultdict(dict)
+  for path, name in _images(directory).items():
+    sources, key = fields[name.field], name.key
+    if key in sources:
+      raise ValueError(
+        f'{str(sources[key].path)!r} and {path.name!r} are both {key.channel} at z {key.z} of the'
+        ' same field of view; expected one of them'
+      )
+    sources[key] = PngSource(path)
   return [
-    ImageFiles(
-      name=field,
-      paths=fields[field],
-      unknown_targets=tuple(sorted(key.channel for key in filter(_is_unknown, unused[field]))),
-    )
-    for field in sorted(fields)
+    ImageFiles(name=name, origin=str(directory), sources=fields[name]) for name in sorted(fields)
   ]
 
 
-def _images(directory: pathlib.Path) -> dict[pathlib.Path, ImageName]:
+def _images(directory: pathlib.Path) -> dict[pathlib.Path, image_names.ImageName]:
   """The folder's images and what their names say; masks and predictions are left out."""
-  names = {path: parse_name(str(path)) for path in _png_paths(directory)}
+  names = {path: image_names.parse_name(str(path)) for path in _existing_pngs(directory)}
   masks = sum(name.is_mask for name in names.values())
   predictions = sum(name.is_prediction and not name.is_mask for name in names.values())
   if masks + predictions == len(names):
     raise ValueError(
       f'{str(directory)!r} has no images in it, only masks ({masks}) and predictions'
-      f' ({predictions}); expected names like {_EXAMPLES}'
+      f' ({predictions}); expected names like {image_names.EXAMPLES}'
     )
   if masks + predictions:
     logging.info('%r: skipping masks (%d), predictions (%d).', str(directory), masks, predictions)
   return {p: name for p, name in names.items() if not name.is_mask and not name.is_prediction}
 
 
-def _png_paths(directory: pathlib.Path) -> list[pathlib.Path]:
+def _existing_pngs(directory: pathlib.Path) -> list[pathlib.Path]:
   """The folder's PNGs, by their names, sorted."""
   if not directory.exists():
     raise FileNotFoundError(f'{str(directory)!r} does not exist; expected a folder of PNGs')
   if not directory.is_dir():
     raise NotADirectoryError(f'{str(directory)!r} is not a folder; expected a folder of PNGs')
-  # Hidden files, because archives from a Mac hold a ._ file beside each image.
-  paths = sorted(
-    path
-    for path in directory.iterdir()
-    if path.suffix.lower() == _EXTENSION and not path.name.startswith('.') and not path.is_dir()
-  )
+  paths = png_paths(directory)
   if not paths:
-    raise ValueError(f'{str(directory)!r} has no PNG in it; expected names like {_EXAMPLES}')
+    raise ValueError(
+      f'{str(directory)!r} has no PNG in it; expected names like {image_names.EXAMPLES}'
+    )
   return paths
 
 
-def _is_transmitted_light(key: ImageKey) -> bool:
-  return key.channel in experiment.TRANSMITTED_LIGHT_CHANNELS and key.z != experiment.MAXPROJECT
-
-
-def _is_target(key: ImageKey) -> bool:
-  return key.channel in _RECORDED_CHANNELS and key.z == experiment.MAXPROJECT
-
-
-def _is_unknown(key: ImageKey) -> bool:
-  known = (*experiment.TARGET_CHANNELS, *experiment.TRANSMITTED_LIGHT_CHANNELS)
-  return key.channel not in known and key.z == experiment.MAXPROJECT
-
-
-def _check_transmitted_light(shown: str, keys: Iterable[ImageKey]) -> None:
-  """A z-stack of one kind without gaps; `shown` says of what."""
-  depths = collections.defaultdict(set)
-  for key in filter(_is_transmitted_light, keys):
-    depths[key.channel].add(key.z)
-  if not depths:
-    raise ValueError(
-      f'{shown} has no transmitted-light image; expected a z-stack (z_depth-0, z_depth-1, ..) of'
-      f' one of {", ".join(experiment.TRANSMITTED_LIGHT_CHANNELS)}'
-    )
-  if len(depths) > 1:
-    raise ValueError(f'{shown} has both {" and ".join(sorted(depths))}; expected one of them')
-  ((channel, found),) = depths.items()
-  gap = next((z for z in range(len(found)) if z not in found), None)
-  if gap is not None:
-    raise ValueError(
-      f'{shown} has {len(found)} depths of {channel} but not z_depth-{gap}; expected depths from 0'
-      ' on without gaps'
-    )
+def png_paths(directory: pathlib.Path) -> list[pathlib.Path]:
+  """A folder's PNGs, by their names, sorted."""
+  # Hidden files, because archives from a Mac hold a ._ file beside each image.
+  return sorted(
+    path
+    for path in directory.iterdir()
+    if path.suffix.lower() == image_names.EXTENSION
+    and not path.name.startswith('.')
+    and not path.is_dir()
+  )

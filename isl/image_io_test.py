@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from absl import logging
 
-from isl import experiment, image_io, png_io, testing
-from isl.experiment import MAXPROJECT, ImageKey
+from isl import image_io, image_names, png_io, testing
+from isl.stack import MAXPROJECT, TARGET_CHANNELS, TRANSMITTED_LIGHT_CHANNELS, ImageKey
 
 _SAMPLE = (
   'lab-FINKBEINER,condition-KEVAN_0_8,acquisition_date,year-2015,month-10,day-5,minute-0,well-A4,'
@@ -64,21 +64,21 @@ def _error(function, *arguments) -> str:
   ],
 )
 def test_name_is_parsed(name, field, key):
-  assert image_io.parse_name(name) == image_io.ImageName(
+  assert image_names.parse_name(name) == image_names.ImageName(
     field=field, key=key, is_mask=False, is_prediction=False
   )
 
 
 @pytest.mark.parametrize('field', [_SAMPLE, _PUBLISHED, 'well-A4', ''])
 def test_prediction_name_gives_the_field_back(field):
-  name = image_io.prediction_name(field, 'DAPI_CONFOCAL', 'MEDIAN')
-  assert image_io.parse_name(name) == image_io.ImageName(
+  name = image_names.prediction_name(field, 'DAPI_CONFOCAL', 'MEDIAN')
+  assert image_names.parse_name(name) == image_names.ImageName(
     field=field, key=ImageKey(MAXPROJECT, 'DAPI_CONFOCAL'), is_mask=False, is_prediction=True
   )
 
 
 def test_prediction_name_is_in_the_published_dialect():
-  assert image_io.prediction_name('well-A4', 'DAPI_CONFOCAL', 'MEDIAN') == (
+  assert image_names.prediction_name('well-A4', 'DAPI_CONFOCAL', 'MEDIAN') == (
     'well-A4,depth_computation,value-MAXPROJECT,channel,value-DAPI_CONFOCAL,'
     'statistic,value-MEDIAN,kind,value-PREDICTED.png'
   )
@@ -95,7 +95,7 @@ def test_prediction_name_is_in_the_published_dialect():
   ],
 )
 def test_masks_and_predictions_are_recognized(end, is_mask, is_prediction):
-  name = image_io.parse_name(f'z_depth-0,channel-DIC{end}.png')
+  name = image_names.parse_name(f'z_depth-0,channel-DIC{end}.png')
   assert (name.is_mask, name.is_prediction) == (is_mask, is_prediction)
 
 
@@ -121,7 +121,7 @@ def test_masks_and_predictions_are_recognized(end, is_mask, is_prediction):
   ],
 )
 def test_name_of_neither_dialect_is_an_error(name, problem):
-  message = _error(image_io.parse_name, name)
+  message = _error(image_names.parse_name, name)
   assert message.startswith(f'{name!r} {problem}')
   assert 'expected' in message
 
@@ -146,7 +146,7 @@ def test_fields_of_view_are_found_and_read(tmp_path, dialect, bits):
   for field in found:
     image_set = field.read()
     assert image_set.name == field.name
-    assert (image_set.size, image_set.num_depths) == ((5, 7), 12)
+    assert (image_set.size, image_set.num_depths()) == ((5, 7), 12)
     assert image_set.transmitted_light == 'DIC'
     assert set(image_set.images) == {ImageKey(z, 'DIC') for z in range(12)} | {
       ImageKey(MAXPROJECT, channel) for channel in channels
@@ -185,7 +185,7 @@ def test_extension_in_capitals(tmp_path):
   for path in list(tmp_path.iterdir()):
     path.rename(path.with_suffix('.PNG'))
   (field,) = image_io.find_image_sets(tmp_path)
-  assert field.read().num_depths == 3
+  assert field.read().num_depths() == 3
 
 
 def test_masks_and_predictions_are_skipped_with_a_line(tmp_path, logged):
@@ -193,7 +193,7 @@ def test_masks_and_predictions_are_skipped_with_a_line(tmp_path, logged):
   (expected,) = image_io.find_image_sets(tmp_path)
   for z in (0, 1):
     (tmp_path / testing.image_name('A4', z, 'PHASE_CONTRAST', is_mask=True)).write_text('')
-  (tmp_path / image_io.prediction_name(name, 'DAPI_CONFOCAL', 'MEDIAN')).write_text('')
+  (tmp_path / image_names.prediction_name(name, 'DAPI_CONFOCAL', 'MEDIAN')).write_text('')
   assert image_io.find_image_sets(tmp_path) == [expected]
   assert logged == [f"'{tmp_path}': skipping masks (2), predictions (1)."]
 
@@ -207,20 +207,34 @@ def test_unknown_channels_are_ignored_with_a_line(tmp_path, logged):
     (tmp_path / testing.image_name('A4', z, 'DAPI_CONFOCAL')).write_text('')
   (found,) = image_io.find_image_sets(tmp_path)
   assert (found.name, found.paths) == (expected.name, expected.paths)
-  # Nobody takes the others for labels of this network.
-  assert (found.unknown_targets, expected.unknown_targets) == (('GFP',), ())
   assert logged == [
     f"'{tmp_path}': ignoring what is neither input nor target: DAPI_CONFOCAL at single z, GFP at z"
     ' MAXPROJECT, NEURITE_CONFOCAL at z MAXPROJECT, PHASE_CONTRAST at z MAXPROJECT.'
   ]
 
 
-def test_unknown_targets_are_their_fields_own(tmp_path):
+def test_other_targets_are_their_fields_own(tmp_path):
   testing.write_image_set(tmp_path, wells=('A4', 'B2'))
   for channel in ('RFP', 'GFP'):
     (tmp_path / testing.image_name('B2', MAXPROJECT, channel)).write_text('')
-  found = image_io.find_image_sets(tmp_path)
-  assert [field.unknown_targets for field in found] == [(), ('GFP', 'RFP')]
+  channels = ('TRANSMISSION',), TARGET_CHANNELS
+  found = [field.other_targets(*channels) for field in image_io.find_png_fields(tmp_path)]
+  assert found == [(), ('GFP', 'RFP')]
+
+
+def test_network_s_own_channels_are_selected(tmp_path):
+  testing.write_image_set(tmp_path, transmitted_light='DIC', channels=('GFP', 'RFP'), depths=2)
+  (field,) = image_io.find_png_fields(tmp_path)
+  selected = field.select(('DIC',), ('RFP', 'YFP'))
+  assert list(selected.sources) == [
+    ImageKey(0, 'DIC'),
+    ImageKey(1, 'DIC'),
+    ImageKey(MAXPROJECT, 'RFP'),
+  ]
+  assert field.other_targets(('DIC',), ('RFP',)) == ('GFP',)
+  message = _error(field.select, ('POLARIZATION',), ())
+  assert 'has no image of POLARIZATION' in message
+  assert message.endswith('; it has DIC, GFP, RFP')
 
 
 @pytest.mark.parametrize('dtype', [np.uint8, np.uint16])
@@ -250,7 +264,7 @@ def test_folder_without_png(tmp_path):
 
 
 def test_folder_of_masks_and_predictions_only(tmp_path):
-  (tmp_path / image_io.prediction_name('well-A4', 'DAPI_CONFOCAL', 'MEDIAN')).write_text('')
+  (tmp_path / image_names.prediction_name('well-A4', 'DAPI_CONFOCAL', 'MEDIAN')).write_text('')
   (tmp_path / testing.image_name('A4', 0, 'DIC', is_mask=True)).write_text('')
   assert _error(image_io.find_image_sets, tmp_path).startswith(
     f"'{tmp_path}' has no images in it, only masks (1) and predictions (1); expected"
@@ -280,7 +294,7 @@ def test_no_transmitted_light(tmp_path):
   assert message.startswith(
     f"'{tmp_path}': field of view '{name}' has no transmitted-light image; expected"
   )
-  assert all(channel in message for channel in experiment.TRANSMITTED_LIGHT_CHANNELS)
+  assert all(channel in message for channel in TRANSMITTED_LIGHT_CHANNELS)
 
 
 def test_two_kinds_of_transmitted_light(tmp_path):
@@ -334,7 +348,7 @@ def test_real_sample():
   (field,) = image_io.find_image_sets(folder)
   image_set = field.read()
   assert image_set.name == _SAMPLE
-  assert (image_set.size, image_set.num_depths) == ((1024, 704), 13)
+  assert (image_set.size, image_set.num_depths()) == ((1024, 704), 13)
   assert image_set.transmitted_light == 'PHASE_CONTRAST'
   targets = {key.channel for key in image_set.images if key.z == MAXPROJECT}
   assert targets == {'DAPI_CONFOCAL', 'MAP2_CONFOCAL', 'NFH_CONFOCAL'}

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from isl import launch, png_io, random_checkpoint, testing, watching
-from isl.experiment import MAXPROJECT, ImageKey
+from isl.stack import MAXPROJECT, ImageKey
 from isl.testing import InferRun
 
 _SIZE = testing.InferSetting.size
@@ -33,7 +33,12 @@ def test_panel_asked_for(setting, panel):
 
 def test_no_statistics_and_no_panels_leave_the_metrics(setting):
   run = setting.run('--infer_statistics=', '--infer_panels=')
-  assert testing.files_in(run.folder) == {'metrics.csv', 'run.json'}
+  assert {'metrics.csv', 'run.json', 'field.json'} <= testing.files_in(run.folder)
+  assert not [
+    name
+    for name in testing.files_in(run.folder)
+    if 'panel' in name or ('predict' in name and 'thumb' not in name)
+  ]
   assert len(run.metrics) == 4
 
 
@@ -66,7 +71,7 @@ def test_several_fields_of_view(setting):
     assert {name.split('/')[0] for name in record['files']} == {field}
     assert f'{field}/target_error_panel.png' in record['files']
     files |= set(record['files'])
-  assert testing.files_in(run.folder) == files | {'metrics.csv', 'run.json'}
+  assert testing.files_in(run.folder) == files | set(run.record['tables'])
   scored = [(row['field'], row['channel']) for row in run.metrics]
   labels = ('DAPI_CONFOCAL', 'MAP2_CONFOCAL')
   assert scored == [(field, label) for field in sorted(fields[:2]) for label in labels]

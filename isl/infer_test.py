@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import platform
 
@@ -11,22 +12,18 @@ import pytest
 import tensorflow.compat.v1 as tf
 
 import isl
-from isl import data_provider, image_io, launch, png_io, random_checkpoint, testing
+from isl import data_provider, image_io, launch, metrics, png_io, random_checkpoint, testing
 from isl.checkpoints import Checkpoint
-from isl.controller import Labeler
-from isl.experiment import (
-  MAXPROJECT,
-  PREDICTION_STATISTICS,
-  TARGET_CHANNELS,
-  Statistic,
-  target_stack,
-)
+from isl.controller import HeadGroup, Labeler
+from isl.stack import MAXPROJECT, TARGET_CHANNELS, target_stack
+from isl.statistic import PICTURE_STATISTICS, Statistic
 
 _SIZE = testing.InferSetting.size
 _CHANNELS = testing.InferSetting.channels
+_COMPUTED = tuple(dict.fromkeys((*PICTURE_STATISTICS, *metrics.NEEDED)))
 _BY_EQUAL_PIXELS = ('MODE', 'MEDIAN')
 
-_ALL_STATISTICS = f'--infer_statistics={",".join(s.name for s in PREDICTION_STATISTICS)}'
+_ALL_STATISTICS = f'--infer_statistics={",".join(s.name for s in PICTURE_STATISTICS)}'
 
 
 @pytest.fixture(scope='module')
@@ -56,14 +53,13 @@ def labeled(setting):
   labeler = Labeler(
     plan,
     checkpoint,
-    heads=target_stack().keys,
-    statistics=tuple(Statistic),
+    groups=[HeadGroup(heads=target_stack().keys, statistics=_COMPUTED)],
     batch=1,
     blocks=(_SIZE[0] // 8, _SIZE[1] // 8),
   )
   crop = data_provider.input_crop(image_set, checkpoint.describe().inputs, rows, columns)
   labels = np.rint(truth * 255).astype(np.uint8).transpose(2, 0, 1)
-  outputs = labeler(crop[np.newaxis], labels[:, np.newaxis])
+  (outputs,) = labeler(crop[np.newaxis], [labels[:, np.newaxis]])
   labeler.close()
   return {statistic: values[:, 0] for statistic, values in outputs.items()}
 
@@ -72,7 +68,7 @@ def _assert_same_predictions(field, run, other, size=_SIZE, channels=TARGET_CHAN
   """In the part of `size` at the top left."""
   rows, columns = size
   for channel in channels:
-    for statistic in PREDICTION_STATISTICS:
+    for statistic in PICTURE_STATISTICS:
       a, b = (
         r.prediction(field, channel, statistic.name)[:rows, :columns].astype(int)
         for r in (run, other)
@@ -86,7 +82,7 @@ def _assert_same_predictions(field, run, other, size=_SIZE, channels=TARGET_CHAN
 
 def test_predictions_are_the_networks(setting, whole, labeled):
   for i, channel in enumerate(TARGET_CHANNELS):
-    for statistic in PREDICTION_STATISTICS:
+    for statistic in PICTURE_STATISTICS:
       image = whole.prediction(setting.field, channel, statistic.name)
       assert image.dtype == np.uint16
       assert image.shape == _SIZE
@@ -102,12 +98,17 @@ def test_predictions_are_the_networks(setting, whole, labeled):
 def test_every_file_is_on_record_and_no_other_is_there(setting, whole):
   name = f'predictions/{setting.field},depth_computation,value-MAXPROJECT,channel,value-{{}}'
   name += ',statistic,value-{},kind,value-PREDICTED.png'
-  predictions = {name.format(c, s.name) for c in TARGET_CHANNELS for s in PREDICTION_STATISTICS}
+  predictions = {name.format(c, s.name) for c in TARGET_CHANNELS for s in PICTURE_STATISTICS}
   panels = {'target_error_panel.png', 'input_error_panel.png'}
+  thumbnails = {f'thumbnails/{c}_prediction.jpg' for c in TARGET_CHANNELS}
+  thumbnails |= {'thumbnails/input.jpg'}
+  for channel in (*_CHANNELS, 'NEURITE_CONFOCAL'):
+    thumbnails |= {f'thumbnails/{channel}_{what}.jpg' for what in ('truth', 'error')}
+    thumbnails |= {f'reliability_{channel}.png'}
   (record,) = whole.record['fields']
-  assert sorted(record['files']) == sorted(predictions | panels)
-  assert whole.record['tables'] == ['metrics.csv', 'run.json']
-  assert testing.files_in(whole.folder) == predictions | panels | set(whole.record['tables'])
+  assert sorted(record['files']) == sorted(predictions | panels | thumbnails | {'field.json'})
+  assert whole.record['tables'] == ['metrics.csv', 'metrics.json', 'run.json', 'report.html']
+  assert testing.files_in(whole.folder) == set(record['files']) | set(whole.record['tables'])
   assert testing.files_in(whole.folder.parents[1]) == {
     f'eval_eval_infer/00001000/{path}' for path in testing.files_in(whole.folder)
   }
@@ -127,7 +128,7 @@ def test_run_is_on_record(setting, whole):
   }
   flags = record['flags']
   assert flags['restore_directory'] == str(setting.checkpoint)
-  assert flags['infer_statistics'] == [s.name for s in PREDICTION_STATISTICS]
+  assert flags['infer_statistics'] == [s.name for s in PICTURE_STATISTICS]
   assert flags['infer_simplify_error_panels'] is False
   assert flags['stitch_crop_size'] == 500
   (field,) = record['fields']
@@ -152,7 +153,7 @@ def _truth(setting, run, channel, images=None):
 
 
 def test_metrics_are_those_of_the_files(setting, whole, labeled):
-  columns = ['field', 'channel', 'pixels', 'pearson_r', 'mae', 'rmse', 'cross_entropy']
+  columns = ['field', 'channel', *(field.name for field in dataclasses.fields(metrics.Scores))]
   with (whole.folder / 'metrics.csv').open() as stream:
     assert stream.readline().strip().split(',') == columns
   with_truth = [c for c in TARGET_CHANNELS if c in (*_CHANNELS, 'NEURITE_CONFOCAL')]
@@ -164,7 +165,7 @@ def test_metrics_are_those_of_the_files(setting, whole, labeled):
     median = whole.prediction(setting.field, channel) / 65535
     cross_entropy = labeled[Statistic.CROSS_ENTROPY][TARGET_CHANNELS.index(channel)]
     assert int(row['pixels']) == math.prod(_SIZE)
-    found = [float(row[name]) for name in columns[3:]]
+    found = [float(row[name]) for name in ('pearson_r', 'mae', 'rmse', 'cross_entropy')]
     expected = [
       np.corrcoef(median.ravel(), truth.ravel())[0, 1],
       np.abs(median - truth).mean(),

@@ -12,8 +12,9 @@ import pytest
 from absl import flags
 from absl.testing import flagsaver
 
-from isl import launch, random_checkpoint, testing
-from isl.experiment import InferMethod, Metric, Mode, Panel, Statistic
+from isl import command_line, launch, random_checkpoint, testing
+from isl.experiment import InferMethod, Metric, Mode, Panel
+from isl.statistic import Statistic
 
 _DEFAULTS = {
   'mode': 'TRAIN',
@@ -83,7 +84,7 @@ def _run(*arguments):
 def _experiment(*arguments):
   with flagsaver.flagsaver():
     flags.FLAGS(['isl-launch', *arguments])
-    return launch.make_experiment()
+    return command_line.make_experiment()
 
 
 def _own_flags():

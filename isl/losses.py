@@ -11,7 +11,8 @@ from collections.abc import Callable
 
 import tensorflow.compat.v1 as tf
 
-from isl.experiment import NUM_CLASSES, Loss
+from isl.experiment import Loss
+from isl.statistic import NUM_CLASSES
 
 
 def cross_entropy(logits: tf.Tensor, classes: tf.Tensor) -> tf.Tensor:

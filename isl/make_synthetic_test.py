@@ -11,8 +11,8 @@ import sys
 import numpy as np
 import pytest
 
-from isl import experiment, image_io, png_io, random_field
-from isl.experiment import ImageKey
+from isl import image_io, png_io, random_field
+from isl.stack import MAXPROJECT, ImageKey
 
 DATA_SAMPLE = pathlib.Path(__file__).resolve().parents[1] / 'data_sample'
 LABELS = ('DAPI_CONFOCAL', 'MAP2_CONFOCAL', 'NFH_CONFOCAL')
@@ -168,8 +168,8 @@ def test_names_are_the_samples_and_a_field_has_13_depths_and_3_labels(folder):
     image_set = field.read()
     assert image_set.size == (96, 128)
     assert image_set.transmitted_light == 'PHASE_CONTRAST'
-    assert image_set.num_depths == 13
-    labels = {key.channel for key in image_set.images if key.z == experiment.MAXPROJECT}
+    assert image_set.num_depths() == 13
+    labels = {key.channel for key in image_set.images if key.z == MAXPROJECT}
     assert labels == set(LABELS)
 
 
@@ -196,13 +196,13 @@ def test_bits_are_of_the_same_intensities(folder, tmp_path):
 @pytest.mark.parametrize('transmitted_light', ['PHASE_CONTRAST', 'DIC', 'BRIGHTFIELD'])
 def test_intensities_are_hardly_clipped(transmitted_light):
   images = make_synthetic.simulate(np.random.default_rng(3), 128, 128, transmitted_light)
-  assert [z for z, _ in images] == [*range(13), *[experiment.MAXPROJECT] * 3]
+  assert [z for z, _ in images] == [*range(13), *[MAXPROJECT] * 3]
   stack = np.stack([images[z, transmitted_light] for z in range(13)])
   assert stack.min() >= 0 and stack.max() <= 1
   assert np.mean((stack == 0) | (stack == 1)) < 0.005
   assert abs(stack.mean() - 0.5) < 0.03 and stack.std() > 0.02
   for channel in LABELS:
-    label = images[experiment.MAXPROJECT, channel]
+    label = images[MAXPROJECT, channel]
     assert label.min() >= 0 and label.max() < 1
     assert label.max() > 0.5 and np.median(label) < 0.5
 

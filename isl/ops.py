@@ -8,9 +8,9 @@ from collections.abc import Sequence
 import tensorflow.compat.v1 as tf
 
 from isl import losses
-from isl.experiment import NUM_CLASSES, Statistic
+from isl.statistic import NUM_CLASSES, AnyStatistic, Quantile, Statistic
 
-# The median's search looks at groups of this many classes first.
+# The search for a quantile looks at groups of this many classes first.
 _GROUP = math.isqrt(NUM_CLASSES)
 
 
@@ -48,20 +48,34 @@ def class_of(values: tf.Tensor) -> tf.Tensor:
   return tf.cast(tf.round(values * (NUM_CLASSES - 1)), tf.int32)
 
 
-def _median_class(p: tf.Tensor) -> tf.Tensor:
-  """#(cumulative p < 0.5) for `p` [pixel, class], int32 [pixel].
+class _Cumulative:
+  """The cumulative sums of `p` [pixel, class], as far as they are needed.
 
   A cumulative sum over all classes takes three times as long as looking first at the sums of
-  groups of 16 classes and then into the one group in which the sum reaches one half.
+  groups of 16 classes and then into the one group that matters.
   """
-  groups = tf.reshape(p, [-1, _GROUP, _GROUP])
-  sums = tf.reduce_sum(groups, axis=-1)
-  cumulative = tf.cumsum(sums, axis=-1)
-  # Rounding may keep the last sum just below one half of a total that should be 1.
-  group = tf.minimum(_count(cumulative < 0.5), _GROUP - 1)
-  before = tf.gather(cumulative - sums, group, batch_dims=1)
-  inside = tf.cumsum(tf.gather(groups, group, batch_dims=1), axis=-1) + before[:, tf.newaxis]
-  return tf.minimum(group * _GROUP + _count(inside < 0.5), NUM_CLASSES - 1)
+
+  def __init__(self, p: tf.Tensor):
+    self._groups = tf.reshape(p, [-1, _GROUP, _GROUP])
+    sums = tf.reduce_sum(self._groups, axis=-1)
+    self._up_to = tf.cumsum(sums, axis=-1)
+    self._before = self._up_to - sums
+
+  def quantile_class(self, share: float) -> tf.Tensor:
+    """#(cumulative p < share), int32 [pixel]."""
+    # Rounding may keep the last sum just below a share of a total that should be 1.
+    group = tf.minimum(_count(self._up_to < share), _GROUP - 1)
+    inside = self._inside(group)
+    return tf.minimum(group * _GROUP + _count(inside < share), NUM_CLASSES - 1)
+
+  def at(self, classes: tf.Tensor) -> tf.Tensor:
+    """The sum up to a class and with it, float32 [pixel]; `classes` is int32 [pixel]."""
+    return tf.gather(self._inside(classes // _GROUP), classes % _GROUP, batch_dims=1)
+
+  def _inside(self, group: tf.Tensor) -> tf.Tensor:
+    """The cumulative sums in one group of each pixel, float32 [pixel, 16]."""
+    before = tf.gather(self._before, group, batch_dims=1)
+    return tf.cumsum(tf.gather(self._groups, group, batch_dims=1), axis=-1) + before[:, tf.newaxis]
 
 
 def _count(condition: tf.Tensor) -> tf.Tensor:
@@ -69,25 +83,29 @@ def _count(condition: tf.Tensor) -> tf.Tensor:
 
 
 def distribution_statistics(
-  logits: tf.Tensor, labels: tf.Tensor, statistics: Sequence[Statistic]
+  logits: tf.Tensor, labels: tf.Tensor, statistics: Sequence[AnyStatistic]
 ) -> list[tf.Tensor]:
   """Statistics of each pixel's distribution p = softmax(logits), class k having k / (K - 1).
 
   Args:
     logits: float32 [pixel, class].
     labels: int32 [pixel], the true class (any class where the truth is unknown); only
-      Statistic.CROSS_ENTROPY and RANKED_PROBABILITY_SCORE read it.
-    statistics: which.
+      Statistic.CROSS_ENTROPY, RANKED_PROBABILITY_SCORE, PROBABILITY_BELOW and PROBABILITY_UP_TO
+      read it.
+    statistics: which; all but DISTRIBUTION, which is `distribution`.
 
   Returns:
     One float32 [pixel] for each of `statistics`: with K = 256
-    MODE argmax(p) / (K - 1); MEDIAN #(cumulative p < 0.5) / (K - 1); MEAN; STANDARD_DEVIATION;
-    PROBABILITY_NONZERO 1 - p[0]; ENTROPY -sum p ln(p + 1e-7) / ln K; CROSS_ENTROPY -ln p[label] /
-    ln K, not clipped; RANKED_PROBABILITY_SCORE as in losses.py.
+    MODE argmax(p) / (K - 1); QUANTILE_q #(cumulative p < q / 100) / (K - 1), MEDIAN being
+    QUANTILE_50; MEAN; STANDARD_DEVIATION; PROBABILITY_NONZERO 1 - p[0]; ENTROPY
+    -sum p ln(p + 1e-7) / ln K; CROSS_ENTROPY -ln p[label] / ln K, not clipped;
+    RANKED_PROBABILITY_SCORE as in losses.py; PROBABILITY_BELOW and PROBABILITY_UP_TO the sums of p
+    over classes below the label, and below or equal to it; MODE_PROBABILITY max p.
   """
   p = tf.nn.softmax(logits)
   values = _from_reciprocal(tf.range(NUM_CLASSES))
   mean = tf.linalg.matvec(p, values)
+  cumulative = _Cumulative(p)
 
   def standard_deviation() -> tf.Tensor:
     # Around the mean, since E[x^2] - E[x]^2 would cancel for a narrow distribution.
@@ -101,7 +119,7 @@ def distribution_statistics(
 
   makers = {
     Statistic.MODE: lambda: _from_reciprocal(tf.argmax(p, axis=-1, output_type=tf.int32)),
-    Statistic.MEDIAN: lambda: _from_reciprocal(_median_class(p)),
+    Statistic.MEDIAN: lambda: _from_reciprocal(cumulative.quantile_class(0.5)),
     Statistic.MEAN: lambda: mean,
     Statistic.STANDARD_DEVIATION: standard_deviation,
     Statistic.PROBABILITY_NONZERO: lambda: 1 - p[:, 0],
@@ -110,5 +128,16 @@ def distribution_statistics(
     ),
     Statistic.CROSS_ENTROPY: cross_entropy,
     Statistic.RANKED_PROBABILITY_SCORE: lambda: losses.ranked_probability_score(logits, labels),
+    # Rounding may leave less than nothing.
+    Statistic.PROBABILITY_BELOW: lambda: tf.nn.relu(
+      cumulative.at(labels) - tf.gather(p, labels, batch_dims=1)
+    ),
+    Statistic.PROBABILITY_UP_TO: lambda: cumulative.at(labels),
+    Statistic.MODE_PROBABILITY: lambda: tf.reduce_max(p, axis=-1),
   }
-  return [makers[statistic]() for statistic in statistics]
+  return [
+    _from_reciprocal(cumulative.quantile_class(statistic.percent / 100))
+    if isinstance(statistic, Quantile)
+    else makers[statistic]()
+    for statistic in statistics
+  ]

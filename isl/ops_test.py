@@ -7,9 +7,11 @@ import pytest
 import tensorflow.compat.v1 as tf
 
 from isl import ops
-from isl.experiment import NUM_CLASSES, Statistic
+from isl.statistic import NUM_CLASSES, Quantile, Statistic, is_class
 
 _LAST = NUM_CLASSES - 1
+_QUANTILES = tuple(map(Quantile, (0.5, 2.5, 25, 50, 75, 97.5, 99.9)))
+_STATISTICS = (*(s for s in Statistic if s is not Statistic.DISTRIBUTION), *_QUANTILES)
 
 
 def _run(make, *arrays):
@@ -21,11 +23,11 @@ def _run(make, *arrays):
 def _statistics(logits, labels=None) -> dict[Statistic, np.ndarray]:
   labels = np.zeros(len(logits), np.int32) if labels is None else np.asarray(labels, np.int32)
   values = _run(
-    lambda scores, truth: ops.distribution_statistics(scores, truth, list(Statistic)),
+    lambda scores, truth: ops.distribution_statistics(scores, truth, _STATISTICS),
     np.asarray(logits, np.float32),
     labels,
   )
-  return dict(zip(Statistic, values, strict=True))
+  return dict(zip(_STATISTICS, values, strict=True))
 
 
 def _log_softmax(logits):
@@ -40,8 +42,11 @@ def _expected(logits, labels) -> dict[Statistic, np.ndarray]:
   values = np.arange(NUM_CLASSES) / _LAST
   mean = p @ values
   cross_entropy = -log_p[np.arange(len(p)), labels] / math.log(NUM_CLASSES)
-  step = np.arange(NUM_CLASSES) >= np.asarray(labels)[:, np.newaxis]
-  return {
+  classes = np.arange(NUM_CLASSES)
+  labels = np.asarray(labels)[:, np.newaxis]
+  step = classes >= labels
+  quantiles = {q: (p.cumsum(axis=-1) < q.percent / 100).sum(axis=-1) / _LAST for q in _QUANTILES}
+  return quantiles | {
     Statistic.MODE: p.argmax(axis=-1) / _LAST,
     # Rounding may make the last sum a little less than 1, but never less than one half.
     Statistic.MEDIAN: (p.cumsum(axis=-1) < 0.5).sum(axis=-1) / _LAST,
@@ -51,6 +56,9 @@ def _expected(logits, labels) -> dict[Statistic, np.ndarray]:
     Statistic.ENTROPY: -(p * np.log(p + 1e-7)).sum(axis=-1) / math.log(NUM_CLASSES),
     Statistic.CROSS_ENTROPY: cross_entropy,
     Statistic.RANKED_PROBABILITY_SCORE: ((p.cumsum(axis=-1) - step) ** 2).sum(axis=-1) / _LAST,
+    Statistic.PROBABILITY_BELOW: (p * (classes < labels)).sum(axis=-1),
+    Statistic.PROBABILITY_UP_TO: (p * (classes <= labels)).sum(axis=-1),
+    Statistic.MODE_PROBABILITY: p.max(axis=-1),
   }
 
 
@@ -84,10 +92,10 @@ def test_statistics_are_the_formulas(logits, labels):
   found, expected = _statistics(logits, labels), _expected(logits.astype(np.float32), labels)
   for statistic, values in found.items():
     assert np.isfinite(values).all(), statistic
-    if statistic in (Statistic.MODE, Statistic.MEDIAN):
-      # Sums that are one half but for rounding.
+    if is_class(statistic):
+      # Sums that are the share but for rounding.
       equal = np.abs(values - expected[statistic]) < 1e-6
-      assert equal.mean() >= 0.999, statistic
+      assert equal.mean() >= 0.998, statistic
     else:
       np.testing.assert_allclose(
         values, expected[statistic], rtol=1e-5, atol=1e-5, err_msg=statistic
@@ -149,6 +157,17 @@ def test_median_of_any_two_masses():
   logits[np.arange(2000), first] = 1
   logits[np.arange(2000), second] = 0
   np.testing.assert_allclose(_statistics(logits)[Statistic.MEDIAN], first / _LAST, atol=1e-7)
+
+
+def test_quantile_50_is_the_median():
+  found = _statistics(_smooth()[0])
+  np.testing.assert_array_equal(found[Quantile(50)], found[Statistic.MEDIAN])
+
+
+def test_quantiles_rise_with_their_percentage():
+  found = _statistics(_random(3)[0])
+  values = np.stack([found[q] for q in _QUANTILES])
+  assert (np.diff(values, axis=0) >= 0).all()
 
 
 def test_statistics_are_within_their_bounds():

@@ -19,8 +19,8 @@ import tensorflow.compat.v1 as tf
 
 from isl import files
 from isl.checkpoints import Checkpoint, last_part, step_in_name
-from isl.experiment import ImageKey
 from isl.models.plan import NetworkPlan, variable_shapes
+from isl.stack import ImageKey
 
 Shape = tuple[int, ...]
 

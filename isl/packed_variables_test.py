@@ -11,10 +11,10 @@ import pytest
 import tensorflow.compat.v1 as tf
 
 from isl import checkpoints, packed_variables, testing
-from isl.experiment import input_stack, target_stack
 from isl.models.networks import NETWORKS
 from isl.models.plan import make_plan, variable_shapes
 from isl.packed_variables import Packing
+from isl.stack import input_stack, target_stack
 
 _SHAPES = {'b': (2, 3), 'a': (4,), 'scalar': (), 'c': (1, 2, 2, 1)}
 _HEADS = (*input_stack(2).keys, *target_stack().keys[:2])

@@ -14,11 +14,11 @@ _SECONDS_BETWEEN_LINES = 5.0
 class Progress:
   """Counts what is done of a known number of things, as a context manager."""
 
-  def __init__(self, title: str, total: int, unit: str):
+  def __init__(self, title: str | None, total: int, unit: str):
     """Starts the clock.
 
     Args:
-      title: what is being done.
+      title: what is being done; None: nothing is shown.
       total: how many things there are to do.
       unit: what these are called.
     """
@@ -28,7 +28,9 @@ class Progress:
     self._done = 0
     self._start = self._said = time.monotonic()
     # None: shown on a terminal only.
-    self._bar = tqdm.tqdm(desc=title, total=total, unit=unit, disable=None, dynamic_ncols=True)
+    self._bar = tqdm.tqdm(
+      desc=title, total=total, unit=unit, disable=None if title else True, dynamic_ncols=True
+    )
 
   def __enter__(self) -> Progress:
     return self
@@ -46,8 +48,10 @@ class Progress:
     self._done += done
     self._bar.update(done)
     now = time.monotonic()
-    if self._bar.disable and (
-      now - self._said >= _SECONDS_BETWEEN_LINES or self._done == self._total
+    if (
+      self._title
+      and self._bar.disable
+      and (now - self._said >= _SECONDS_BETWEEN_LINES or self._done == self._total)
     ):
       self._said = now
       elapsed = now - self._start

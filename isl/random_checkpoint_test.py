@@ -1,13 +1,15 @@
 """Tests of random_checkpoint.py."""
 
+import sys
+
 import numpy as np
 import pytest
 import tensorflow.compat.v1 as tf
 
-from isl import random_checkpoint
+from isl import channels_file, random_checkpoint
 from isl.checkpoints import Checkpoint, find_newest
-from isl.experiment import MAXPROJECT, TARGET_CHANNELS, ImageKey
 from isl.models.plan import variable_shapes
+from isl.stack import TARGET_CHANNELS, TRANSMISSION
 
 
 def _values(prefix) -> dict[str, np.ndarray]:
@@ -53,7 +55,7 @@ def test_describe_gives_back_what_was_asked(tmp_path, model, base_depth, num_z_v
     model=model,
     base_depth=base_depth,
     num_z_values=num_z_values,
-    target_keys=[ImageKey(MAXPROJECT, channel) for channel in channels],
+    target_channels=channels,
     global_step=123,
   )
   assert find_newest(prefix.parent) == prefix
@@ -62,11 +64,28 @@ def test_describe_gives_back_what_was_asked(tmp_path, model, base_depth, num_z_v
   assert base_depth in held.base_depths
   assert len(held.inputs.z_values) == num_z_values
   assert held.targets.channels == channels
+  assert held.inputs.channels == (TRANSMISSION,)
   assert held.global_step == 123
 
 
 def test_every_target_by_default(tmp_path):
   assert Checkpoint(_written(tmp_path)).describe().targets.channels == TARGET_CHANNELS
+  assert channels_file.read(tmp_path) is None
+
+
+def test_command_line_with_channels(tmp_path, monkeypatch, capsys):
+  channels = ['--target_channels', 'RFP,GFP', '--input_channels', 'TRANSMISSION,POLARIZATION']
+  network = ['--model', 'FOVEA', '--base_depth', '4', '--num_z_values', '1']
+  arguments = ['random_checkpoint', '--directory', str(tmp_path), *network, *channels]
+  monkeypatch.setattr(sys, 'argv', arguments)
+  random_checkpoint.main()
+  held = Checkpoint(capsys.readouterr().out.strip()).describe()
+  assert [str(key) for key in held.heads] == [
+    '0.0/POLARIZATION',
+    '0.0/TRANSMISSION',
+    'MAXPROJECT/RFP',
+    'MAXPROJECT/GFP',
+  ]
 
 
 @pytest.mark.parametrize(

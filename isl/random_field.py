@@ -1,6 +1,6 @@
 """Fields of view of smooth random content: for tests, and to try a command line without data.
 
-    python -m isl.random_field --directory images --rows 512 --columns 512
+    python -m isl.random_field --directory images --rows 512 --columns 512 --target_channels GFP
 
 Their files are named as a microscope's, in either dialect. What they show means nothing.
 """
@@ -14,10 +14,13 @@ from collections.abc import Sequence
 import cv2
 import numpy as np
 
-from isl import experiment, png_io
+from isl import png_io
+from isl.stack import MAXPROJECT
 
 SAMPLE = 'sample'
 PUBLISHED = 'published'
+
+_CHANNELS = ('DAPI_CONFOCAL', 'MAP2_CONFOCAL', 'NFH_CONFOCAL')
 
 # What names begin with.
 _LAB = {
@@ -39,9 +42,9 @@ def image_name(
   """The file name of an image: of depth `z`, or with z MAXPROJECT."""
   mask = f'is_mask-{"true" if is_mask else "false"}'
   if dialect == SAMPLE:
-    depth = f'depth_computation-{z}' if z == experiment.MAXPROJECT else f'z_depth-{z}'
+    depth = f'depth_computation-{z}' if z == MAXPROJECT else f'z_depth-{z}'
     return f'{field_name(well, dialect)},{depth},channel-{channel},{mask}.png'
-  depth = f'depth_computation,value-{z}' if z == experiment.MAXPROJECT else f'z_depth,value-{z}'
+  depth = f'depth_computation,value-{z}' if z == MAXPROJECT else f'z_depth,value-{z}'
   return (
     f'{field_name(well, dialect)},{depth},channel,value-{channel},{mask},kind,value-ORIGINAL.png'
   )
@@ -54,7 +57,8 @@ def write_image_set(
   columns: int = 30,
   depths: int = 3,
   transmitted_light: str = 'PHASE_CONTRAST',
-  channels: Sequence[str] = ('DAPI_CONFOCAL', 'MAP2_CONFOCAL', 'NFH_CONFOCAL'),
+  further_inputs: Sequence[str] = (),
+  channels: Sequence[str] = _CHANNELS,
   wells: Sequence[str] = ('A4',),
   dialect: str = SAMPLE,
   bits: int = 16,
@@ -68,6 +72,7 @@ def write_image_set(
     columns: of each image, in pixels.
     depths: transmitted-light images; these change smoothly with z.
     transmitted_light: their channel.
+    further_inputs: channels of other z-stacks, with as many depths. All else is as without them.
     channels: target channels, at z MAXPROJECT.
     wells: a field of view for each.
     dialect: of the file names, SAMPLE or PUBLISHED.
@@ -78,21 +83,30 @@ def write_image_set(
     The names of the fields of view, in the order of `wells`.
   """
   directory.mkdir(parents=True, exist_ok=True)
+  dtype = {8: np.uint8, 16: np.uint16}[bits]
+
+  def write(well: str, z: int | str, channel: str, intensity: np.ndarray) -> None:
+    image = np.rint(intensity * (2**bits - 1)).astype(dtype)
+    png_io.write_png(directory / image_name(well, z, channel, dialect=dialect), image)
+
   for i, well in enumerate(wells):
     rng = np.random.default_rng([seed, i])
-    keys: list[tuple[int | str, str]] = [(z, transmitted_light) for z in range(depths)]
-    keys += [(experiment.MAXPROJECT, channel) for channel in channels]
-    near, far = _texture(rng, rows, columns), _texture(rng, rows, columns)
-    for z, channel in keys:
-      if z == experiment.MAXPROJECT:
-        # Squared for a dark background, as fluorescence has.
-        intensity = _texture(rng, rows, columns) ** 2
-      else:
-        share = int(z) / max(depths - 1, 1)
-        intensity = (1 - share) * near + share * far
-      image = np.rint(intensity * (2**bits - 1)).astype({8: np.uint8, 16: np.uint16}[bits])
-      png_io.write_png(directory / image_name(well, z, channel, dialect=dialect), image)
+    for z, image in enumerate(_z_stack(rng, depths, rows, columns)):
+      write(well, z, transmitted_light, image)
+    for channel in channels:
+      # Squared for a dark background, as fluorescence has.
+      write(well, MAXPROJECT, channel, _texture(rng, rows, columns) ** 2)
+    for channel in further_inputs:
+      for z, image in enumerate(_z_stack(rng, depths, rows, columns)):
+        write(well, z, channel, image)
   return [field_name(well, dialect) for well in wells]
+
+
+def _z_stack(rng: np.random.Generator, depths: int, rows: int, columns: int) -> list[np.ndarray]:
+  """Images that change smoothly with z, float32 [row, column] in [0, 1]."""
+  near, far = _texture(rng, rows, columns), _texture(rng, rows, columns)
+  shares = [z / max(depths - 1, 1) for z in range(depths)]
+  return [(1 - share) * near + share * far for share in shares]
 
 
 def _texture(rng: np.random.Generator, rows: int, columns: int) -> np.ndarray:
@@ -108,6 +122,12 @@ def main() -> None:
   parser.add_argument('--rows', type=int, default=512, help='of each image, in pixels')
   parser.add_argument('--columns', type=int, default=512, help='of each image, in pixels')
   parser.add_argument('--depths', type=int, default=13, help='transmitted-light images')
+  parser.add_argument(
+    '--target_channels', default=','.join(_CHANNELS), help='a comma list; %(default)s if left out'
+  )
+  parser.add_argument(
+    '--further_inputs', default='', help='z-stacks beside the transmitted light, a comma list'
+  )
   parser.add_argument('--seed', type=int, default=0, help='of the content')
   arguments = parser.parse_args()
   write_image_set(
@@ -115,6 +135,8 @@ def main() -> None:
     rows=arguments.rows,
     columns=arguments.columns,
     depths=arguments.depths,
+    channels=list(filter(None, arguments.target_channels.split(','))),
+    further_inputs=list(filter(None, arguments.further_inputs.split(','))),
     seed=arguments.seed,
   )
 

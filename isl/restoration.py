@@ -4,43 +4,33 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-import json
 import pathlib
 import re
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
 
 from absl import logging
 
-from isl import checkpoints, files
-from isl.checkpoints import Checkpoint, Description
+from isl import checkpoints, training_record
+from isl.checkpoints import Checkpoint
 from isl.experiment import (
   DEFAULT_BASE_DEPTH,
   DEFAULT_MODEL,
   DEFAULT_NUM_Z_VALUES,
   Experiment,
   Optimizer,
-  StackSpec,
-  input_stack,
-  target_stack,
 )
 from isl.models.networks import NETWORKS
 from isl.models.plan import NetworkPlan, make_plan, variable_shapes
+from isl.stack import TARGET_CHANNELS, TRANSMISSION, StackSpec, input_stack, target_stack
 
-_RECORD = 'run.json'
 _HEADS = 'head/'
-# What a resumed run must have in common with the one that it goes on with, beside the network.
-_BINDING_FLAGS = ('optimizer', 'loss', 'stretch_targets')
-# Without effect on it, and so refused unless it began like that; the other way round they are the
-# defaults.
-_RESTORING_FLAGS = ('restore_logits', 'restore_inputs')
-# What this module and train read of the record.
-_RECORDED = {'flags': dict, 'fresh': dict, 'starts': list}
 # The layers that read the z-stack, for --norestore_inputs.
 _FIRST_LAYERS = {
   'CONCORDANCE': ('Conv/',),
   'FOVEA': ('lower_scale_0_recursion_0/', *(f'downscale_{scale}_0/' for scale in range(1, 5))),
 }
+# What TensorFlow lets a part of a variable's name be.
+_CHANNEL_NAME = re.compile('[A-Za-z0-9_.-]+')
 # What TensorFlow calls an optimizer's state beside a variable.
 _SLOT = {Optimizer.ADAM: 'Adam', Optimizer.ADAGRAD: 'Adagrad', Optimizer.MOMENTUM: 'Momentum'}
 
@@ -57,6 +47,8 @@ class Start:
     resumes: whether that is the training's own, with the optimizer's state and the step.
     fresh: why a model variable does not start from the checkpoint, by its name. Of a resumed run:
       those that did not when the run began.
+    leaves_out_others: whether the labels were chosen by --target_channels, so that images of others
+      are no mistake.
   """
 
   plan: NetworkPlan
@@ -65,6 +57,7 @@ class Start:
   checkpoint: Checkpoint | None
   resumes: bool
   fresh: Mapping[str, str]
+  leaves_out_others: bool = False
 
 
 def find_start(experiment: Experiment) -> Start:
@@ -74,6 +67,14 @@ def find_start(experiment: Experiment) -> Start:
     ValueError: a checkpoint is damaged, or does not fit the flags; or BASE was trained with others.
     OSError: a folder cannot be read.
   """
+  for flag in ('input_channels', 'target_channels'):
+    _check_names(flag, getattr(experiment, flag) or ())
+  start = _find_start(experiment)
+  check_stretch_targets(experiment.stretch_targets, start.targets)
+  return start
+
+
+def _find_start(experiment: Experiment) -> Start:
   folder = experiment.train_directory
   if _has_begun(folder):
     return _resume(experiment, Checkpoint(checkpoints.find_newest(folder)))
@@ -82,10 +83,39 @@ def find_start(experiment: Experiment) -> Start:
   plan, inputs, targets = _network(experiment, None)
   logging.info('Training starts from random weights')
   shapes = variable_shapes(plan, inputs.keys + targets.keys)
-  fresh = {name: 'no checkpoint' for name, _ in shapes}
   return Start(
-    plan=plan, inputs=inputs, targets=targets, checkpoint=None, resumes=False, fresh=fresh
+    plan=plan,
+    inputs=inputs,
+    targets=targets,
+    checkpoint=None,
+    resumes=False,
+    fresh={name: 'no checkpoint' for name, _ in shapes},
+    leaves_out_others=experiment.target_channels is not None,
   )
+
+
+def _check_names(flag: str, names: Iterable[str]) -> None:
+  """Raises ValueError if a channel's name cannot be in a variable's."""
+  wrong = [repr(name) for name in names if not _CHANNEL_NAME.fullmatch(name)]
+  if wrong:
+    raise ValueError(
+      f"--{flag} has {', '.join(wrong)}; expected names of letters (A-Z, a-z), digits, '_', '.' and"
+      " '-'"
+    )
+
+
+def check_stretch_targets(stretch_targets: Sequence[str], targets: StackSpec) -> None:
+  """Compares --stretch_targets with the labels that a network predicts.
+
+  Raises:
+    ValueError: one is none of these.
+  """
+  unknown = [channel for channel in stretch_targets if channel not in targets.channels]
+  if unknown:
+    raise ValueError(
+      f'--stretch_targets has {", ".join(unknown)}, which the network does not predict; it predicts'
+      f' {", ".join(targets.channels)}'
+    )
 
 
 def _has_begun(folder: pathlib.Path) -> bool:
@@ -98,30 +128,32 @@ def _has_begun(folder: pathlib.Path) -> bool:
 def _network(
   experiment: Experiment, checkpoint: Checkpoint | None
 ) -> tuple[NetworkPlan, StackSpec, StackSpec]:
-  """The network: as the flags say, or the checkpoint, or as the published one was."""
+  """A new training's network: as flags say, or the checkpoint, or as the published one was."""
   model, base_depth, num_z_values = DEFAULT_MODEL, DEFAULT_BASE_DEPTH, DEFAULT_NUM_Z_VALUES
+  channels: tuple[str, ...] = (TRANSMISSION,)
+  targets: tuple[str, ...] = TARGET_CHANNELS
   if checkpoint is not None:
     held = checkpoint.describe()
     model, base_depth, num_z_values = held.model, held.base_depth, len(held.inputs.z_values)
-  num_z_values = experiment.num_z_values or num_z_values
-  plan = make_plan(
-    NETWORKS[experiment.model or model], experiment.base_depth or base_depth, num_z_values
+    channels = held.inputs.channels
+    # One with some of the original's labels, a bare copy say, is a beginning for all of them.
+    if not set(held.targets.channels) <= set(TARGET_CHANNELS):
+      targets = held.targets.channels
+  inputs = input_stack(
+    experiment.num_z_values or num_z_values, experiment.input_channels or channels
   )
-  return plan, input_stack(num_z_values), target_stack()
+  plan = make_plan(
+    NETWORKS[experiment.model or model], experiment.base_depth or base_depth, len(inputs.keys)
+  )
+  return plan, inputs, target_stack(experiment.target_channels or targets)
 
 
 def _resume(experiment: Experiment, checkpoint: Checkpoint) -> Start:
-  record = read_record(experiment.train_directory)
+  record = training_record.read_record(experiment.train_directory)
+  began = record.get('flags', {})
   held = checkpoint.describe()
-  _check_flags(experiment, record.get('flags', {}), held)
-  _check_origin(experiment, record)
-  plan, inputs, targets = _network(experiment, checkpoint)
-  differing = _differing(checkpoint, plan, inputs, targets, {})
-  if differing:
-    raise ValueError(
-      f'--base_directory has a training of another network: {checkpoints.shown(differing)} in'
-      f' {str(checkpoint.prefix)!r}; give another --base_directory'
-    )
+  training_record.check_flags(experiment, began, held)
+  training_record.check_origin(experiment, record)
   slot = _SLOT[experiment.training.optimizer]
   if not any(name.endswith(f'/{slot}') for name in checkpoint.shapes):
     raise ValueError(
@@ -132,77 +164,14 @@ def _resume(experiment: Experiment, checkpoint: Checkpoint) -> Start:
   _check_readable(checkpoint, checkpoint.shapes)
   logging.info('Resuming from %s, step %d', checkpoint.prefix, held.global_step)
   return Start(
-    plan=plan,
-    inputs=inputs,
-    targets=targets,
+    plan=held.plan(),
+    inputs=held.inputs,
+    targets=held.targets,
     checkpoint=checkpoint,
     resumes=True,
     fresh=record.get('fresh', {}),
+    leaves_out_others=bool(experiment.target_channels or began.get('target_channels')),
   )
-
-
-def _check_flags(experiment: Experiment, began: Mapping[str, Any], held: Description) -> None:
-  """Compares the flags with those of the run that began in this BASE.
-
-  Args:
-    experiment: the run now.
-    began: flags of the run then, where there is a record of them.
-    held: the network; the record may have flags that were left out for the checkpoint's.
-
-  Raises:
-    ValueError: one that must not change has.
-  """
-  now = dict(experiment.flags)
-  wanted = {name: now.get(name) for name in _BINDING_FLAGS} | {
-    'model': experiment.model,
-    'base_depth': experiment.base_depth,
-    'num_z_values': experiment.num_z_values,
-  }
-  # Several widths give the same network.
-  base_depths = (experiment.base_depth, began.get('base_depth'), held.base_depth)
-  trained = {name: began.get(name) for name in _BINDING_FLAGS} | {
-    'model': held.model,
-    'base_depth': next(depth for depth in base_depths if depth in held.base_depths),
-    'num_z_values': len(held.inputs.z_values),
-  }
-  for name in _RESTORING_FLAGS:
-    if not now.get(name, True):
-      wanted[name], trained[name] = False, began.get(name)
-  for name, value in wanted.items():
-    if None not in (value, trained[name]) and _in_order(value) != _in_order(trained[name]):
-      raise ValueError(
-        f'--base_directory {str(experiment.base_directory)!r} was trained with --{name}'
-        f' {_as_flag(trained[name])}, not {_as_flag(value)}; give that, or another'
-        ' --base_directory'
-      )
-  for name, value in changed_flags(experiment, {'flags': began}).items():
-    if name not in wanted:
-      logging.info('--%s is now %s; the training began with %s', name, value, began[name])
-
-
-def _check_origin(experiment: Experiment, record: Mapping[str, Any]) -> None:
-  """Compares --restore_directory with what the run in this BASE began with.
-
-  Raises:
-    ValueError: that was something else, which the flag cannot change any more.
-  """
-  folder = experiment.restore_directory
-  if folder is None or 'restored_from' not in record:
-    return
-  prefix = record['restored_from']
-  if prefix is None or pathlib.Path(str(prefix)).parent.resolve() != folder.resolve():
-    began = f'with {str(prefix)!r}' if prefix else 'with random weights'
-    raise ValueError(
-      f'--base_directory {str(experiment.base_directory)!r} has a training that began {began}, not'
-      f' with --restore_directory {str(folder)!r}; leave that out to go on with it, or give another'
-      ' --base_directory'
-    )
-
-
-def changed_flags(experiment: Experiment, record: Mapping[str, Any]) -> dict[str, Any]:
-  """The flags that have other values than when the recorded run began, with their values now."""
-  began = record.get('flags', {})
-  return {n: v for n, v in experiment.flags if n in began and v != began[n]}
 
 
 def check_stretched_as_trained(experiment: Experiment) -> None:
@@ -214,32 +183,14 @@ def check_stretched_as_trained(experiment: Experiment) -> None:
     ValueError: they differ, or the record is damaged.
   """
   folder = experiment.checkpoint_directory
-  trained = read_record(folder).get('flags', {}).get('stretch_targets')
-  now = list(experiment.stretch_targets)
-  if trained is not None and _in_order(trained) != _in_order(now):
+  trained = training_record.read_record(folder).get('flags', {}).get('stretch_targets')
+  now = experiment.stretch_targets
+  if trained is not None and training_record.in_order(trained) != training_record.in_order(now):
+    was = training_record.as_flag(trained)
     raise ValueError(
-      f'the network in {str(folder)!r} was trained with --stretch_targets={_as_flag(trained)} and'
-      f' predicts on that scale; give that, not {_as_flag(now)}'
+      f'the network in {str(folder)!r} was trained with --stretch_targets={was} and predicts on'
+      f' that scale; give that, not {training_record.as_flag(now)}'
     )
-
-
-def _in_order(value: Any) -> Any:
-  return sorted(value) if isinstance(value, list) else value
-
-
-def _as_flag(value: Any) -> str:
-  return (','.join(value) or 'empty') if isinstance(value, list) else str(value)
-
-
-def _given_flags(experiment: Experiment, checkpoint: Checkpoint) -> str:
-  held = checkpoint.describe()
-  return ' '.join(
-    checkpoint.needed_flags(
-      model=experiment.model or held.model,
-      base_depth=experiment.base_depth or held.base_depth,
-      num_z_values=experiment.num_z_values or len(held.inputs.z_values),
-    )
-  )
 
 
 def _restore(experiment: Experiment, checkpoint: Checkpoint) -> Start:
@@ -255,16 +206,7 @@ def _restore(experiment: Experiment, checkpoint: Checkpoint) -> Start:
       fresh[name] = '--norestore_inputs'
     elif name.startswith(_HEADS) and name not in checkpoint.shapes:
       fresh[name] = 'not in the checkpoint'
-  differing = _differing(checkpoint, plan, inputs, targets, fresh)
-  if differing:
-    needed = _given_flags(experiment, checkpoint)
-    if all(name.startswith(first_layers) for name, _, _ in differing):
-      needed += ', or --norestore_inputs to start the first layer fresh'
-    raise ValueError(
-      f'--restore_directory has another network: {checkpoints.shown(differing)} in'
-      f' {str(checkpoint.prefix)!r}; {len(shapes) - len(fresh) - len(differing):,} of'
-      f' {len(shapes):,} variables match; give {needed}'
-    )
+  _check_fits(experiment, checkpoint, inputs, shapes, fresh)
   _check_readable(checkpoint, shapes.keys() - fresh.keys())
   logging.info(
     'Restored %d of %d model variables from %s, step %d',
@@ -279,7 +221,58 @@ def _restore(experiment: Experiment, checkpoint: Checkpoint) -> Start:
   for reason, layers in _by_reason(fresh).items():
     logging.info('Starting fresh (%s): %s', reason, ', '.join(layers))
   return Start(
-    plan=plan, inputs=inputs, targets=targets, checkpoint=checkpoint, resumes=False, fresh=fresh
+    plan=plan,
+    inputs=inputs,
+    targets=targets,
+    checkpoint=checkpoint,
+    resumes=False,
+    fresh=fresh,
+    leaves_out_others=experiment.target_channels is not None,
+  )
+
+
+def _check_fits(
+  experiment: Experiment,
+  checkpoint: Checkpoint,
+  inputs: StackSpec,
+  shapes: Mapping[str, tuple[int, ...]],
+  fresh: Iterable[str],
+) -> None:
+  """Compares a new training's network with the checkpoint that it starts from.
+
+  Args:
+    experiment: the run.
+    checkpoint: where it starts from.
+    inputs: the images that the network reads.
+    shapes: of its variables.
+    fresh: those that do not start from the checkpoint.
+
+  Raises:
+    ValueError: the others are not all in it, in the same shapes; or the first layer reads another
+      number of channels (of which the shapes say nothing where z depths make up for it).
+  """
+  held = checkpoint.describe().inputs
+  restored = {name: shape for name, shape in shapes.items() if name not in fresh}
+  differing = [
+    (name, checkpoint.shapes.get(name), shape)
+    for name, shape in restored.items()
+    if checkpoint.shapes.get(name) != shape
+  ]
+  other_channels = experiment.training.restore_inputs and len(inputs.channels) != len(held.channels)
+  if not differing and not other_channels:
+    return
+  what = checkpoints.shown(differing)
+  if other_channels:
+    what = f'it reads {", ".join(held.channels)} at each z depth, not {", ".join(inputs.channels)},'
+  needed = ' '.join(
+    checkpoint.needed_flags(model=experiment.model, base_depth=experiment.base_depth, inputs=inputs)
+  )
+  first_layers = _FIRST_LAYERS[checkpoint.describe().model]
+  if all(name.startswith(first_layers) for name, _, _ in differing):
+    needed += ', or --norestore_inputs to start the first layer fresh'
+  raise ValueError(
+    f'--restore_directory has another network: {what} in {str(checkpoint.prefix)!r};'
+    f' {len(restored) - len(differing):,} of {len(shapes):,} variables match; give {needed}'
   )
 
 
@@ -291,21 +284,6 @@ def _check_readable(checkpoint: Checkpoint, names: Iterable[str]) -> None:
   """
   for name in names:
     checkpoint.value(name)
-
-
-def _differing(
-  checkpoint: Checkpoint,
-  plan: NetworkPlan,
-  inputs: StackSpec,
-  targets: StackSpec,
-  fresh: Mapping[str, str],
-) -> list[tuple[str, tuple[int, ...] | None, tuple[int, ...]]]:
-  """(name, shape in the checkpoint or None, shape in the network) of what cannot be restored."""
-  return [
-    (name, checkpoint.shapes.get(name), shape)
-    for name, shape in variable_shapes(plan, inputs.keys + targets.keys)
-    if name not in fresh and checkpoint.shapes.get(name) != shape
-  ]
 
 
 def _by_reason(fresh: Mapping[str, str]) -> dict[str, list[str]]:
@@ -325,33 +303,3 @@ def _layers(names: Iterable[str]) -> list[str]:
 def _family(layer: str) -> str:
   """The layer's name, with a * for the number in which it differs from its neighbours."""
   return re.sub(r'(?<=^head/)[\d.]+|(?<=_)\d+(_in_scale)?$', '*', layer)
-
-
-def read_record(folder: pathlib.Path) -> dict[str, Any]:
-  """What the run that began in this folder wrote about itself; nothing of a foreign one.
-
-  Raises:
-    ValueError: the file is damaged.
-  """
-  path = folder / _RECORD
-  if not path.is_file():
-    return {}
-  try:
-    record: Any = json.loads(path.read_text(encoding='utf-8'))
-  except ValueError as e:
-    raise ValueError(f'{str(path)!r} is not JSON; delete it, or restore it: {e}') from e
-  if not isinstance(record, dict) or not all(
-    isinstance(record.get(name, kind()), kind) for name, kind in _RECORDED.items()
-  ):
-    raise ValueError(f'{str(path)!r} is no record of a training; delete it, or restore it')
-  return record
-
-
-def write_record(folder: pathlib.Path, record: Mapping[str, Any]) -> None:
-  """Writes it.
-
-  Raises:
-    OSError: it cannot be written.
-  """
-  with files.whole_file(folder / _RECORD) as partial:
-    partial.write_text(json.dumps(record, indent=2) + '\n', encoding='utf-8')

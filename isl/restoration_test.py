@@ -9,9 +9,17 @@ import pytest
 from absl import flags
 from absl.testing import flagsaver
 
-from isl import bare_checkpoint, checkpoints, launch, random_checkpoint, restoration, testing
-from isl.experiment import target_stack
+from isl import (
+  bare_checkpoint,
+  checkpoints,
+  command_line,
+  launch,
+  random_checkpoint,
+  restoration,
+  testing,
+)
 from isl.models import fovea, networks, plan
+from isl.stack import target_stack
 
 _SEED = '--random_seed=5'
 _ONE_STEP = '--number_of_steps=1'
@@ -123,7 +131,7 @@ def test_heads_that_the_checkpoint_lacks_start_fresh(setting):
     model='FOVEA',
     base_depth=6,
     num_z_values=3,
-    target_keys=target_stack(held_channels).keys,
+    target_channels=held_channels,
   )
   run = _restored(setting, prefix)
   values, held = run.values(0), _model_values(prefix)
@@ -173,7 +181,7 @@ def test_other_depths_of_concordance(setting, tmp_path):
 def _find_start(setting, base, *more):
   with flagsaver.flagsaver():
     flags.FLAGS(['isl-launch', *setting.flags(base), *more])
-    return restoration.find_start(launch.make_experiment())
+    return restoration.find_start(command_line.make_experiment())
 
 
 def test_first_layers_of_fovea(setting, tmp_path, monkeypatch):

@@ -1,4 +1,4 @@
-"""Tests of restoration.py through the command line: which trainings go on in their BASE."""
+"""Tests of restoration.py and training_record.py: which trainings go on in their BASE."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 from absl import flags
 from absl.testing import flagsaver
 
-from isl import launch, random_checkpoint, restoration, testing
+from isl import command_line, launch, random_checkpoint, restoration, testing, training_record
 
 _SEED = '--random_seed=5'
 
@@ -47,7 +47,7 @@ def two_steps(setting):
 def _find_start(setting, base, *more):
   with flagsaver.flagsaver():
     flags.FLAGS(['isl-launch', *setting.flags(base), *more])
-    return restoration.find_start(launch.make_experiment())
+    return restoration.find_start(command_line.make_experiment())
 
 
 @pytest.fixture
@@ -245,5 +245,5 @@ def test_record_of_any_bytes(setting, base):
 
 def test_record_has_what_was_recorded(base):
   record = json.loads((base / 'train' / 'run.json').read_text())
-  assert restoration.read_record(base / 'train') == record
-  assert restoration.read_record(base) == {}
+  assert training_record.read_record(base / 'train') == record
+  assert training_record.read_record(base) == {}

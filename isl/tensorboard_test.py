@@ -16,7 +16,7 @@ from unittest import mock
 import pytest
 
 from isl import launch, testing, visualize
-from isl.experiment import TARGET_CHANNELS
+from isl.stack import TARGET_CHANNELS
 from isl.visualize import Layout
 
 # Of the checkpoints that are evaluated; each start of the training writes summaries once, after its

@@ -22,7 +22,7 @@ import pytest
 from absl import app, logging
 from absl.testing import flagsaver
 
-from isl import image_io, png_io
+from isl import image_names, png_io
 from isl.experiment import Geometry
 from isl.random_field import PUBLISHED as PUBLISHED
 from isl.random_field import SAMPLE as SAMPLE
@@ -201,7 +201,7 @@ class InferRun:
 
   def prediction(self, field: str, channel: str, statistic: str = 'MEDIAN') -> np.ndarray:
     """A predicted image, uint16 [row, column]."""
-    name = image_io.prediction_name(field, channel, statistic)
+    name = image_names.prediction_name(field, channel, statistic)
     (path,) = (path for path in self.record_of(field)['files'] if path.endswith(name))
     return png_io.read_png(self.folder / path)
 

@@ -13,7 +13,7 @@ import math
 
 import numpy as np
 
-from isl.experiment import Geometry
+from isl.experiment import Geometry, Padding
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -56,6 +56,79 @@ class Tile:
     rows = slice(self.rows.start - self.row, self.rows.stop - self.row)
     columns = slice(self.columns.start - self.column, self.columns.stop - self.column)
     return output[..., rows, columns]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Grid:
+  """How the blocks that are computed lie on a crop. Pairs are (rows, columns), in pixels.
+
+  Without padding, the first block's input begins where the crop does. With padding, the grid begins
+  `pad` pixels in front of the crop, and its outputs, which then cover more than the crop, are cut.
+  Blocks are where they would be without: `pad` is a multiple of two outputs, so that even the
+  parity of their numbers, and with it how they are computed, stays.
+
+  Attributes:
+    geometry: the network's.
+    size: of the crop.
+    padding: what is around it.
+  """
+
+  geometry: Geometry
+  size: tuple[int, int]
+  padding: Padding = Padding.NONE
+
+  @property
+  def pad(self) -> int:
+    """From the grid's beginning to the crop's."""
+    if self.padding is Padding.NONE:
+      return 0
+    step = 2 * self.geometry.output
+    return math.ceil(self.geometry.margin / step) * step
+
+  @property
+  def cut(self) -> int:
+    """What the outputs have in front of the crop."""
+    return max(self.pad - self.geometry.margin, 0)
+
+  @property
+  def offset(self) -> int:
+    """From the crop's beginning to the first output that is kept."""
+    return 0 if self.pad else self.geometry.margin
+
+  @property
+  def blocks(self) -> tuple[int, int]:
+    """How many blocks there are in rows and columns; 0 where the crop is too small for one."""
+    output = self.geometry.output
+    if self.pad:
+      rows, columns = (math.ceil((n + self.cut) / output) for n in self.size)
+    else:
+      rows, columns = (self.geometry.num_blocks(n) for n in self.size)
+    return rows, columns
+
+  @property
+  def output_size(self) -> tuple[int, int]:
+    """Of the outputs that are kept: with padding the crop's."""
+    if self.pad:
+      return self.size
+    rows, columns = (n * self.geometry.output for n in self.blocks)
+    return rows, columns
+
+  def kept(self, window: slice, direction: int) -> tuple[slice, slice]:
+    """What is kept of outputs.
+
+    Args:
+      window: of the grid's outputs, in a direction.
+      direction: 0 for rows, 1 for columns.
+
+    Returns:
+      Where it lies among those that are kept, and where it lies in the window; both are empty if
+      nothing is.
+    """
+    length = self.output_size[direction]
+    start = min(max(window.start - self.cut, 0), length)
+    stop = min(max(window.stop - self.cut, start), length)
+    inside = slice(start + self.cut - window.start, stop + self.cut - window.start)
+    return slice(start, stop), inside
 
 
 def tile_blocks(num_blocks: int, tile_size: int) -> int:

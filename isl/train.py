@@ -5,6 +5,7 @@ Reads folders of images with labels, starts from a checkpoint or from random wei
     BASE/train/
       model.ckpt-*  checkpoint     checkpoints, and which is the newest
       events.out.tfevents.*        for TensorBoard
+      channels.json                what the network reads and predicts
       run.json                     flags, versions, what was restored
 
 Started again with the same BASE, it goes on where it was.
@@ -27,12 +28,16 @@ from absl import logging
 
 import isl
 from isl import (
+  channels_file,
+  data_provider,
   files,
   packed_variables,
   restoration,
   tensorcheck,
   training_data,
+  training_fields,
   training_hooks,
+  training_record,
 )
 from isl.experiment import Experiment
 from isl.restoration import Start
@@ -107,12 +112,21 @@ def make_patches(experiment: Experiment, start: Start, seed: int) -> training_da
     ValueError: an image is missing, damaged, or too small.
     OSError: a file cannot be read.
   """
+  folders = training_fields.read_fields(
+    experiment.image_directories,
+    inputs=start.inputs,
+    targets=start.targets,
+    input_range=experiment.input_range,
+    stretch_targets=experiment.stretch_targets,
+    leave_out_others=start.leaves_out_others,
+  )
+  every = [image_set for fields in folders for image_set in fields]
+  # Asked for by name, one that is nowhere may be misspelt.
+  for channel in experiment.target_channels or ():
+    if not any(data_provider.has_truth(image_set, channel) for image_set in every):
+      logging.warning('No field of view has an image of %s: its head will learn nothing', channel)
   return training_data.Patches(
-    training_data.read_fields(
-      experiment.image_directories,
-      targets=start.targets,
-      stretch_targets=experiment.stretch_targets,
-    ),
+    folders,
     sampling=experiment.sampling,
     geometry=start.plan.spec.geometry,
     inputs=start.inputs,
@@ -177,6 +191,9 @@ def _train(
   # What is written from here on binds later starts to these flags.
   if _is_stopped(stop):
     return
+  channels_file.write(
+    folder, channels_file.Channels(inputs=start.inputs.channels, targets=start.targets.channels)
+  )
   _write_record(experiment, start, seed)
   with tf.train.MonitoredTrainingSession(
     scaffold=scaffold,
@@ -289,8 +306,8 @@ def _write_record(experiment: Experiment, start: Start, seed: int) -> None:
   if start.resumes:
     assert start.checkpoint is not None
     now['global_step'] = start.checkpoint.describe().global_step
-    record = restoration.read_record(folder)
-    now['changed_flags'] = restoration.changed_flags(experiment, record)
+    record = training_record.read_record(folder)
+    now['changed_flags'] = training_record.changed_flags(experiment, record)
   else:
     record = {
       'restored_from': str(start.checkpoint.prefix.absolute()) if start.checkpoint else None,
@@ -298,4 +315,4 @@ def _write_record(experiment: Experiment, start: Start, seed: int) -> None:
       'flags': dict(experiment.flags),
     }
   record['starts'] = [*record.get('starts', []), now]
-  restoration.write_record(folder, record)
+  training_record.write_record(folder, record)

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from isl import launch, png_io, random_checkpoint, testing
-from isl.experiment import MAXPROJECT
+from isl.stack import MAXPROJECT
 
 
 @pytest.fixture(scope='module')

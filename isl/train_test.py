@@ -14,7 +14,7 @@ import tensorflow.compat.v1 as tf
 
 import isl
 from isl import checkpoints, launch, png_io, testing, training_hooks, training_summaries
-from isl.experiment import MAXPROJECT, TARGET_CHANNELS
+from isl.stack import MAXPROJECT, TARGET_CHANNELS
 
 _SEED = '--random_seed=5'
 _MODEL_HEAD = 'head/MAXPROJECT/{}/residual_v2_conv/'
@@ -68,7 +68,7 @@ def test_files_that_a_training_leaves(straight):
   (events,) = (name for name in files if name.startswith('events.out.tfevents.'))
   parts = ('index', 'data-00000-of-00001')
   saved = {f'model.ckpt-{step}.{part}' for step in (0, 6) for part in parts}
-  assert files == {'checkpoint', 'run.json', events, *saved}
+  assert files == {'checkpoint', 'channels.json', 'run.json', events, *saved}
   assert checkpoints.find_newest(straight.folder).name == 'model.ckpt-6'
   assert testing.files_in(straight.folder.parent) == {f'train/{name}' for name in files}
 

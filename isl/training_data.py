@@ -7,93 +7,18 @@ exactly where it was, and no other patch has to be read for it.
 from __future__ import annotations
 
 import dataclasses
-import os
-import pathlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import tensorflow.compat.v1 as tf
-from absl import logging
 
-from isl import augment, data_provider, image_io
-from isl.experiment import MAXPROJECT, Corruption, Geometry, Sampling, StackSpec
-from isl.image_io import ImageFiles, ImageSet
+from isl import augment, data_provider
+from isl.experiment import Corruption, Geometry, Sampling
+from isl.image_io import ImageSet
+from isl.stack import StackSpec
 
 # What random numbers are for, between the seed and a running number.
 _CROP, _ORDER, _NOISE = range(1, 4)
-
-
-def read_fields(
-  directories: Iterable[str | os.PathLike[str]],
-  *,
-  targets: StackSpec,
-  stretch_targets: Sequence[str],
-  leave_out_others: bool = False,
-) -> tuple[tuple[ImageSet, ...], ...]:
-  """Reads all fields of view of all folders, for training or for evaluating a loss.
-
-  Args:
-    directories: the folders.
-    targets: the labels that the network predicts.
-    stretch_targets: channels whose range in each field of view becomes [0, 1].
-    leave_out_others: labels that are not predicted are no error.
-
-  Returns:
-    For each folder its fields of view. Their names begin with the folder.
-
-  Raises:
-    OSError: a folder or a file cannot be read.
-    ValueError: a folder has no fields of view as `find_image_sets` wants them, none of the targets,
-      or a label that is not one of them; or a file is damaged, or a channel cannot be stretched.
-  """
-  found = [(pathlib.Path(d), image_io.find_image_sets(d)) for d in directories]
-  for directory, fields in found:
-    _check_targets(directory, fields, targets, leave_out_others)
-  return tuple(
-    tuple(_read(directory, field, stretch_targets) for field in fields)
-    for directory, fields in found
-  )
-
-
-def _check_targets(
-  directory: pathlib.Path,
-  fields: Sequence[ImageFiles],
-  targets: StackSpec,
-  leave_out_others: bool,
-) -> None:
-  predicts = f'the network predicts {", ".join(targets.channels)}'
-  used = {part for channel in targets.channels for part in data_provider.parts_of(channel)}
-  lacking = sorted(
-    {key.channel for field in fields for key in field.paths if key.z == MAXPROJECT}.union(
-      *(field.unknown_targets for field in fields)
-    )
-    - used
-  )
-  if lacking and leave_out_others:
-    logging.info('%r: left out %s; %s', str(directory), ', '.join(lacking), predicts)
-  elif lacking:
-    raise ValueError(
-      f'{str(directory)!r} has images of {", ".join(lacking)} at z {MAXPROJECT}, of which the'
-      f' network knows nothing; {predicts}'
-    )
-  without = [
-    field.name
-    for field in fields
-    if not any(data_provider.is_recorded(channel, field.paths) for channel in targets.channels)
-  ]
-  if len(without) == len(fields):
-    raise ValueError(
-      f'{str(directory)!r} has no target: none of its fields of view has an image of a label at z'
-      f' {MAXPROJECT}; {predicts}'
-    )
-  for name in without:
-    logging.warning('%r: field of view %r has no target.', str(directory), name)
-
-
-def _read(directory: pathlib.Path, field: ImageFiles, stretch_targets: Sequence[str]) -> ImageSet:
-  # Folders may have fields of view of the same name.
-  image_set = dataclasses.replace(field.read(), name=str(directory / field.name))
-  return data_provider.with_stretched(image_set, stretch_targets)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -101,7 +26,7 @@ class Patch:
   """What a network reads and should predict. Masks of the input are always 1 and left out.
 
   Attributes:
-    input: float32 [row, column, z], intensities in [0, 1].
+    input: float32 [row, column, image], intensities in [0, 1]; images as `StackSpec.keys` has them.
     target_classes: uint8 [row, column, channel], round(255 * intensity), of the patch's centre.
     target_mask: float32 [channel], 1 where there is truth, 0 (with classes 0) where there is none.
   """
@@ -121,7 +46,7 @@ class Crop:
     column: first of its columns.
     flip: whether it is flipped before it is turned; see `augment.flip_and_rotate`.
     quarter_turns: how often it is turned.
-    distortion: of its transmitted light, an image for each depth of the field of view.
+    distortion: of each of the field of view's `input_keys`.
   """
 
   image_set: ImageSet
@@ -141,7 +66,7 @@ class Patches:
 
   Attributes:
     per_crop: patches in a crop.
-    input_shape: [row, column, z] of a patch's input.
+    input_shape: [row, column, image] of a patch's input.
     target_shape: [row, column, channel] of its target.
   """
 
@@ -235,7 +160,7 @@ class Patches:
       column=column,
       flip=flip,
       quarter_turns=quarter_turns,
-      distortion=augment.draw_distortion(corruption, image_set.num_depths, rng),
+      distortion=augment.draw_distortion(corruption, len(image_set.input_keys), rng),
     )
 
   def _view(self, crop: Crop) -> ImageSet:
@@ -256,13 +181,14 @@ class Patches:
       number: the patch's.
 
     Returns:
-      [image, row, column], intensities in [0, 1]: the input at the middle depth, corrupted like the
-      patch (with other noise), then the labels that the field of view has.
+      [image, row, column], intensities in [0, 1]: each input channel at the middle depth, corrupted
+      like the patch (with other noise), then the labels that the field of view has.
     """
     crop = self.crop(self.place(number)[0])
     image_set, whole = self._view(crop), slice(0, self._sampling.crop_size)
-    depths = data_provider.depths_read(self._inputs, image_set.num_depths)
-    middle = [depths[len(depths) // 2]]
+    images = data_provider.images_read(image_set, self._inputs)
+    first = len(self._inputs.z_values) // 2 * len(self._inputs.channels)
+    middle = images[first : first + len(self._inputs.channels)]
     light = data_provider.light_crop(image_set, middle, whole, whole)
     light = augment.corrupt(light, crop.distortion.of(middle), self._rng(_NOISE, number))
     target = data_provider.target_crop(image_set, self._targets, whole, whole)[:, :, 0]
@@ -280,16 +206,16 @@ class Patches:
     image_set = self._view(crop)
     row, column = (i * self._sampling.patch_stride for i in divmod(index, self._per_side))
     side, output = self.input_shape[0], self._sampling.output_size
-    depths = data_provider.depths_read(self._inputs, image_set.num_depths)
-    # A depth that the network sees twice is one image, with one noise: it is put at its positions
-    # when that is done. If nothing is to be done, to read it twice is quicker.
-    read = depths if crop.distortion.changes_nothing else sorted(set(depths))
+    images = data_provider.images_read(image_set, self._inputs)
+    # What the network sees at two positions is one image, with one noise: it is put at both when
+    # that is done. If nothing is to be done, to read it twice is quicker.
+    read = images if crop.distortion.changes_nothing else sorted(set(images))
     light = data_provider.light_crop(
       image_set, read, slice(row, row + side), slice(column, column + side)
     )
     light = augment.corrupt(light, crop.distortion.of(read), self._rng(_NOISE, number))
-    if read != depths:
-      light = np.take(light, [read.index(depth) for depth in depths], axis=-1)
+    if read != images:
+      light = np.take(light, [read.index(image) for image in images], axis=-1)
     row, column = row + self._margin, column + self._margin
     target = data_provider.target_crop(
       image_set, self._targets, slice(row, row + output), slice(column, column + output)
@@ -329,7 +255,7 @@ def dataset(
     num_threads: threads that read patches.
 
   Returns:
-    Of (float32 [batch, row, column, z], uint8 [batch, row, column, channel], float32 [batch,
+    Of (float32 [batch, row, column, image], uint8 [batch, row, column, channel], float32 [batch,
     channel]): inputs, target classes and target masks as a `Patch` has them.
   """
   shapes = (patches.input_shape, patches.target_shape, patches.target_shape[-1:])

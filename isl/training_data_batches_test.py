@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 import tensorflow.compat.v1 as tf
 
-from isl import experiment, training_data
-from isl.experiment import MAXPROJECT, Corruption, Geometry, ImageKey, Sampling
+from isl import training_data
+from isl.experiment import Corruption, Geometry, Sampling
 from isl.image_io import ImageSet
+from isl.stack import MAXPROJECT, ImageKey, input_stack, target_stack
 
 
 def _patches(size=40) -> training_data.Patches:
@@ -23,8 +24,8 @@ def _patches(size=40) -> training_data.Patches:
       crop_size=26, patch_stride=6, output_size=4, batch_size=5, num_threads=2, capacity=7
     ),
     geometry=Geometry(patch=20, output=4),
-    inputs=experiment.input_stack(3),
-    targets=experiment.target_stack(['DEAD_CONFOCAL', 'DAPI_CONFOCAL']),
+    inputs=input_stack(3),
+    targets=target_stack(['DEAD_CONFOCAL', 'DAPI_CONFOCAL']),
     seed=0,
     augment=True,
     corruption=Corruption(multiplier_std=0.1, offset_std=0.1, noise_std=0.1),

@@ -8,9 +8,10 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from isl import augment, data_provider, experiment, image_io, training_data
-from isl.experiment import MAXPROJECT, Corruption, Geometry, ImageKey, Sampling
+from isl import augment, data_provider, image_io, training_data
+from isl.experiment import Corruption, Geometry, Sampling
 from isl.image_io import ImageSet
+from isl.stack import MAXPROJECT, TRANSMISSION, ImageKey, input_stack, target_stack
 
 _GEOMETRY = Geometry(patch=20, output=4)
 _NONE = Corruption(multiplier_std=0, offset_std=0, noise_std=0)
@@ -37,6 +38,7 @@ def _field(
 def _patches(
   *folders: Sequence[ImageSet],
   z=3,
+  inputs=None,
   channels=_CHANNELS,
   seed=1,
   augmented=True,
@@ -48,8 +50,8 @@ def _patches(
     folders or [[_field()]],
     sampling=dataclasses.replace(_SAMPLING, **sampling),
     geometry=_GEOMETRY,
-    inputs=experiment.input_stack(z),
-    targets=experiment.target_stack(channels),
+    inputs=inputs or input_stack(z),
+    targets=target_stack(channels),
     seed=seed,
     augment=augmented,
     corruption=corruption,
@@ -235,7 +237,7 @@ def test_input_is_what_inference_reads(depths, z):
     )
     row, column = (6 * i for i in divmod(index, 3))
     window = slice(row, row + 20), slice(column, column + 20)
-    expected = data_provider.input_crop(turned, experiment.input_stack(z), *window)[..., 0, 0]
+    expected = data_provider.input_crop(turned, input_stack(z), *window)[..., 0, 0]
     np.testing.assert_array_equal(patches.patch(number).input, expected)
 
 
@@ -291,6 +293,57 @@ def test_corruption_is_the_crops_but_noise_is_the_patchs():
     if distortion.noise_std:
       assert abs(np.corrcoef(first, last)[0, 1]) < 5 / np.sqrt(first.size)
   assert len(kinds) == 8
+
+
+def test_input_channels_are_beside_each_other_at_each_depth():
+  """Each has its own number of depths, and its own corruption."""
+  rng = np.random.default_rng(3)
+  field = _field(depths=3)
+  other = {
+    ImageKey(z, 'POLARIZATION'): rng.integers(0, 255, (47, 60), np.uint8, endpoint=True)
+    for z in range(2)
+  }
+  field = dataclasses.replace(field, images={**other, **field.images})
+  inputs = input_stack(3, (TRANSMISSION, 'POLARIZATION'))
+  plain = _patches([field], inputs=inputs)
+  corruption = Corruption(multiplier_std=0.1, offset_std=0.1, noise_std=0)
+  corrupted = _patches([field], inputs=inputs, corruption=corruption)
+  assert plain.input_shape == (20, 20, 6)
+  for number in range(20):
+    crop_number, index = plain.place(number)
+    crop = plain.crop(crop_number)
+    row, column = (6 * i for i in divmod(index, 3))
+    expected = []
+    # Of two depths, the middle of three positions is the first: 0.5 is rounded to even.
+    for z, channel in ((0, 0), (0, 'DIC'), (0, 0), (1, 'DIC'), (1, 0), (2, 'DIC')):
+      image = field.images[ImageKey(z, channel or 'POLARIZATION')]
+      window = image[crop.row : crop.row + 33, crop.column : crop.column + 33]
+      turned = augment.flip_and_rotate(window, crop.flip, crop.quarter_turns)
+      expected.append(image_io.intensity(turned[row : row + 20, column : column + 20]))
+    patch = plain.patch(number)
+    np.testing.assert_array_equal(patch.input, np.stack(expected, axis=-1))
+    distortion = corrupted.crop(crop_number).distortion
+    # In the order of the field's input keys: three of DIC, then two.
+    factors, offsets = (a[[3, 0, 3, 1, 4, 2]] for a in (distortion.factors, distortion.offsets))
+    np.testing.assert_allclose(
+      corrupted.patch(number).input, np.clip(patch.input * factors + offsets, 0, 1), atol=1e-6
+    )
+
+
+def test_middle_of_each_input_channel_and_the_labels_are_shown():
+  field = _field(depths=3, channels=['NFH_CONFOCAL'])
+  other = {ImageKey(z, 'POLARIZATION'): field.images[ImageKey(z, 'DIC')] // 2 for z in range(3)}
+  field = dataclasses.replace(field, images={**field.images, **other})
+  patches = _patches([field], inputs=input_stack(5, (TRANSMISSION, 'POLARIZATION')))
+  polarization, light, nfh = patches.crop_images(0)
+  assert light.shape == (33, 33)
+  np.testing.assert_allclose(polarization, light / 2, atol=1e-5)
+  crop = patches.crop(0)
+  window = slice(crop.row, crop.row + 33), slice(crop.column, crop.column + 33)
+  for shown, z in ((light, 1), (nfh, 0)):
+    image = image_io.intensity(field.images[ImageKey(z, 'DIC')][window])
+    turned = augment.flip_and_rotate(image, crop.flip, crop.quarter_turns)
+    np.testing.assert_array_equal(shown, turned)
 
 
 def test_stretched_targets_are_stretched():

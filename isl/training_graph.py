@@ -5,10 +5,11 @@ from __future__ import annotations
 import tensorflow.compat.v1 as tf
 
 from isl import losses, ops, tensorcheck, training_data
-from isl.experiment import Experiment, ImageKey, Optimizer, Training
+from isl.experiment import Experiment, Optimizer, Training
 from isl.models import towers, training_layers
 from isl.packed_variables import PackedVariables
 from isl.restoration import Start
+from isl.stack import ImageKey
 from isl.training_data import Patches
 
 _MOMENTUM = 0.875

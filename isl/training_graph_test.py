@@ -13,7 +13,7 @@ import pytest
 from absl import flags
 from absl.testing import flagsaver
 
-from isl import launch, random_checkpoint, restoration, testing, train
+from isl import command_line, random_checkpoint, restoration, testing, train
 from isl.experiment import Geometry, Loss, Optimizer
 from isl.models import networks, training_layers
 from isl.models.concordance import CONCORDANCE
@@ -83,7 +83,7 @@ class _Trained:
       arguments.append(f'--restore_directory={folders["checkpoint"]}')
     with flagsaver.flagsaver():
       flags.FLAGS(['isl-launch', *arguments])
-      self.experiment = launch.make_experiment()
+      self.experiment = command_line.make_experiment()
     self.start = restoration.find_start(self.experiment)
     self.patches = train.make_patches(self.experiment, self.start, seed)
     collecting: list[training_layers.BatchStatistics] = []

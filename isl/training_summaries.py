@@ -11,13 +11,14 @@ import tensorflow.compat.v1 as tf
 from absl import logging
 
 from isl import mosaics, ops, visualize
-from isl.experiment import NUM_CLASSES, PREDICTION_STATISTICS, Panel, Statistic
+from isl.experiment import Panel
+from isl.statistic import NUM_CLASSES, PICTURE_STATISTICS, Statistic
 from isl.summaries import SummaryWriter
 from isl.training_data import Patches
 from isl.training_graph import TrainingGraph
 
 # What the panels draw of each pixel's distribution.
-_STATISTICS = (*PREDICTION_STATISTICS, Statistic.CROSS_ENTROPY)
+_STATISTICS = (*PICTURE_STATISTICS, Statistic.CROSS_ENTROPY)
 _SECONDS_BETWEEN_COMPLAINTS = 60.0
 
 

@@ -13,8 +13,8 @@ import tensorflow.compat.v1 as tf
 from absl import flags, logging
 from absl.testing import flagsaver
 
-from isl import launch, mosaics, restoration, testing, train, training_summaries, visualize
-from isl.experiment import input_stack, target_stack
+from isl import command_line, mosaics, restoration, testing, train, training_summaries, visualize
+from isl.stack import input_stack, target_stack
 from isl.summaries import SummaryWriter
 from isl.training_summaries import SummaryHook
 from isl.visualize import Layout
@@ -59,7 +59,7 @@ class _Training:
           f'--loss_crop_size={_CROP}',
         ]
       )
-      experiment = launch.make_experiment()
+      experiment = command_line.make_experiment()
     start = restoration.find_start(experiment)
     self.patches = train.make_patches(experiment, start, seed=0)
     self.graph, self.session = train.make_session(experiment, start, seed=0)

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 
-from isl.experiment import NUM_CLASSES
+from isl.statistic import NUM_CLASSES
 
 # A border's width in pixels. Boxes abut, so between two pictures there are two borders.
 BORDER = 4

@@ -6,8 +6,8 @@ left out, as usual; it is a few percent.
 
 from __future__ import annotations
 
-from isl.experiment import NUM_CLASSES
 from isl.models.plan import ModulePlan, NetworkPlan
+from isl.statistic import NUM_CLASSES
 
 
 def patch_flop(plan: NetworkPlan, num_heads: int) -> int:

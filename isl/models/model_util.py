@@ -14,9 +14,10 @@ from typing import NamedTuple
 
 import tensorflow.compat.v1 as tf
 
-from isl.experiment import NUM_CLASSES, ImageKey
 from isl.models.plan import ModulePlan, head_scope
 from isl.ops import crop
+from isl.stack import ImageKey
+from isl.statistic import NUM_CLASSES
 
 # Added to batch norm's variances.
 EPSILON = 0.001

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import tensorflow.compat.v1 as tf
 
-from isl.experiment import NUM_CLASSES, ImageKey
 from isl.models import model_util
 from isl.models.plan import ModulePlan
+from isl.stack import ImageKey
+from isl.statistic import NUM_CLASSES
 
 _EPSILON = 0.001
 

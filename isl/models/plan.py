@@ -13,7 +13,9 @@ import dataclasses
 import math
 from collections.abc import Iterable, Iterator
 
-from isl.experiment import NUM_CLASSES, Geometry, ImageKey
+from isl.experiment import Geometry
+from isl.stack import ImageKey
+from isl.statistic import NUM_CLASSES
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -203,25 +205,25 @@ def _plan_tower(
   return tuple(modules)
 
 
-def make_plan(spec: TowerSpec, base_depth: int, num_z_values: int) -> NetworkPlan:
+def make_plan(spec: TowerSpec, base_depth: int, num_images: int) -> NetworkPlan:
   """Derives every layer.
 
   Args:
     spec: the network.
     base_depth: its width.
-    num_z_values: z depths it reads; each comes with a mask, so the input has twice as many
-      features.
+    num_images: images it reads, each input channel at each z depth; each comes with a mask, so the
+      input has twice as many features.
 
   Raises:
-    ValueError: if base_depth or num_z_values is too small for this network.
+    ValueError: if base_depth or num_images is too small for this network.
   """
   if base_depth < spec.min_base_depth:
     raise ValueError(
       f'base_depth must be at least {spec.min_base_depth} for {spec.name}, got {base_depth}'
     )
-  if num_z_values < 1:
-    raise ValueError(f'num_z_values must be at least 1, got {num_z_values}')
-  input_depth = 2 * num_z_values
+  if num_images < 1:
+    raise ValueError(f'num_z_values must be at least 1: a network reads images, got {num_images}')
+  input_depth = 2 * num_images
   tower_depth = spec.projection_depth or input_depth
   towers = tuple(
     _plan_tower(spec, scale, base_depth, tower_depth) for scale in range(len(spec.crops))

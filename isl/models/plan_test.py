@@ -5,9 +5,9 @@ import json
 import pytest
 
 from isl import testing
-from isl.experiment import MAXPROJECT, ImageKey, input_stack, target_stack
 from isl.models.networks import NETWORKS
 from isl.models.plan import NetworkPlan, depths, make_plan, next_even, variable_shapes
+from isl.stack import MAXPROJECT, ImageKey, input_stack, target_stack
 
 BOTH = pytest.mark.parametrize('model', NETWORKS)
 
@@ -82,7 +82,7 @@ def test_smallest_width(model, smallest):
 
 @BOTH
 def test_no_depth_of_the_input_is_an_error(model):
-  with pytest.raises(ValueError, match='num_z_values must be at least 1, got 0'):
+  with pytest.raises(ValueError, match='num_z_values must be at least 1: a network reads images, got 0'):
     make_plan(NETWORKS[model], 8, 0)
 
 

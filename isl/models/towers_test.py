@@ -11,11 +11,12 @@ import tensorflow.compat.v1 as tf
 
 from isl import random_checkpoint, testing
 from isl.checkpoints import Checkpoint
-from isl.controller import Labeler
-from isl.experiment import PREDICTION_STATISTICS, Statistic, input_stack, target_stack
+from isl.controller import HeadGroup, Labeler
 from isl.models import model_util, towers
 from isl.models.networks import NETWORKS
 from isl.models.plan import make_plan
+from isl.stack import input_stack, target_stack
+from isl.statistic import PICTURE_STATISTICS, Statistic
 
 # Of these, neighbouring classes may be equally likely but for rounding.
 _BY_EQUAL_PIXELS = (Statistic.MODE, Statistic.MEDIAN)
@@ -63,8 +64,7 @@ class _Network:
     labeler = Labeler(
       self.plan,
       self.checkpoint,
-      heads=self.heads,
-      statistics=PREDICTION_STATISTICS,
+      groups=[HeadGroup(heads=tuple(self.heads), statistics=PICTURE_STATISTICS)],
       batch=len(crops),
       blocks=blocks,
     )

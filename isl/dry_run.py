@@ -1,0 +1,190 @@
+"""--dry_run: says what was found, what would be read of it, and what would be written."""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Iterator
+
+from isl import (
+  checkpoints,
+  data_provider,
+  field_labeling,
+  fields,
+  image_io,
+  prediction_files,
+  restoration,
+  run_results,
+)
+from isl.checkpoints import Checkpoint
+from isl.experiment import Experiment, Geometry, Metric, Mode
+from isl.image_io import ImageFiles
+from isl.placement import Placement
+from isl.prediction_store import PredictionStore
+from isl.stack import MAXPROJECT, ImageKey, StackSpec
+
+_INDENT = '  '
+
+
+def run(experiment: Experiment) -> list[str]:
+  """Prints all of it.
+
+  Returns:
+    A line on each of several fields of view that could not be used.
+
+  Raises:
+    ValueError: the checkpoint or the only field of view is missing, damaged or does not fit.
+    OSError: a file cannot be read.
+  """
+  found = fields.find_fields(experiment)
+  network = _Network(experiment)
+  print('\n'.join(network.lines()))
+  failed = []
+  for title, field in fields.numbered(found):
+    print(f'{title.capitalize()}: {field.name}')
+    try:
+      lines = list(network.field_lines(field, alone=len(found) == 1))
+    except (ValueError, OSError) as e:
+      if len(found) == 1:
+        raise
+      lines = [f'problem: {e}']
+      failed.append(f'field of view {field.name!r} cannot be used: {e}')
+    print('\n'.join(_INDENT + line for line in lines))
+  print(f'Would write to {network.folder}:')
+  print('\n'.join(_INDENT + line for line in network.run_files()))
+  return failed
+
+
+class _Network:
+  """What a run would use.
+
+  Attributes:
+    folder: that it would write to.
+  """
+
+  def __init__(self, experiment: Experiment):
+    """Opens the checkpoint; raises like the run."""
+    self._experiment = experiment
+    self._labeler: field_labeling.FieldLabeler | None = None
+    if experiment.mode is Mode.TRAIN:
+      start = restoration.find_start(experiment)
+      self._inputs, self._targets, plan = start.inputs, start.targets, start.plan
+      checkpoint, self.folder = start.checkpoint, experiment.train_directory
+    else:
+      checkpoint = Checkpoint(checkpoints.find_newest(experiment.checkpoint_directory))
+      held = checkpoint.describe()
+      plan = field_labeling.make_network_plan(experiment, checkpoint)
+      self._inputs, self._targets = held.inputs, held.targets
+      self.folder = experiment.evaluation_directory
+      if experiment.metric is not Metric.LOSS:
+        self._labeler = field_labeling.FieldLabeler(checkpoint, plan, experiment.inference)
+        self._targets = self._labeler.targets
+      if experiment.metric is Metric.INFER_FULL:
+        self.folder /= f'{held.global_step:08d}'
+    restoration.check_stretch_targets(experiment.stretch_targets, self._targets)
+    self._plan, self._checkpoint = plan, checkpoint
+
+  @property
+  def _geometry(self) -> Geometry:
+    return self._plan.spec.geometry
+
+  def lines(self) -> Iterator[str]:
+    """On the checkpoint and the network."""
+    if self._checkpoint is None:
+      yield 'Checkpoint: none, random weights'
+    else:
+      step = self._checkpoint.describe().global_step
+      yield f'Checkpoint: {self._checkpoint.prefix}, step {step}'
+    num_positions = len(self._inputs.z_values)
+    yield (
+      f'Network: {self._plan.spec.name}, reads {num_positions} z positions of'
+      f' {", ".join(self._inputs.channels)} and predicts {", ".join(self._targets.channels)}'
+    )
+
+  def field_lines(self, field: ImageFiles, *, alone: bool) -> Iterator[str]:
+    """On a field of view, and on what would be written of it.
+
+    Raises:
+      ValueError, OSError: it cannot be used.
+    """
+    selected = field.select(self._inputs.channels, self._targets.channels)
+    sizes = {source.size for source in selected.sources.values()}
+    if len(sizes) > 1:
+      raise ValueError(
+        f'its images are of several sizes: {", ".join(map(str, sorted(sizes)))}; expected one'
+      )
+    (size,) = sizes
+    yield f'size: {size[0]} rows x {size[1]} columns'
+    if field.pixel_size:
+      yield f'pixel: {field.pixel_size[0]:g} x {field.pixel_size[1]:g} micrometers'
+    for channel in self._inputs.channels:
+      yield from _input_lines(selected, self._inputs, channel)
+    yield from self._label_lines(field, selected)
+    if self._labeler is not None:
+      grid = self._labeler.grid(field.name, size)
+      yield (
+        f'prediction: {grid.output_size[0]} rows x {grid.output_size[1]} columns, from pixel'
+        f' ({grid.offset}, {grid.offset})'
+      )
+      if self._experiment.metric is Metric.INFER_FULL:
+        folder = pathlib.Path() if alone else pathlib.Path(field.name or 'unnamed')
+        yield f'would write: {", ".join(self._files(field.name, folder, grid.output_size))}'
+
+  def _label_lines(self, field: ImageFiles, selected: ImageFiles) -> Iterator[str]:
+    having = [c for c in self._targets.channels if data_provider.is_recorded(c, selected.sources)]
+    missing = [c for c in self._targets.channels if c not in having]
+    yield f'labels: {", ".join(having) or "none"}'
+    if missing:
+      yield f'missing labels: {", ".join(missing)}'
+    for channel in having:
+      for part in image_io.parts_of(channel):
+        if part == channel:
+          yield f'{_INDENT}{channel}: {selected.sources[ImageKey(MAXPROJECT, part)].path}'
+    read = {key.channel for key in selected.sources}
+    unused = [channel for channel in field.channels if channel not in read]
+    if unused:
+      yield f'not used: {", ".join(unused)}'
+
+  def _files(self, name: str, folder: pathlib.Path, size: tuple[int, int]) -> list[str]:
+    inference = self._experiment.inference
+    contents = prediction_files.Contents(
+      folder=folder,
+      field=name,
+      keys=self._targets.keys,
+      statistics=inference.statistics,
+      size=size,
+      tile=size,
+      placement=Placement(),
+      margin=0,
+    )
+    # Nothing is gathered in this store: it has no pixels.
+    written = prediction_files.prediction_files(
+      inference.prediction_format, contents, PredictionStore((0, 0))
+    )
+    panels = [folder / f'{panel.value.lower()}_error_panel.png' for panel in inference.panels]
+    return [str(path) for path in (*panels, *written.paths, folder / 'field.json')]
+
+  def run_files(self) -> tuple[str, ...]:
+    """What would be written of the run as a whole."""
+    if self._experiment.mode is Mode.TRAIN:
+      return 'model.ckpt-*', 'checkpoint', 'channels.json', 'run.json', 'events.out.tfevents.*'
+    if self._experiment.inference.calibrate:
+      return (str(self._experiment.checkpoint_directory / 'calibration.json'),)
+    if self._experiment.metric is Metric.INFER_FULL:
+      return run_results.TABLES
+    return ('events.out.tfevents.*',)
+
+
+def _input_lines(selected: ImageFiles, inputs: StackSpec, channel: str) -> Iterator[str]:
+  """Which depth of an input channel fills which of the network's positions."""
+  names = image_io.recorded_channels(channel)
+  keys = [k for k in selected.sources if isinstance(k.z, int) and k.channel in names]
+  shown = channel if keys[0].channel == channel else f'{channel} ({keys[0].channel})'
+  yield f'{shown}: {len(keys)} depths'
+  filled: dict[int, list[str]] = {}
+  for z in inputs.z_values:
+    depth = data_provider.depth_at(float(z), len(keys))
+    filled.setdefault(depth, []).append(str(z))
+  for key in keys:
+    assert isinstance(key.z, int)
+    positions = ', '.join(filled.get(key.z, [])) or 'none'
+    yield f'{_INDENT}z {key.z}: {selected.sources[key].path} -> positions {positions}'

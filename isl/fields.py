@@ -1,0 +1,72 @@
+"""The fields of view of a run: all that its folders, files and manifests have."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+from collections.abc import Iterator, Sequence
+
+from isl import data_provider, datasets, image_io
+from isl.checkpoints import Description
+from isl.experiment import Experiment
+
+
+def find_fields(experiment: Experiment) -> list[image_io.ImageFiles]:
+  """The fields of view of all folders, files and manifests.
+
+  Those of one name in several of them have the folder's name in theirs, as `folder-NAME`: results
+  are named by them.
+
+  Raises:
+    OSError: a folder is missing.
+    ValueError: there are no images in one, or a field of view is in two folders of one name.
+  """
+  found = [
+    (folder, field)
+    for folder in experiment.image_directories
+    for field in datasets.find_fields(folder)
+  ]
+  counts = collections.Counter(field.name for _, field in found)
+  fields: dict[str, image_io.ImageFiles] = {}
+  for folder, field in found:
+    name = field.name
+    if counts[name] > 1:
+      name = ','.join(filter(None, (name, f'folder-{folder.resolve().name}')))
+    if name in fields:
+      raise ValueError(
+        f'field of view {field.name!r} is in several folders named {folder.resolve().name!r}; their'
+        ' results would have the same names'
+      )
+    fields[name] = dataclasses.replace(field, name=name)
+  return list(fields.values())
+
+
+def numbered(fields: Sequence[image_io.ImageFiles]) -> Iterator[tuple[str, image_io.ImageFiles]]:
+  """Each field of view after what logs call it: field 1 of 3."""
+  for number, field in enumerate(fields, start=1):
+    yield f'field {number} of {len(fields)}', field
+
+
+def log_unused(
+  experiment: Experiment, found: Sequence[image_io.ImageFiles], held: Description
+) -> None:
+  """Says which images of the fields of view a checkpoint's network does not read."""
+  origin = ', '.join(map(str, experiment.image_directories))
+  image_io.log_unused(origin, found, held.inputs.channels, held.targets.channels)
+
+
+def read_field(
+  experiment: Experiment, held: Description, field: image_io.ImageFiles
+) -> image_io.ImageSet:
+  """Decodes what a network reads of a field of view, and its labels, and sets their ranges.
+
+  Raises:
+    OSError: a file cannot be read.
+    ValueError: an image is missing or damaged, or has no range that it could be stretched from.
+  """
+  return read_selected(experiment, field.select(held.inputs.channels, held.targets.channels))
+
+
+def read_selected(experiment: Experiment, field: image_io.ImageFiles) -> image_io.ImageSet:
+  """Like `read_field`, of a field of view that has nothing but that."""
+  return data_provider.prepared(field.read(), experiment.input_range, experiment.stretch_targets)

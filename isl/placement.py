@@ -1,0 +1,63 @@
+"""Where a prediction lies in the microscope's image, as the files of predictions say it."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+# As OME's formats call it; without a pixel's size they have no unit, or pixels.
+UNIT = 'micrometer'
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Placement:
+  """Where a prediction lies, and how large its pixels are.
+
+  Attributes:
+    pixel_size: a pixel's (height, width) in micrometres; None if it is not known.
+    offset: pixels of the image in front of the prediction's first (row, column).
+  """
+
+  pixel_size: tuple[float, float] | None = None
+  offset: tuple[int, int] = (0, 0)
+
+  def __post_init__(self) -> None:
+    """Checks the numbers.
+
+    Raises:
+      ValueError: a pixel's size is not a positive number.
+    """
+    if self.pixel_size is not None and not all(
+      math.isfinite(size) and size > 0 for size in self.pixel_size
+    ):
+      raise ValueError(
+        'pixel_size must be a height and a width above 0 micrometres, or None, got'
+        f' {self.pixel_size}'
+      )
+
+  @property
+  def unit(self) -> str | None:
+    """Of scale and translation: micrometres, or None, for pixels."""
+    return None if self.pixel_size is None else UNIT
+
+  def scale(self, level: int = 0) -> tuple[float, float]:
+    """A pixel's (height, width) in units.
+
+    Args:
+      level: of a pyramid, in which each level halves the one before.
+    """
+    height, width = self.pixel_size or (1.0, 1.0)
+    return height * 2**level, width * 2**level
+
+  def translation(self, level: int = 0) -> tuple[float, float]:
+    """Where the centre of the first pixel lies, as (row, column) in units.
+
+    The origin is the centre of the microscope's image's first pixel. A pixel of level k is the mean
+    of 2^k x 2^k pixels, the centre of which lies (2^k - 1) / 2 pixels behind that of the first.
+
+    Args:
+      level: of a pyramid, as for `scale`.
+    """
+    row, column = (pixels + (2**level - 1) / 2 for pixels in self.offset)
+    height, width = self.scale()
+    return row * height, column * width

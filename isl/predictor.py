@@ -1,0 +1,237 @@
+"""Predictions from Python: a checkpoint's network for z-stacks in memory.
+
+import isl
+
+with isl.Predictor('checkpoints') as predictor:
+  predicted = predictor.predict(stack, statistics=['MEDIAN', 'QUANTILE_5', 'QUANTILE_95'])
+predicted['DAPI_CONFOCAL']['MEDIAN']  # float32 [row, column] in [0, 1]
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+
+from isl import calibration, checkpoints, data_provider, field_record, statistic
+from isl.checkpoints import Checkpoint
+from isl.experiment import (
+  Inference,
+  InferMethod,
+  InputRange,
+  Padding,
+)
+from isl.field_labeling import FieldLabeler, Wanted
+from isl.image_io import ImageSet
+from isl.stack import ImageKey
+from isl.statistic import NUM_CLASSES, AnyStatistic, Statistic
+
+
+class Predictor:
+  """A checkpoint's network, ready for z-stacks of any size.
+
+  It has a graph and a session of its own: TensorFlow's global state, eager execution included,
+  stays as it is. Not to be used from several threads at once.
+
+  Attributes:
+    labels: that it predicts.
+    input_channels: that it reads; for most networks TRANSMISSION alone.
+    margin: rows and columns that an unpadded prediction lacks at each border of the stack.
+  """
+
+  def __init__(
+    self,
+    checkpoint_directory: str | os.PathLike[str],
+    *,
+    calibrated: bool = False,
+    tile_size: int = 16,
+  ):
+    """Opens the newest checkpoint of a folder.
+
+    Args:
+      checkpoint_directory: the folder.
+      calibrated: whether distributions are corrected by the temperatures in its calibration.json.
+      tile_size: side of the tiles that are computed at once, in blocks of 8 x 8 pixels; more is
+        faster and takes more memory.
+
+    Raises:
+      ValueError: there is no checkpoint, or it is damaged, or is not calibrated.
+    """
+    if tile_size < 1:
+      raise ValueError(f'tile_size must be at least 1, got {tile_size}')
+    self._checkpoint = Checkpoint(checkpoints.find_newest(checkpoint_directory))
+    held = self._checkpoint.describe()
+    self._plan = held.plan()
+    self._tile_size = tile_size
+    self._temperatures: dict[str, float] | None = None
+    if calibrated:
+      fitted = calibration.load(self._checkpoint.prefix.parent)
+      fitted.check_checkpoint(field_record.checkpoint_fingerprint(self._checkpoint))
+      self._temperatures = dict(fitted.temperatures)
+    self.labels = held.targets.channels
+    self.input_channels = held.inputs.channels
+    self.margin = self._plan.spec.geometry.margin
+    self._made: tuple[tuple[object, ...], FieldLabeler] | None = None
+
+  def __enter__(self) -> Self:
+    return self
+
+  def __exit__(
+    self,
+    kind: type[BaseException] | None,
+    error: BaseException | None,
+    traceback: TracebackType | None,
+  ) -> None:
+    self.close()
+
+  def close(self) -> None:
+    """Frees the network's memory."""
+    if self._made is not None:
+      self._made[1].close()
+      self._made = None
+
+  def predict(
+    self,
+    stack: np.ndarray | Mapping[str, np.ndarray],
+    *,
+    statistics: Sequence[str] = ('MEDIAN',),
+    labels: Sequence[str] | None = None,
+    padding: str = 'NONE',
+    input_range: tuple[float, float] | str | None = None,
+    progress: str | None = None,
+  ) -> dict[str, dict[str, np.ndarray]]:
+    """Predicts labels, tile by tile: beside the stack and the results, memory is constant.
+
+    Args:
+      stack: [z, row, column], of any number of depths: uint8 or uint16, whose largest number is the
+        intensity 1, or floats in [0, 1]. For a network that reads several channels, a stack for
+        each of them, by its name.
+      statistics: what is reported of each pixel's distribution: MODE, MEDIAN, MEAN,
+        STANDARD_DEVIATION, PROBABILITY_NONZERO, ENTROPY, QUANTILE_<percent>, DISTRIBUTION.
+      labels: to predict; None: all.
+      padding: NONE: the prediction lacks `margin` pixels at each border, and up to 7 more at the
+        bottom and right; REFLECT, ZERO: it has the stack's size.
+      input_range: (low, high), what becomes 0 and 1, as in the stack; 'auto': its 0.1 and 99.9
+        percentiles; None: the type's range.
+      progress: title under which the progress is shown; None: it is not.
+
+    Returns:
+      By label and statistic, float32 [row, column] in [0, 1]; DISTRIBUTION has a further axis for
+      the 256 classes.
+
+    Raises:
+      ValueError: the stack is of another kind or too small, or a name is unknown.
+    """
+    image_set = self._image_set(stack)
+    image_set = data_provider.prepared(image_set, _input_range(input_range), ())
+    wanted = statistic.parse_all(statistics)
+    labeler = self._labeler(labels, padding)
+    grid = labeler.grid(image_set.name, image_set.size)
+    sink = _Arrays(grid.output_size, labeler.targets.keys, wanted)
+    labeler.compute(image_set, grid, sink, Wanted(targets=wanted), progress)
+    return sink.by_label()
+
+  def _image_set(self, stack: np.ndarray | Mapping[str, np.ndarray]) -> ImageSet:
+    if isinstance(stack, Mapping):
+      stacks = {str(channel): np.asarray(images) for channel, images in stack.items()}
+    elif len(self.input_channels) == 1:
+      stacks = {self.input_channels[0]: np.asarray(stack)}
+    else:
+      raise ValueError(
+        f'this network reads {", ".join(self.input_channels)}; give a stack for each, by its name'
+      )
+    if set(stacks) != set(self.input_channels):
+      raise ValueError(
+        f'stacks are named {", ".join(sorted(stacks))}; this network reads'
+        f' {", ".join(self.input_channels)}'
+      )
+    images = {}
+    for channel, of_channel in stacks.items():
+      if of_channel.ndim != 3 or not of_channel.size:
+        raise ValueError(f'a stack must be [z, row, column], got the shape {of_channel.shape}')
+      if of_channel.dtype.kind == 'f':
+        of_channel = of_channel.astype(np.float32, copy=False)
+      elif of_channel.dtype not in (np.uint8, np.uint16):
+        raise ValueError(f'a stack must be of uint8, uint16 or floats, got {of_channel.dtype}')
+      images |= {ImageKey(z, channel): image for z, image in enumerate(of_channel)}
+    if len({image.shape for image in images.values()}) > 1:
+      raise ValueError('all stacks must have the same rows and columns')
+    return ImageSet(name='stack', images=images)
+
+  def _labeler(self, labels: Sequence[str] | None, padding: str) -> FieldLabeler:
+    """The network for these labels; that of the call before, if it will do."""
+    if padding not in Padding.__members__:
+      raise ValueError(f'padding must be one of {", ".join(Padding.__members__)}, got {padding!r}')
+    unknown = [label for label in labels or () if label not in self.labels]
+    if unknown:
+      raise ValueError(
+        f'labels has {", ".join(map(str, unknown))}; this network predicts {", ".join(self.labels)}'
+      )
+    settings = tuple(labels or self.labels), padding
+    if self._made is not None and self._made[0] == settings:
+      return self._made[1]
+    self.close()
+    inference = Inference(
+      crop_size=0,
+      tile_size=self._tile_size,
+      method=InferMethod.DENSE,
+      panels=(),
+      simplify_panels=True,
+      statistics=(),
+      channels=settings[0],
+      padding=Padding[padding],
+    )
+    labeler = FieldLabeler(self._checkpoint, self._plan, inference, self._temperatures)
+    self._made = settings, labeler
+    return labeler
+
+
+def _input_range(text: Any) -> InputRange | None:
+  if text is None:
+    return None
+  if isinstance(text, str):
+    if text != 'auto':
+      raise ValueError(f"input_range must be (low, high), 'auto' or None, got {text!r}")
+    return InputRange(ends=None)
+  low, high = map(float, text)
+  if not low < high:
+    raise ValueError(f'input_range must be (low, high) with low < high, got {text!r}')
+  return InputRange(ends=(low, high))
+
+
+class _Arrays:
+  """Takes in predictions, as arrays."""
+
+  def __init__(
+    self,
+    size: tuple[int, int],
+    keys: Sequence[ImageKey],
+    statistics: Sequence[AnyStatistic],
+  ):
+    def shape(wanted: AnyStatistic) -> tuple[int, ...]:
+      return (*size, NUM_CLASSES) if wanted is Statistic.DISTRIBUTION else size
+
+    self._arrays = {
+      key: {wanted: np.zeros(shape(wanted), np.float32) for wanted in statistics} for key in keys
+    }
+
+  def true_classes(self, keys: Sequence[ImageKey], rows: slice, columns: slice) -> np.ndarray:
+    """Nothing is known."""
+    return np.zeros((len(keys), rows.stop - rows.start, columns.stop - columns.start), np.uint8)
+
+  def add(
+    self, key: ImageKey, rows: slice, columns: slice, predicted: Mapping[AnyStatistic, np.ndarray]
+  ) -> None:
+    """Copies a part."""
+    for wanted, values in predicted.items():
+      self._arrays[key][wanted][rows, columns] = values
+
+  def by_label(self) -> dict[str, dict[str, np.ndarray]]:
+    """All of it, by names."""
+    return {
+      key.channel: {wanted.value: array for wanted, array in arrays.items()}
+      for key, arrays in self._arrays.items()
+    }

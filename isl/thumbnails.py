@@ -1,0 +1,104 @@
+"""Small pictures of images that are never in memory as a whole."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+
+# Colours at full resolution, or else the edges in error pictures bleed.
+_JPEG_OPTIONS = (
+  *(cv2.IMWRITE_JPEG_QUALITY, 90),
+  *(cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444),
+)
+
+
+class Thumbnail:
+  """A small picture of a large image, filled part by part.
+
+  Each of its pixels is the mean over a cell of `factor` x `factor` pixels of the image; the cells
+  of the last row and column have fewer where the factor does not divide the image's size. Only the
+  cells' sums are kept.
+
+  Attributes:
+    factor: how many pixels of the image are one of the thumbnail, in each direction.
+    size: (rows, columns) of the thumbnail, in pixels.
+  """
+
+  def __init__(self, size: tuple[int, int], longest: int = 512, *, is_rgb: bool = False) -> None:
+    """Begins an empty one.
+
+    Args:
+      size: (rows, columns) of the image, in pixels.
+      longest: what the thumbnail's longer side may have, in pixels.
+      is_rgb: whether the image has colours.
+
+    Raises:
+      ValueError: a size is not positive.
+    """
+    if min(size) < 1 or longest < 1:
+      raise ValueError(
+        f'an image and its thumbnail must have at least one pixel, got {size} and {longest}'
+      )
+    self.factor = -(-max(size) // longest)
+    self.size = (-(-size[0] // self.factor), -(-size[1] // self.factor))
+    self._image_size = size
+    self._missing = size[0] * size[1]
+    # In double precision, so that the order of the parts does not show.
+    self._sums = np.zeros((*self.size, 3) if is_rgb else self.size)
+
+  def add(self, rows: slice, columns: slice, values: np.ndarray) -> None:
+    """Adds a part of the image. The parts, in any order, cover each pixel once.
+
+    Args:
+      rows: where the part lies in the image.
+      columns: likewise.
+      values: its intensities in [0, 1], float32 [row, column] or, of RGB, [row, column, color].
+    """
+    extent = (rows.stop - rows.start, columns.stop - columns.start)
+    assert values.shape == (*extent, *self._sums.shape[2:]), (values.shape, rows, columns)
+    assert 0 <= rows.start < rows.stop <= self._image_size[0], (rows, self._image_size)
+    assert 0 <= columns.start < columns.stop <= self._image_size[1], (columns, self._image_size)
+    row_cells, row_starts = self._cells(rows)
+    column_cells, column_starts = self._cells(columns)
+    sums = np.add.reduceat(values, row_starts, axis=0, dtype=np.float64)
+    self._sums[row_cells, column_cells] += np.add.reduceat(sums, column_starts, axis=1)
+    self._missing -= extent[0] * extent[1]
+
+  def picture(self) -> np.ndarray:
+    """The thumbnail, when all parts have been added.
+
+    Returns:
+      uint8 [row, column] or [row, column, color]: a cell's mean times 255, rounded.
+    """
+    assert self._missing == 0, f'{self._missing} pixels of the image are missing'
+    rows, columns = (
+      np.minimum(self.factor, length - self.factor * np.arange(cells))
+      for length, cells in zip(self._image_size, self.size, strict=True)
+    )
+    pixels = np.outer(rows, columns).reshape(*self.size, *[1] * (self._sums.ndim - 2))
+    return np.rint(np.clip(self._sums / pixels, 0, 1) * 255).astype(np.uint8)
+
+  def _cells(self, pixels: slice) -> tuple[slice, np.ndarray]:
+    """The cells that a range of rows or columns touches, and where in the range each begins."""
+    cells = slice(pixels.start // self.factor, (pixels.stop - 1) // self.factor + 1)
+    starts = np.arange(cells.start, cells.stop) * self.factor - pixels.start
+    return cells, np.maximum(starts, 0)
+
+
+def encode(picture: np.ndarray, suffix: str = '.jpg') -> bytes:
+  """A picture as the contents of a file.
+
+  Args:
+    picture: uint8, grey [row, column] or RGB [row, column, color].
+    suffix: '.jpg', which is small, or '.png', which is exact.
+
+  Raises:
+    ValueError: the suffix is another.
+  """
+  assert picture.dtype == np.uint8 and picture.size, (picture.dtype, picture.shape)
+  if suffix not in ('.jpg', '.png'):
+    raise ValueError(f"suffix must be '.jpg' or '.png', got {suffix!r}")
+  # OpenCV's order is BGR.
+  pixels = picture if picture.ndim == 2 else np.ascontiguousarray(picture[..., ::-1])
+  _, encoded = cv2.imencode(suffix, pixels, _JPEG_OPTIONS if suffix == '.jpg' else ())
+  return encoded.tobytes()
