@@ -75,7 +75,7 @@ def features(image_set: image_io.ImageSet, windows: Sequence[int]) -> np.ndarray
     float32 [row, column, feature].
   """
   keys = [ImageKey(z, image_set.transmitted_light) for z in range(image_set.num_depths())]
-  depths = [_intensities(image_set.images[key]) for key in keys]
+  depths = [_intensities(image_set.images[key][:, :]) for key in keys]
   means = [cv2.blur(depth, (side, side)) for side in windows for depth in depths]
   return np.stack([np.ones_like(depths[0]), *depths, *means], axis=-1)
 
@@ -91,7 +91,7 @@ def _labels(image_set: image_io.ImageSet, channels: Sequence[str]) -> np.ndarray
   missing = [key.channel for key in keys if key not in image_set.images]
   if missing:
     raise ValueError(f'field of view {image_set.name!r} has no label {", ".join(missing)}')
-  return np.stack([_intensities(image_set.images[key]) for key in keys], axis=-1)
+  return np.stack([_intensities(image_set.images[key][:, :]) for key in keys], axis=-1)
 
 
 def _strips(array: np.ndarray) -> Iterator[np.ndarray]:

@@ -40,12 +40,12 @@ from isl.models.flop import dense_flop, patch_flop
 from isl.models.plan import NetworkPlan
 from isl.random_checkpoint import write_random_checkpoint
 from isl.stack import ImageKey, input_stack, target_stack
-from isl.statistic import PICTURE_STATISTICS, Statistic
+from isl.statistic import PICTURE_STATISTICS, AnyStatistic, Statistic
 
 _TRIAL_PATCHES = 64
 _BY_CLASS = (Statistic.MODE.name, Statistic.MEDIAN.name)
 
-Outputs = dict[Statistic, np.ndarray]
+Outputs = dict[AnyStatistic, np.ndarray]
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -123,9 +123,10 @@ class Method:
   def evaluate(self, crop: np.ndarray, tiles: Sequence[tiling.Tile]) -> Outputs:
     """Outputs [head, row, column] of these tiles, 0 where there is none."""
     labeler = self._labeler
-    num_heads = len(labeler.heads)
+    (group,) = labeler.groups
+    num_heads = len(group.heads)
     size = [self._geometry.num_blocks(n) * self._geometry.output for n in crop.shape[:2]]
-    outputs = {s: np.zeros((num_heads, *size), np.float32) for s in labeler.statistics}
+    outputs = {s: np.zeros((num_heads, *size), np.float32) for s in group.statistics}
     label_size = [n * self._geometry.output for n in labeler.blocks]
     labels = np.zeros((num_heads, labeler.batch, *label_size), np.uint8)
     for first in range(0, len(tiles), labeler.batch):

@@ -111,7 +111,7 @@ def cut(image_set: ImageSet, folder: pathlib.Path, rows: slice) -> ImageSet:
   for key, image in image_set.images.items():
     depth = f'z_depth-{key.z}' if isinstance(key.z, int) else f'depth_computation-{key.z}'
     name = f'well-A1,{depth},channel-{key.channel},is_mask-false.png'
-    png_io.write_png(folder / name, image[rows])
+    png_io.write_png(folder / name, image[rows, :])
   return image_io.find_image_sets(folder)[0].read()
 
 

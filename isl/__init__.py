@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import typing
 
-if typing.TYPE_CHECKING:
-  from isl.predictor import Predictor as Predictor
-
 __version__ = '0.1.0'
 
+if typing.TYPE_CHECKING:
+  from isl.predictor import Predictor as Predictor
+else:
 
-def __getattr__(name: str) -> object:
-  """Predictor, when it is asked for: it loads TensorFlow, which takes seconds."""
-  if name == 'Predictor':
-    from isl.predictor import Predictor
+  def __getattr__(name: str) -> object:
+    """Predictor, when it is asked for: it loads TensorFlow, which takes seconds."""
+    if name == 'Predictor':
+      from isl.predictor import Predictor
 
-    return Predictor
-  raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+      return Predictor
+    raise AttributeError(f'module {__name__!r} has no attribute {name!r}')

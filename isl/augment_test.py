@@ -11,7 +11,7 @@ from isl.experiment import Corruption
 from isl.stack import MAXPROJECT, ImageKey
 
 _NONE = Corruption(multiplier_std=0, offset_std=0, noise_std=0)
-_ALL = slice(None)
+_WHOLE = (slice(None), slice(None))
 
 
 def _image_set(rows=6, columns=9, depths=3, dtype=np.uint16) -> image_io.ImageSet:
@@ -167,7 +167,7 @@ def test_jitter_turns_the_crop_at_the_top_left(crop_size, size):
       o
       for o in itertools.product((False, True), range(4))
       if all(
-        np.array_equal(augment.flip_and_rotate(image, *o), turned.images[key])
+        np.array_equal(augment.flip_and_rotate(image[_WHOLE], *o), turned.images[key][_WHOLE])
         for key, image in crop.images.items()
       )
     ]
@@ -192,7 +192,8 @@ def test_jitter_corrupts_transmitted_light_alone(dtype):
       else:
         light = with_corruption.images[key]
         assert light.shape == image.shape
-        differs |= not np.array_equal(image_io.intensity(light), image_io.intensity(image))
+        was, now = (image_io.intensity(i[_WHOLE]) for i in (image, light))
+        differs |= not np.array_equal(was, now)
         assert light.dtype == (np.uint16 if differs else dtype)
     corrupted += differs
   # All but 1 of 8 on average.
@@ -211,12 +212,12 @@ def test_jitter_corrupts_every_input_channel_in_its_range(monkeypatch):
   jittered = augment.jitter(image_set, 0, _NONE, np.random.default_rng(0))
   keys = [ImageKey(z, 'DIC') for z in range(3)] + [ImageKey(z, 'POLARIZATION') for z in range(2)]
   for key, factor, offset in zip(keys, drawn.factors, drawn.offsets, strict=True):
-    seen = image_io.intensity(image_set.images[key])
+    seen = image_io.intensity(image_set.images[key][_WHOLE])
     if key.channel == 'POLARIZATION':
       seen = np.clip((seen - 0.2) / 0.4, 0, 1)
     expected = np.clip(seen * factor + offset, 0, 1)
     # Nothing is left to be done to what is read of it.
-    found = jittered.input_image(key, _ALL, _ALL)
+    found = jittered.input_image(key, *_WHOLE)
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
@@ -227,6 +228,6 @@ def test_jitter_rounds_to_16_bit(monkeypatch):
   monkeypatch.setattr(augment, 'draw_orientation', lambda _: (False, 0))
   jittered = augment.jitter(image_set, 0, _NONE, np.random.default_rng(0))
   for z in range(3):
-    light, before = (s.images[ImageKey(z, 'DIC')] for s in (jittered, image_set))
+    light, before = (s.images[ImageKey(z, 'DIC')][_WHOLE] for s in (jittered, image_set))
     expected = (before / 65535 * 0.5 + 0.25) * 65535
     assert np.abs(light - expected).max() <= 0.5 + 0.01

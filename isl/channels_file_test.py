@@ -38,6 +38,39 @@ def test_file_is_carried_along_and_so_is_its_absence(tmp_path):
     assert channels_file.read(tmp_path / 'other') is None
 
 
+@pytest.mark.parametrize(
+  ('listed', 'labels', 'ordered'),
+  [
+    (None, {'ZEBRA', 'DEAD_CONFOCAL', 'ACTIN', 'DAPI_CONFOCAL'},
+     ('DAPI_CONFOCAL', 'DEAD_CONFOCAL', 'ACTIN', 'ZEBRA')),
+    (('RFP', 'GFP'), {'GFP', 'RFP'}, ('RFP', 'GFP')),
+    (('X', 'RFP', 'Y', 'GFP'), {'GFP', 'RFP'}, ('RFP', 'GFP')),
+  ],
+)  # fmt: skip
+def test_order_of_labels(tmp_path, listed, labels, ordered):
+  if listed:
+    channels_file.write(tmp_path, Channels(inputs=('B', 'A'), targets=listed))
+  assert channels_file.ordered_targets(tmp_path / 'model-1', {'A', 'B'}, labels) == ordered
+
+
+@pytest.mark.parametrize(
+  ('inputs', 'labels', 'words'),
+  [
+    ({'A'}, {'GFP', 'RFP'}, 'reads A'),
+    ({'A', 'B', 'C'}, {'GFP', 'RFP'}, 'reads A, B, C'),
+    ({'A', 'B'}, {'GFP', 'CFP', 'DAPI_CONFOCAL'}, 'predicts DAPI_CONFOCAL, CFP, GFP'),
+  ],
+)
+def test_file_of_another_checkpoint(tmp_path, inputs, labels, words):
+  channels_file.write(tmp_path, Channels(inputs=('A', 'B'), targets=('GFP', 'RFP')))
+  with pytest.raises(ValueError) as caught:
+    channels_file.ordered_targets(tmp_path / 'model-1', inputs, labels)
+  assert str(caught.value) == (
+    f'{str(tmp_path / "channels.json")!r} is not of model-1, which {words}; delete it, or restore'
+    ' it'
+  )
+
+
 def _with(**values):
   contents = {'format': 1, 'input_channels': ['TRANSMISSION'], 'target_channels': ['GFP', 'RFP']}
   return json.dumps(contents | values).encode()

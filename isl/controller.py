@@ -121,7 +121,9 @@ class Labeler:
       fn_output_signature={name: tf.float32 for name, is_wanted in wanted.items() if is_wanted},
       parallel_iterations=1,
     )
-    result = {statistic: outputs['pictures'][:, i] for i, statistic in enumerate(pictures)}
+    result: dict[AnyStatistic, tf.Tensor] = {
+      statistic: outputs['pictures'][:, i] for i, statistic in enumerate(pictures)
+    }
     if Statistic.DISTRIBUTION in group.statistics:
       result[Statistic.DISTRIBUTION] = outputs['distribution']
     return {statistic: result[statistic] for statistic in group.statistics}

@@ -239,8 +239,8 @@ def padded_input_crop(
     ]
     read = [slice(int(i.min()), int(i.max()) + 1) for i in indices]
     crop = input_crop(image_set, stack, read[0], read[1])
-    row, column = (i - r.start for i, r in zip(indices, read, strict=True))
-    return crop[row[:, np.newaxis], column]
+    places = [i - r.start for i, r in zip(indices, read, strict=True)]
+    return crop[places[0][:, np.newaxis], places[1]]
   result = np.zeros(
     (*(w.stop - w.start for w in windows), len(stack.z_values), len(stack.channels), 2), np.float32
   )

@@ -146,7 +146,12 @@ def test_fingerprint_is_of_the_contents(tmp_path, png_fields):
 def test_fingerprint_of_files(tmp_path, png_fields, name, monkeypatch):
   read = []
   digest = datasets._digest
-  monkeypatch.setattr(datasets, '_digest', lambda path: read.append(path) or digest(path))
+
+  def noting(path):
+    read.append(path)
+    return digest(path)
+
+  monkeypatch.setattr(datasets, '_digest', noting)
   for folder in ('1', '2'):
     (tmp_path / folder).mkdir()
     write = microscope_testing.write_ome_tiff if '.tif' in name else None
@@ -160,7 +165,7 @@ def test_fingerprint_of_files(tmp_path, png_fields, name, monkeypatch):
   first = contents_fingerprint(one)
   assert contents_fingerprint(two) == first
   assert read.count(tmp_path / '1' / name) == 1
-  (last,) = sorted(p for p in (tmp_path / '2').rglob('*') if p.is_file())[-1:]
+  last = max(p for p in (tmp_path / '2').rglob('*') if p.is_file())
   data = bytearray(last.read_bytes())
   data[-1] ^= 1
   last.write_bytes(data)

@@ -16,7 +16,7 @@ from isl.field_prediction import PANEL_STATISTICS, FieldPrediction
 from isl.models.networks import NETWORKS
 from isl.models.plan import NetworkPlan, make_plan
 from isl.progress import Progress
-from isl.stack import ImageKey, StackSpec, target_stack
+from isl.stack import ImageKey, StackSpec, input_stack, target_stack
 from isl.statistic import AnyStatistic, Statistic
 
 # Single patches that --infer_method=PATCHES computes together; benchmarks/infer.py tries others.
@@ -34,7 +34,8 @@ def make_network_plan(experiment: Experiment, checkpoint: Checkpoint) -> Network
   base_depth = experiment.base_depth or held.base_depth
   num_z_values = experiment.num_z_values or len(held.inputs.z_values)
   checkpoint.check_fits(model=model, base_depth=base_depth, num_z_values=num_z_values)
-  return make_plan(NETWORKS[model], base_depth, num_z_values)
+  inputs = input_stack(num_z_values, held.inputs.channels)
+  return make_plan(NETWORKS[model], base_depth, len(inputs.keys))
 
 
 def _targets(inference: Inference, checkpoint: Checkpoint) -> StackSpec:

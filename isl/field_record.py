@@ -111,17 +111,11 @@ def read(folder: pathlib.Path) -> FieldRecord | None:
     values = json.loads((folder / _NAME).read_text(encoding='ascii'))
     if values.pop('format') != _FORMAT:
       return None
-    pairs = {
-      name: tuple(values.pop(name)) for name in ('image_size', 'output_size', 'output_offset')
-    }
-    pixel_size = values.pop('pixel_size')
-    record = FieldRecord(
-      **pairs,
-      pixel_size=tuple(pixel_size) if pixel_size else None,
-      files=tuple(values.pop('files')),
-      labels=tuple(LabelRecord(**label) for label in values.pop('labels')),
-      **values,
-    )
+    for name in ('image_size', 'output_size', 'output_offset', 'pixel_size', 'files'):
+      # JSON has lists; a size that is not known is null.
+      values[name] = values[name] and tuple(values[name])
+    labels = tuple(LabelRecord(**label) for label in values.pop('labels'))
+    record = FieldRecord(labels=labels, **values)
   except (OSError, ValueError, TypeError, KeyError, AttributeError):
     return None
   return record if all((folder / name).exists() for name in record.all_files) else None

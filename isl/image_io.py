@@ -15,6 +15,7 @@ import numpy as np
 from absl import logging
 
 from isl import image_names, png_io
+from isl.spill import Spill
 from isl.stack import (
   MAXPROJECT,
   RECORDED_AS,
@@ -27,6 +28,8 @@ from isl.stack import (
 
 # Rows of an image that are looked at together where it may be larger than the memory.
 _BAND = 256
+# A field of view's images that take more are kept on the disk.
+_MOST_BYTES = 1 << 28
 
 
 class Pixels(Protocol):
@@ -271,10 +274,18 @@ class ImageFiles:
       OSError: a file cannot be read.
       ValueError: a file is damaged, is not of a kind that isl reads, or not of the others' size.
     """
+    sizes = (source.size for source in self.sources.values())
+    # Of 16 bit; what is only opened is not decoded, and floats are rare.
+    in_bytes = sum(2 * rows * columns for rows, columns in sizes)
+    spill = Spill() if in_bytes > _MOST_BYTES else None
+
+    def read(source: ImageSource) -> Pixels:
+      image = source.read()
+      return spill.add(image) if spill and isinstance(image, np.ndarray) else image
+
     # OpenCV lets other threads run while it decodes.
     with concurrent.futures.ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
-      read = pool.map(lambda source: source.read(), self.sources.values())
-      images = dict(zip(self.sources, read, strict=True))
+      images = dict(zip(self.sources, pool.map(read, self.sources.values()), strict=True))
     first = next(iter(images))
     for key, image in images.items():
       if image.shape != images[first].shape:

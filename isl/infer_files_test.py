@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from isl import launch, png_io, random_checkpoint, testing, watching
-from isl.stack import MAXPROJECT, ImageKey
+from isl.stack import MAXPROJECT
 from isl.testing import InferRun
 
 _SIZE = testing.InferSetting.size
@@ -90,7 +90,7 @@ def test_evaluation_of_the_training_set(setting):
       model='FOVEA',
       base_depth=5,
       num_z_values=2,
-      target_keys=[ImageKey(MAXPROJECT, channel)],
+      target_channels=[channel],
       global_step=step,
     )
   outcome = testing.run_in_process(

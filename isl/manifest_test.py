@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tifffile
 
-from isl import image_io, manifest, microscope_testing, png_io, testing
+from isl import image_io, microscope_scenes, microscope_testing, png_io, testing
 from isl.manifest import read_manifest
 from isl.stack import MAXPROJECT, ImageKey
 
@@ -130,9 +130,15 @@ def test_hash_in_names(folder):
 def test_one_plane_is_all_that_a_line_may_ask_for(folder):
   lines = ['A4,,A,0.png', 'A4,7,B,0.tif', 'A4,MAXPROJECT,C,0.png']
   (field,) = read_manifest(_manifest(folder, *lines))
-  keys = [(0, 'A'), (MAXPROJECT, 'A'), (7, 'B'), (MAXPROJECT, 'B'), (MAXPROJECT, 'C')]
+  keys: list[tuple[int | str, str]] = [
+    (0, 'A'),
+    (MAXPROJECT, 'A'),
+    (7, 'B'),
+    (MAXPROJECT, 'B'),
+    (MAXPROJECT, 'C'),
+  ]
   images = _images(field)
-  assert images.keys() == {ImageKey(*key) for key in keys}
+  assert images.keys() == {ImageKey(z, channel) for z, channel in keys}
   assert all(np.array_equal(image, _STACK[0, 0]) for image in images.values())
 
 
@@ -260,12 +266,13 @@ def test_no_text(folder):
 
 def test_file_is_opened_once(folder, monkeypatch):
   opened = []
-  opener = manifest.microscope_files.microscope_scenes.open_scenes
-  monkeypatch.setattr(
-    manifest.microscope_files.microscope_scenes,
-    'open_scenes',
-    lambda path: opened.append(path) or opener(path),
-  )
+  opener = microscope_scenes.open_scenes
+
+  def opening(path):
+    opened.append(path)
+    return opener(path)
+
+  monkeypatch.setattr(microscope_scenes, 'open_scenes', opening)
   lines = [f'A4,{z},{c},two.ome.tif#{c}' for z in range(3) for c in range(2)]
   (field,) = read_manifest(_manifest(folder, *lines))
   field.read()

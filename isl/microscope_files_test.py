@@ -3,6 +3,7 @@
 import concurrent.futures
 import pathlib
 import tracemalloc
+from typing import Any
 
 import numpy as np
 import pytest
@@ -28,13 +29,17 @@ def png_field(tmp_path_factory):
 def decoded(monkeypatch) -> list[object]:
   """What is decoded: channels by number, chunks by index."""
   result: list[object] = []
+
+  def noting(read):
+    def read_and_note(scene, what):
+      result.append(what)
+      return read(scene, what)
+
+    return read_and_note
+
   for name in ('read_channel', 'read_chunk'):
     read = getattr(microscope_scenes.Scene, name)
-    monkeypatch.setattr(
-      microscope_scenes.Scene,
-      name,
-      lambda self, what, read=read: result.append(what) or read(self, what),
-    )
+    monkeypatch.setattr(microscope_scenes.Scene, name, noting(read))
   monkeypatch.setattr(microscope_files, '_chunks', microscope_files._Chunks())
   return result
 
@@ -131,6 +136,7 @@ def test_numbers_become_float32(tmp_path, monkeypatch, name, dtype, png_field):
   write = {'a.tif': microscope_testing.write_ome_tiff, 'a.zarr': microscope_testing.write_ome_zarr}
   (field,) = fields_of_file(write[name](tmp_path / name, one))
   source = field.sources[ImageKey(0, 'A')]
+  assert isinstance(source, PlaneSource)
   assert source.stored_dtype.newbyteorder('=') == np.dtype(dtype).newbyteorder('=')
   read = source.read()
   wanted = np.uint16 if dtype == '>u2' else np.float32
@@ -142,7 +148,7 @@ def test_what_float32_cannot_hold_is_inf(tmp_path):
   path = tmp_path / 'a.tif'
   tifffile.imwrite(path, np.full((4, 5), 1e300), photometric='minisblack')
   (field,) = fields_of_file(path)
-  assert np.isinf(next(iter(field.read().images.values()))).all()
+  assert np.isinf(next(iter(field.read().images.values()))[:, :]).all()
 
 
 def test_each_channel_of_a_tiff_is_decoded_once(tmp_path, png_field, decoded):
@@ -170,9 +176,15 @@ def test_windows_are_parts_of_the_whole(zarr_file, png_field, z):
   whole = stack.max(axis=0) if z == MAXPROJECT else stack[z]
   pixels = PlaneSource(MicroscopeFile(zarr_file), 0, 3, z).read()
   assert not isinstance(pixels, np.ndarray)
-  assert (pixels.shape, pixels.dtype) == (whole.shape, np.uint16)
+  assert (pixels.shape, pixels.dtype) == (whole.shape, np.dtype('uint16'))
   rng = np.random.default_rng(0)
-  windows = [np.s_[:, :], np.s_[64:, -1:], np.s_[5:5, :], np.s_[::3, 1::40], np.s_[3:1000, 7:]]
+  windows: list[Any] = [
+    np.s_[:, :],
+    np.s_[64:, -1:],
+    np.s_[5:5, :],
+    np.s_[::3, 1::40],
+    np.s_[3:1000, 7:],
+  ]
   for _ in range(30):
     (top, bottom), (left, right) = (np.sort(rng.integers(0, n, 2)) for n in whole.shape)
     windows.append(np.s_[top : bottom + 1, left : right + 1 : rng.integers(1, 50)])
@@ -209,7 +221,7 @@ def test_windows_need_little_memory(tmp_path, monkeypatch, decoded):
   side, chunk = 768, 64
   stack = np.random.default_rng(0).integers(0, 1 << 16, (1, 2, side, side), dtype=np.uint16)
   monkeypatch.setattr(microscope_testing, 'stack_of', lambda field: stack)
-  sources = {ImageKey(0, 'DIC'): None}
+  sources: Any = {ImageKey(0, 'DIC'): None}
   field = image_io.ImageFiles(name='', origin='', sources=sources)
   path = microscope_testing.write_ome_zarr(tmp_path / 'a.zarr', field, chunk=chunk)
   most = 16 * chunk * chunk * 2

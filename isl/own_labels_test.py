@@ -9,16 +9,24 @@ import shutil
 
 import numpy as np
 import pytest
+from absl import flags as flags_module
+from absl.testing import flagsaver
 
 from isl import (
   bare_checkpoint,
   channels_file,
   checkpoints,
+  command_line,
+  data_provider,
+  image_io,
   launch,
   random_checkpoint,
+  restoration,
   testing,
 )
-from isl.stack import MAXPROJECT, TARGET_CHANNELS, TRANSMISSION
+from isl.controller import HeadGroup, Labeler
+from isl.stack import MAXPROJECT, TARGET_CHANNELS, TRANSMISSION, ImageKey
+from isl.statistic import Statistic
 
 _SEED = '--random_seed=5'
 _INPUTS = ('POLARIZATION', TRANSMISSION)
@@ -44,6 +52,12 @@ class _Setting(testing.TrainSetting):
     assert outcome.status == 1
     assert {name: (base / name).read_bytes() for name in testing.files_in(base)} == before
     return outcome.error
+
+  def find_start(self, base, *flags):
+    """Where a training would start from, without doing it."""
+    with flagsaver.flagsaver():
+      flags_module.FLAGS(['isl-launch', *self.flags(base), *flags])
+      return restoration.find_start(command_line.make_experiment())
 
   def losses(self, base, *flags):
     """Tag -> loss of the newest checkpoint."""
@@ -89,13 +103,9 @@ def _describe(folder):
 def test_network_has_these_channels(trained):
   assert trained.steps == [0, 2]
   values = trained.values(2)
-  heads = {
-    name.split('/')[1:3] and '/'.join(name.split('/')[1:3])
-    for name in values
-    if name[:5] == 'head/'
-  }
-  assert heads == {f'{z}/{channel}' for z in (0.0, 0.5, 1.0) for channel in _INPUTS} | {
-    f'{MAXPROJECT}/{channel}' for channel in _LABELS
+  heads = {tuple(name.split('/')[1:3]) for name in values if name.startswith('head/')}
+  assert heads == {(str(z), channel) for z in (0.0, 0.5, 1.0) for channel in _INPUTS} | {
+    (MAXPROJECT, channel) for channel in _LABELS
   }
   # Two images at each of three depths, with a mask each.
   first = values['lower_scale_0_recursion_0/expand_rv2/BatchNorm/gamma']
@@ -146,16 +156,11 @@ def test_resumed_training_is_as_one_in_one_go(setting, base, trained):
 
 
 def test_flags_that_the_training_began_with_in_any_order(setting, base):
-  resumed = setting.run(
-    _SEED,
-    '--number_of_steps=3',
-    '--target_channels=GFP,RFP',
-    '--input_channels=POLARIZATION,TRANSMISSION',
-    base=base,
-  )
-  assert resumed.steps == [0, 2, 3]
-  assert _describe(resumed.folder).targets.channels == _LABELS
-  assert 'is now' not in resumed.outcome.stderr
+  for labels in ('RFP,GFP', 'GFP,RFP'):
+    channels = ['--input_channels=POLARIZATION,TRANSMISSION', f'--target_channels={labels}']
+    start = setting.find_start(base, *setting.network, *channels)
+    assert start.resumes
+    assert (start.inputs.channels, start.targets.channels) == (_INPUTS, _LABELS)
 
 
 @pytest.mark.parametrize(
@@ -180,7 +185,7 @@ def test_input_range_binds(setting, tmp_path):
   setting.run(*setting.network, *_CHANNELS, *begun, base=base)
   line = setting.error(base)
   assert 'was trained with --input_range 0,4095, not left out; give that' in line
-  assert setting.run('--input_range=0,4095', '--number_of_steps=2', base=base).steps == [0, 1, 2]
+  assert setting.find_start(base, '--input_range=0,4095').resumes
 
 
 def test_input_range_binds_even_a_training_of_before_there_was_one(setting, base):
@@ -219,17 +224,61 @@ def test_losses_are_the_same_of_copies_and_without_the_file(setting, base, train
   assert found == pytest.approx(losses, rel=1e-6)
 
 
-def test_training_from_own_labels_has_them(setting, trained):
+def test_losses_are_those_of_each_head(setting, trained, tmp_path):
+  """Every patch of an image of a patch's size is the same."""
+  checkpoint = checkpoints.Checkpoint(checkpoints.find_newest(trained.folder))
+  held = checkpoint.describe()
+  geometry = held.plan().spec.geometry
+  testing.write_image_set(
+    tmp_path / 'images',
+    rows=geometry.patch,
+    columns=geometry.patch,
+    further_inputs=('POLARIZATION',),
+    channels=_LABELS,
+  )
+  (field,) = image_io.find_png_fields(tmp_path / 'images')
+  image_set = field.select(_INPUTS, _LABELS).read()
+  centre = slice(geometry.margin, geometry.margin + geometry.output)
+  truth = []
+  for key in held.heads:
+    # At 0.0, 0.5 and 1.0 of three depths.
+    z = key.z if key.z == MAXPROJECT else round(2 * float(key.z))
+    recorded = ImageKey(z, 'PHASE_CONTRAST' if key.channel == TRANSMISSION else key.channel)
+    truth.append(np.rint(image_io.intensity(image_set.images[recorded][centre, centre]) * 255))
+  labeler = Labeler(
+    held.plan(),
+    checkpoint,
+    groups=[HeadGroup(heads=held.heads, statistics=(Statistic.CROSS_ENTROPY,))],
+    batch=1,
+    blocks=(1, 1),
+  )
+  whole = slice(None)
+  inputs = data_provider.input_crop(image_set, held.inputs, whole, whole)[np.newaxis]
+  (outputs,) = labeler(inputs, [np.array(truth, np.uint8)[:, np.newaxis]])
+  labeler.close()
+  found = setting.losses(
+    tmp_path / 'base',
+    f'--restore_directory={trained.folder}',
+    f'--dataset_eval_directory={tmp_path / "images"}',
+    f'--loss_crop_size={geometry.patch}',
+  )
+  for key, loss in zip(held.heads, outputs[Statistic.CROSS_ENTROPY][:, 0], strict=True):
+    assert found[f'loss/{key}'] == pytest.approx(loss.mean(), rel=1e-4), key
+
+
+def test_training_from_own_labels_has_them(setting, trained, tmp_path):
   """Named by the checkpoint alone, whether it has the file or not."""
-  folder = pathlib.Path(shutil.copytree(trained.folder, setting.new_folder() / 'copy'))
-  for has_file, labels in ((True, _LABELS), (False, ('GFP', 'RFP'))):
-    if not has_file:
-      (folder / 'channels.json').unlink()
-    run = setting.run(_SEED, '--number_of_steps=1', f'--restore_directory={folder}')
-    assert run.record['fresh'] == {}
-    held = _describe(run.folder)
-    assert (held.inputs.channels, held.targets.channels) == (_INPUTS, labels)
-    assert channels_file.read(run.folder).targets == labels
+  folder = pathlib.Path(shutil.copytree(trained.folder, tmp_path / 'copy'))
+  restore = f'--restore_directory={folder}'
+  start = setting.find_start(tmp_path / 'base', restore)
+  assert (start.inputs.channels, start.targets.channels) == (_INPUTS, _LABELS)
+  assert not start.fresh
+  assert not start.leaves_out_others
+  (folder / 'channels.json').unlink()
+  run = setting.run(_SEED, '--number_of_steps=1', restore)
+  assert run.record['fresh'] == {}
+  held = channels_file.Channels(inputs=_INPUTS, targets=('GFP', 'RFP'))
+  assert channels_file.read(run.folder) == held
 
 
 def test_further_labels_start_fresh(setting, trained):
@@ -242,9 +291,8 @@ def test_further_labels_start_fresh(setting, trained):
   assert _describe(run.folder).targets.channels == ('CFP', 'GFP')
   assert f"'{setting.images}': left out RFP; the network predicts CFP, GFP" in run.outcome.stderr
   assert 'No field of view has an image of CFP: its head' in run.outcome.stderr
-  # Which it goes on with, without saying it again.
-  resumed = setting.run(_SEED, '--number_of_steps=2', base=run.folder.parent)
-  assert 'left out RFP' in resumed.outcome.stderr
+  # What it goes on with, without the flag.
+  assert setting.find_start(run.folder.parent).leaves_out_others
 
 
 @pytest.fixture(scope='module')
@@ -255,15 +303,21 @@ def original(setting):
   return folder
 
 
-def test_own_labels_from_the_originals_checkpoint(setting, original):
+def test_own_labels_from_the_originals_checkpoint(setting, original, tmp_path):
   restore = [f'--restore_directory={original}', '--target_channels=GFP']
-  run = setting.run(_SEED, '--number_of_steps=1', *restore)
-  held = _describe(run.folder)
-  assert (held.inputs.channels, held.targets.channels) == ((TRANSMISSION,), ('GFP',))
-  assert {'/'.join(name.split('/')[:3]) for name in run.record['fresh']} == {'head/MAXPROJECT/GFP'}
-  checkpoint = checkpoints.Checkpoint(checkpoints.find_newest(original))
-  name = 'upper_recursion_0/expand_rv2/Conv/weights'
-  np.testing.assert_array_equal(run.values(0)[name], checkpoint.value(name))
+  start = setting.find_start(tmp_path / 'base', *restore)
+  assert (start.inputs.channels, start.targets.channels) == ((TRANSMISSION,), ('GFP',))
+  assert {'/'.join(name.split('/')[:3]) for name in start.fresh} == {'head/MAXPROJECT/GFP'}
+  assert start.leaves_out_others
+
+
+def test_some_of_the_originals_labels_are_a_beginning_for_all(setting, tmp_path):
+  for folder, labels in (('known', TARGET_CHANNELS[:2]), ('own', ('GFP', TARGET_CHANNELS[0]))):
+    random_checkpoint.write_random_checkpoint(
+      tmp_path / folder, model='FOVEA', base_depth=6, num_z_values=3, target_channels=labels
+    )
+    start = setting.find_start(tmp_path / 'base', f'--restore_directory={tmp_path / folder}')
+    assert start.targets.channels == (TARGET_CHANNELS if folder == 'known' else labels)
 
 
 def test_unknown_labels_without_the_flag(setting, original, tmp_path):
@@ -289,8 +343,7 @@ def test_another_number_of_input_channels(setting, original, tmp_path):
   restore = [f'--restore_directory={other}', *_CHANNELS, '--num_z_values=3']
   line = setting.error(tmp_path / 'base', *restore)
   assert 'or --norestore_inputs to start the first layer fresh' in line
-  run = setting.run(_SEED, '--number_of_steps=1', *restore, '--norestore_inputs')
-  fresh = run.record['fresh']
+  fresh = setting.find_start(tmp_path / 'base', *restore, '--norestore_inputs').fresh
   assert {n.split('/')[0] for n, why in fresh.items() if why == '--norestore_inputs'} == {
     'lower_scale_0_recursion_0'
   }
@@ -300,19 +353,11 @@ def test_another_number_of_input_channels(setting, original, tmp_path):
 
 
 def test_other_input_channels_of_the_same_number(setting, trained, tmp_path):
-  images = tmp_path / 'images'
-  channels = {'transmitted_light': 'DIC', 'further_inputs': ('DARKFIELD',), 'channels': ('GFP',)}
-  testing.write_image_set(images, rows=160, columns=160, **channels)
-  run = setting.run(
-    _SEED,
-    '--number_of_steps=1',
-    f'--restore_directory={trained.folder}',
-    f'--dataset_train_directory={images}',
-    '--input_channels=DARKFIELD,DIC',
-  )
-  held = _describe(run.folder)
-  assert (held.inputs.channels, held.targets.channels) == (('DARKFIELD', 'DIC'), _LABELS)
-  assert {name.split('/')[2] for name in run.record['fresh']} == {'DARKFIELD', 'DIC'}
+  """Only their heads are others."""
+  restore = [f'--restore_directory={trained.folder}', '--input_channels=DIC,DARKFIELD']
+  start = setting.find_start(tmp_path / 'base', *restore)
+  assert (start.inputs.channels, start.targets.channels) == (('DARKFIELD', 'DIC'), _LABELS)
+  assert {name.split('/')[2] for name in start.fresh} == {'DARKFIELD', 'DIC'}
 
 
 @pytest.mark.parametrize('flag', ['input_channels', 'target_channels'])
@@ -365,28 +410,8 @@ def test_stretched_label_that_is_nowhere(setting, tmp_path, name, words):
   assert words in line
 
 
-@pytest.mark.parametrize(
-  ('channels', 'words'),
-  [
-    ('{', 'is not JSON; delete it, or restore it'),
-    ({'inputs': (TRANSMISSION,)}, 'is not of model.ckpt-2, which reads POLARIZATION, TRANSMISSION'),
-    ({'inputs': (*_INPUTS, 'X')}, 'which reads POLARIZATION, TRANSMISSION; delete it'),
-    ({'targets': ('GFP', 'CFP')}, 'is not of model.ckpt-2, which predicts GFP, RFP; delete it'),
-  ],
-)
-def test_file_that_says_something_else(setting, base, channels, words):
+def test_file_of_other_channels(setting, base):
   path = base / 'train' / 'channels.json'
-  if isinstance(channels, str):
-    path.write_text(channels)
-  else:
-    said = channels_file.Channels(**{'inputs': _INPUTS, 'targets': _LABELS, **channels})
-    channels_file.write(path.parent, said)
+  channels_file.write(path.parent, channels_file.Channels(inputs=_INPUTS, targets=('GFP', 'CFP')))
   line = setting.error(base)
-  assert line.startswith(f'isl-launch: {str(path)!r} ')
-  assert words in line
-
-
-def test_file_of_more_labels_gives_the_order(base):
-  said = channels_file.Channels(inputs=_INPUTS, targets=('X', 'RFP', 'Y', 'GFP'))
-  channels_file.write(base / 'train', said)
-  assert _describe(base / 'train').targets.channels == ('RFP', 'GFP')
+  assert f'{str(path)!r} is not of model.ckpt-2, which predicts GFP, RFP; delete it' in line

@@ -7,7 +7,7 @@ import contextlib
 import dataclasses
 import json
 import pathlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -235,7 +235,7 @@ class _OmeZarrs(PredictionFiles):
         self._pictures.write(self._channels[key, statistic], rows, columns, np.clip(values, 0, 1))
 
 
-_WRITERS = {
+_WRITERS: dict[PredictionFormat, Callable[[Contents, PredictionStore], PredictionFiles]] = {
   PredictionFormat.PNG: _Pngs,
   PredictionFormat.OME_TIFF: _OmeTiff,
   PredictionFormat.OME_ZARR: _OmeZarrs,

@@ -9,6 +9,7 @@ predicted['DAPI_CONFOCAL']['MEDIAN']  # float32 [row, column] in [0, 1]
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping, Sequence
 from types import TracebackType
@@ -16,7 +17,14 @@ from typing import Any, Self
 
 import numpy as np
 
-from isl import calibration, checkpoints, data_provider, field_record, statistic
+from isl import (
+  calibration,
+  checkpoints,
+  data_provider,
+  field_record,
+  intensities,
+  statistic,
+)
 from isl.checkpoints import Checkpoint
 from isl.experiment import (
   Inference,
@@ -125,16 +133,24 @@ class Predictor:
     Raises:
       ValueError: the stack is of another kind or too small, or a name is unknown.
     """
-    image_set = self._image_set(stack)
-    image_set = data_provider.prepared(image_set, _input_range(input_range), ())
+    ends = _input_range(input_range)
+    image_set = data_provider.prepared(self._image_set(stack, ends), ends, ())
     wanted = statistic.parse_all(statistics)
     labeler = self._labeler(labels, padding)
+    patch = self._plan.spec.geometry.patch
+    if padding == Padding.NONE.name and min(image_set.size) < patch:
+      raise ValueError(
+        f'a stack must have at least {patch} x {patch} pixels without padding, got'
+        f' {image_set.size[0]} rows x {image_set.size[1]} columns'
+      )
     grid = labeler.grid(image_set.name, image_set.size)
     sink = _Arrays(grid.output_size, labeler.targets.keys, wanted)
     labeler.compute(image_set, grid, sink, Wanted(targets=wanted), progress)
     return sink.by_label()
 
-  def _image_set(self, stack: np.ndarray | Mapping[str, np.ndarray]) -> ImageSet:
+  def _image_set(
+    self, stack: np.ndarray | Mapping[str, np.ndarray], input_range: InputRange | None
+  ) -> ImageSet:
     if isinstance(stack, Mapping):
       stacks = {str(channel): np.asarray(images) for channel, images in stack.items()}
     elif len(self.input_channels) == 1:
@@ -148,12 +164,13 @@ class Predictor:
         f'stacks are named {", ".join(sorted(stacks))}; this network reads'
         f' {", ".join(self.input_channels)}'
       )
-    images = {}
+    images: dict[ImageKey, np.ndarray] = {}
     for channel, of_channel in stacks.items():
       if of_channel.ndim != 3 or not of_channel.size:
         raise ValueError(f'a stack must be [z, row, column], got the shape {of_channel.shape}')
       if of_channel.dtype.kind == 'f':
         of_channel = of_channel.astype(np.float32, copy=False)
+        _check_floats(of_channel, input_range)
       elif of_channel.dtype not in (np.uint8, np.uint16):
         raise ValueError(f'a stack must be of uint8, uint16 or floats, got {of_channel.dtype}')
       images |= {ImageKey(z, channel): image for z, image in enumerate(of_channel)}
@@ -196,10 +213,23 @@ def _input_range(text: Any) -> InputRange | None:
     if text != 'auto':
       raise ValueError(f"input_range must be (low, high), 'auto' or None, got {text!r}")
     return InputRange(ends=None)
-  low, high = map(float, text)
-  if not low < high:
+  try:
+    low, high = map(float, text)
+  except (TypeError, ValueError):
+    low, high = math.nan, math.nan
+  if not -math.inf < low < high < math.inf:
     raise ValueError(f'input_range must be (low, high) with low < high, got {text!r}')
   return InputRange(ends=(low, high))
+
+
+def _check_floats(stack: np.ndarray, input_range: InputRange | None) -> None:
+  low, high = intensities.extremes(stack)
+  if input_range is None and not (low >= 0 and high <= 1):
+    raise ValueError(
+      f'a stack of floats must be in [0, 1] without input_range, got {low:.6g} to {high:.6g}'
+    )
+  if not (math.isfinite(low) and math.isfinite(high)):
+    raise ValueError(f'a stack of floats must be finite, got {low:.6g} to {high:.6g}')
 
 
 class _Arrays:
@@ -227,7 +257,8 @@ class _Arrays:
   ) -> None:
     """Copies a part."""
     for wanted, values in predicted.items():
-      self._arrays[key][wanted][rows, columns] = values
+      # Rounding may leave a little more than 1, or less than 0.
+      self._arrays[key][wanted][rows, columns] = np.clip(values, 0, 1)
 
   def by_label(self) -> dict[str, dict[str, np.ndarray]]:
     """All of it, by names."""

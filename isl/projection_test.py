@@ -1,5 +1,7 @@
 """Tests of projection.py."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -20,7 +22,7 @@ def _sources(folder, images) -> tuple[PngSource, ...]:
 @pytest.mark.parametrize('window', [np.s_[:, :], np.s_[2:5, 1:8], np.s_[::2, 3:]])
 def test_windows_of_the_maximum(window):
   pixels = MaximumPixels(list(_STACK))
-  assert (pixels.shape, pixels.dtype) == ((6, 9), np.uint16)
+  assert (pixels.shape, pixels.dtype) == ((6, 9), np.dtype('uint16'))
   np.testing.assert_array_equal(pixels[window], _STACK.max(axis=0)[window])
 
 
@@ -57,7 +59,8 @@ class _UnreadSource:
 
 def test_what_can_be_read_in_parts_is_not_read(tmp_path):
   first, last = _sources(tmp_path, _STACK[:2])
-  source = ProjectionSource((first, _UnreadSource(_STACK[2]), last, _UnreadSource(_STACK[3])))
+  parts: Any = (first, _UnreadSource(_STACK[2]), last, _UnreadSource(_STACK[3]))
+  source = ProjectionSource(parts)
   image = source.read()
   assert not isinstance(image, np.ndarray)
   np.testing.assert_array_equal(image[1:3, :], _STACK.max(axis=0)[1:3])

@@ -6,6 +6,7 @@ import io
 from typing import Any
 
 import numpy as np
+from matplotlib import font_manager
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -39,9 +40,8 @@ def diagram_png(reliability: Reliability, title: str) -> bytes:
   """
   width, height = (pixels / _DOTS_PER_INCH for pixels in SIZE)
   figure = Figure(figsize=(width, height), dpi=_DOTS_PER_INCH, layout='constrained')
-  # A label's name may hold dollars, which are no formula, and what was no text in a file's name.
-  shown = title.encode('utf-8', 'backslashreplace').decode('utf-8')[:_LONGEST_TITLE]
-  figure.suptitle(shown, fontsize=10, parse_math=False)
+  # Dollars in a label's name are no formula.
+  figure.suptitle(_drawable(title)[:_LONGEST_TITLE], fontsize=10, parse_math=False)
   left, right = figure.subplots(1, 2)
   _draw_coverage(left, reliability)
   _draw_pit(right, reliability)
@@ -52,6 +52,14 @@ def diagram_png(reliability: Reliability, title: str) -> bytes:
   # Without matplotlib's version.
   FigureCanvasAgg(figure).print_png(stream, metadata={'Software': None})
   return stream.getvalue()
+
+
+def _drawable(text: str) -> str:
+  """With the codes of what the font lacks, which matplotlib would warn of."""
+  font = font_manager.get_font(font_manager.findfont(font_manager.FontProperties()))
+  return ''.join(
+    c if font.get_char_index(ord(c)) else c.encode('unicode_escape').decode('ascii') for c in text
+  )
 
 
 def _draw_coverage(axes: Axes, reliability: Reliability) -> None:

@@ -1,7 +1,4 @@
-"""Tests of reliability.py: what the picture shows, and that it is the same everywhere."""
-
-import dataclasses
-import sys
+"""Tests of reliability.py: that the curves are where they should be, and always the same."""
 
 import cv2
 import numpy as np
@@ -11,66 +8,81 @@ from isl import reliability
 from isl.metrics import Reliability
 from isl.testing import python_process
 
-# RGB as drawn, of matplotlib's tab:blue.
-_BLUE = (31, 119, 180)
+# RGB of matplotlib's tab:blue, as a line and, at 60% on white, as an area.
+_LINE = np.array([31, 119, 180])
+_AREA = 0.6 * _LINE + 0.4 * 255
 
 
-def _reliability(pit):
-  """Of a PIT with this distribution function."""
-  levels = np.linspace(0, 1, 41)
+def _reliability(excess):
+  """The PIT's density is 1 + excess * cos(2 pi u): a U if that is positive, a hump if negative."""
+  u = np.linspace(0, 1, 41)
   return Reliability(
     pixels=10,
-    pit=tuple(float(pit(u)) for u in levels),
+    pit=tuple((u + excess * np.sin(2 * np.pi * u) / (2 * np.pi)).tolist()),
     bin_pixels=(0,) * 14 + (10,),
     bin_confidence=(0.0,) * 14 + (9.5,),
     bin_correct=(0,) * 14 + (9,),
   )
 
 
-_CALIBRATED = _reliability(lambda u: u)
-_TOO_NARROW = _reliability(lambda u: u + np.sin(4 * np.pi * u) / (4 * np.pi))
-_TOO_WIDE = _reliability(lambda u: u - np.sin(2 * np.pi * u) / (2 * np.pi))
+def _half(png, half):
+  """The left (0) or the right half of a picture, RGB [row, column, 3]."""
+  picture = cv2.imdecode(np.frombuffer(png, np.uint8), cv2.IMREAD_COLOR)
+  assert picture is not None
+  assert picture.shape == (*reliability.SIZE[::-1], 3)
+  return np.split(picture[:, :, ::-1].astype(int), 2, axis=1)[half]
 
 
-def _picture(png):
-  decoded = cv2.imdecode(np.frombuffer(png, np.uint8), cv2.IMREAD_COLOR)
-  assert decoded is not None
-  return decoded[:, :, ::-1].astype(int)
+def _places(picture, colour):
+  return np.nonzero((np.abs(picture - colour) < 12).all(-1))
 
 
-def _line(png):
-  """Where the curve of the coverage is: rows and columns of pixels."""
-  width = reliability.SIZE[0]
-  left = _picture(png)[:, : width // 2]
-  return np.nonzero((np.abs(left - _BLUE) < 30).all(-1))
+@pytest.mark.parametrize('excess', [-0.9, 0, 0.9])
+def test_curve_of_the_coverage(excess):
+  """In the middle it is below the line between its ends by what coverage lacks there."""
+  observed = _reliability(excess)
+  assert observed.coverage(50) == pytest.approx(0.5 - excess / np.pi)
+  rows, columns = _places(_half(reliability.diagram_png(observed, 'DAPI'), 0), _LINE)
+  left, right, top, bottom = columns.min(), columns.max(), rows.min(), rows.max()
+  middle = rows[np.abs(columns - (left + right) / 2) <= 1].mean()
+  assert (bottom - middle) / (bottom - top) == pytest.approx(observed.coverage(50), abs=0.03)
 
 
-def test_size_and_kind():
-  png = reliability.diagram_png(_CALIBRATED, 'DAPI_CONFOCAL')
-  assert png.startswith(b'\x89PNG')
-  assert _picture(png).shape == (*reliability.SIZE[::-1], 3)
-  assert len(png) < 50_000
-
-
-def _bulge(png):
-  """How far the curve's middle is above the straight line between its ends, in pixels."""
-  rows, columns = _line(png)
-  left, right = columns.min(), columns.max()
-  ends = (rows[columns <= left + 1].mean() + rows[columns >= right - 1].mean()) / 2
-  return ends - rows[columns == (left + right) // 2].mean()
-
-
-def test_curve_is_on_its_side_of_the_diagonal():
-  assert abs(_bulge(reliability.diagram_png(_CALIBRATED, 'x'))) < 4
-  assert _bulge(reliability.diagram_png(_TOO_WIDE, 'x')) > 10
-  # A half of the interval's coverage is 1/2 + sin(pi) / .. at its middle: look at a quarter's.
-  assert _TOO_NARROW.coverage(25) > 0.25
+@pytest.mark.parametrize('excess', [-0.9, 0, 0.9])
+def test_histogram_of_the_pit(excess):
+  """Heights of its outermost and its middle bars are as their densities."""
+  rows, columns = _places(_half(reliability.diagram_png(_reliability(excess), 'DAPI'), 1), _AREA)
+  heights = np.bincount(columns - columns.min())
+  outermost, middle = heights[3], heights[len(heights) // 2 + 3]
+  # Of a bar's 20th part of the PIT, at its end and in its middle.
+  mean = excess * np.sin(2 * np.pi / 20) / (2 * np.pi / 20)
+  assert outermost / middle == pytest.approx((1 + mean) / (1 - mean), rel=0.15)
+  assert len(rows) == heights.sum()
 
 
 def test_bytes_depend_on_the_arguments_alone():
-  first = reliability.diagram_png(_CALIBRATED, 'x')
-  assert reliability.diagram_png(_TOO_WIDE, 'x') != first
-  assert reliability.diagram_png(_CALIBRATED, 'y') != first
-  assert reliability.diagram_png(_CALIBRATED, 'x') == first
+  first = reliability.diagram_png(_reliability(0), 'x')
+  assert reliability.diagram_png(_reliability(0.1), 'x') != first
+  assert reliability.diagram_png(_reliability(0), 'y') != first
+  assert reliability.diagram_png(_reliability(0), 'x') == first
   assert b'atplotlib' not in first
-  assert b'Date' not in first
+  assert b'tIME' not in first
+  assert len(first) < 60_000
+
+
+@pytest.mark.parametrize(
+  'title', ['', '$x_1', r'$\nonsense{$', '細胞', 'well-\udcff', 'two\nlines', 'x' * 1000]
+)
+@pytest.mark.filterwarnings('error')
+def test_any_title_will_do(title):
+  _half(reliability.diagram_png(_reliability(0), title), 0)
+
+
+def test_display_and_shared_state_are_not_touched():
+  code = """if True:
+    import sys
+    import isl.reliability
+    print('matplotlib.pyplot' in sys.modules, 'tensorflow' in sys.modules)
+  """
+  printed, _ = python_process(code).communicate(timeout=60)
+  assert printed.split() == ['False', 'False']

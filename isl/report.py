@@ -35,9 +35,7 @@ _NUMBER = r'_?(\d*\.?\d+)'
 _EXPLANATIONS = (
   ('pixels', 'pixels', 'how many pixels were compared'),
   ('pearson_r', 'r ↑', "Pearson's correlation of prediction and truth: 1 is perfect"),
-  ('spearman_r', 'rank r ↑', "Spearman's rank correlation of prediction and truth: 1 is perfect"),
   ('ssim', 'SSIM ↑', 'structural similarity of prediction and truth: 1 is perfect'),
-  ('ms_ssim', 'MS-SSIM ↑', 'structural similarity on several scales: 1 is perfect'),
   ('psnr', 'PSNR ↑', 'peak signal-to-noise ratio in dB, the peak being an intensity of 1'),
   ('mae', 'MAE ↓', 'mean absolute error, intensities being in [0, 1]'),
   ('rmse', 'RMSE ↓', 'root of the mean squared error, intensities being in [0, 1]'),
@@ -45,6 +43,11 @@ _EXPLANATIONS = (
     'cross_entropy',
     'CE ↓',
     'mean of -ln p(true class) / ln 256: 0 is perfect, 1 a uniform guess',
+  ),
+  (
+    'negative_log_likelihood',
+    'NLL ↓',
+    'mean of -ln p(true class), in nats: 0 is perfect, 5.545 a uniform guess',
   ),
   (
     'crps|ranked_probability_score',
@@ -62,9 +65,15 @@ _EXPLANATIONS = (
     'mean width of the central {}% interval, in units of intensity: narrow is sharp',
   ),
   (
+    'coverage_error',
+    'cov. error ↓',
+    'mean difference of observed and nominal coverage, of central intervals of 5% to 95%',
+  ),
+  (
     '(?:expected_)?calibration_error|ece',
-    'cal. ↓',
-    'calibration error, how far observed frequencies are from predicted ones: 0 is perfect',
+    'ECE ↓',
+    'expected calibration error, of the likeliest class: how far its probability is from how often'
+    ' it is the true one; 0 is perfect',
   ),
 )
 

@@ -230,7 +230,7 @@ def test_columns_are_all_scores_of_any_label(page_of, picture):
   [
     *[('coverage_90', 'cov. 90%'), ('coverage_0.9', 'cov. 90%'), ('coverage90', 'cov. 90%')],
     *[('width_50', 'width 50% ↓'), ('interval_width_0.5', 'width 50% ↓')],
-    *[('pearson_r', 'r ↑'), ('psnr', 'PSNR ↑'), ('calibration_error', 'cal. ↓'), ('ece', 'cal. ↓')],
+    *[('pearson_r', 'r ↑'), ('psnr', 'PSNR ↑'), ('calibration_error', 'ECE ↓'), ('ece', 'ECE ↓')],
     ('what_else', 'what else'),
   ],
 )

@@ -212,7 +212,8 @@ def test_without_read_pngs(error):
 
 def test_unknown_channel_to_stretch(error):
   line = error('--stretch_targets=DAPI_CONFOCAL,GFP_CONFOCAL')
-  assert 'GFP_CONFOCAL is not one of DAPI_CONFOCAL, DAPI_WIDEFIELD, ' in line
+  assert '--stretch_targets has GFP_CONFOCAL, which the network does not predict; it' in line
+  assert 'it predicts DAPI_CONFOCAL, DAPI_WIDEFIELD, ' in line
 
 
 def test_constant_channel_to_stretch(error, images):

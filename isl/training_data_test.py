@@ -138,7 +138,7 @@ def test_patches_of_a_crop(crop_size, stride, per_crop):
 def test_patches_lie_at_the_stride_in_their_crop():
   field = _field()
   patches = _patches([field], augmented=False, z=1)
-  light = image_io.intensity(field.images[ImageKey(0, 'DIC')])
+  light = image_io.intensity(field.images[ImageKey(0, 'DIC')][:, :])
   for number in range(3 * _PER_CROP):
     crop_number, index = patches.place(number)
     crop = patches.crop(crop_number)
@@ -315,8 +315,8 @@ def test_input_channels_are_beside_each_other_at_each_depth():
     row, column = (6 * i for i in divmod(index, 3))
     expected = []
     # Of two depths, the middle of three positions is the first: 0.5 is rounded to even.
-    for z, channel in ((0, 0), (0, 'DIC'), (0, 0), (1, 'DIC'), (1, 0), (2, 'DIC')):
-      image = field.images[ImageKey(z, channel or 'POLARIZATION')]
+    for key in map(ImageKey, (0, 0, 0, 1, 1, 2), ('POLARIZATION', 'DIC') * 3):
+      image = field.images[key]
       window = image[crop.row : crop.row + 33, crop.column : crop.column + 33]
       turned = augment.flip_and_rotate(window, crop.flip, crop.quarter_turns)
       expected.append(image_io.intensity(turned[row : row + 20, column : column + 20]))
@@ -332,7 +332,9 @@ def test_input_channels_are_beside_each_other_at_each_depth():
 
 def test_middle_of_each_input_channel_and_the_labels_are_shown():
   field = _field(depths=3, channels=['NFH_CONFOCAL'])
-  other = {ImageKey(z, 'POLARIZATION'): field.images[ImageKey(z, 'DIC')] // 2 for z in range(3)}
+  other = {
+    ImageKey(z, 'POLARIZATION'): field.images[ImageKey(z, 'DIC')][:, :] // 2 for z in range(3)
+  }
   field = dataclasses.replace(field, images={**field.images, **other})
   patches = _patches([field], inputs=input_stack(5, (TRANSMISSION, 'POLARIZATION')))
   polarization, light, nfh = patches.crop_images(0)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from absl import logging
 
-from isl import image_io, png_io, testing, training_data, training_fields
+from isl import image_io, microscope_testing, png_io, testing, training_data, training_fields
 from isl.experiment import Corruption, Geometry, InputRange, Sampling
 from isl.stack import (
   MAXPROJECT,
@@ -162,6 +162,23 @@ def test_channel_to_stretch_that_is_nowhere(tmp_path):
   )
   (first,), (second,) = _read(*folders, stretch_targets=('DAPI_CONFOCAL',))
   assert (set(first.ranges), set(second.ranges)) == (set(), {'DAPI_CONFOCAL'})
+
+
+def test_microscope_files_are_in_memory_and_as_pngs_are(tmp_path):
+  """Patches are of random places, so their images are not read part by part."""
+  pytest.importorskip('bioio_ome_tiff')
+  inputs, labels = (TRANSMISSION, 'POLARIZATION'), ('RFP', 'GFP')
+  testing.write_image_set(tmp_path / 'pngs', further_inputs=('POLARIZATION',), channels=labels)
+  (files,) = image_io.find_png_fields(tmp_path / 'pngs')
+  (tmp_path / 'tiffs').mkdir()
+  microscope_testing.write_ome_tiff(tmp_path / 'tiffs' / 'field.ome.tif', files)
+  (expected,), (field,) = _read(
+    tmp_path / 'pngs', tmp_path / 'tiffs', inputs=inputs, channels=labels
+  )
+  assert field.images.keys() == expected.images.keys()
+  for key, image in field.images.items():
+    assert isinstance(image, np.ndarray)
+    np.testing.assert_array_equal(image, expected.images[key], err_msg=str(key))
 
 
 def test_input_range(tmp_path):

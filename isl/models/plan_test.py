@@ -82,7 +82,9 @@ def test_smallest_width(model, smallest):
 
 @BOTH
 def test_no_depth_of_the_input_is_an_error(model):
-  with pytest.raises(ValueError, match='num_z_values must be at least 1: a network reads images, got 0'):
+  with pytest.raises(
+    ValueError, match='num_z_values must be at least 1: a network reads images, got 0'
+  ):
     make_plan(NETWORKS[model], 8, 0)
 
 

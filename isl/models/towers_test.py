@@ -64,14 +64,14 @@ class _Network:
     labeler = Labeler(
       self.plan,
       self.checkpoint,
-      groups=[HeadGroup(heads=tuple(self.heads), statistics=PICTURE_STATISTICS)],
+      groups=[HeadGroup(heads=self.heads, statistics=PICTURE_STATISTICS)],
       batch=len(crops),
       blocks=blocks,
     )
     side = self.geometry.output
     labels = np.zeros((len(self.heads), len(crops), blocks[0] * side, blocks[1] * side), np.uint8)
     try:
-      return labeler(np.stack(crops), labels)
+      return labeler(np.stack(crops), [labels])[0]
     finally:
       labeler.close()
 
