@@ -72,7 +72,7 @@ def test_input_is_the_stack_at_its_positions(tmp_path, bits, depths, num_z_value
 def test_any_transmitted_light_is_the_input(tmp_path, transmitted_light):
   image_set = _image_set(tmp_path, transmitted_light=transmitted_light)
   crop = data_provider.input_crop(image_set, input_stack(3), _ALL, _ALL)
-  image = image_set.images[ImageKey(2, transmitted_light)]
+  image = np.asarray(image_set.images[ImageKey(2, transmitted_light)])
   np.testing.assert_array_equal(crop[:, :, 2, 0, 0], (image / 65535).astype(np.float32))
 
 
@@ -221,7 +221,7 @@ def test_light_is_read_at_the_depths_asked_for(tmp_path):
   light = data_provider.light_crop(image_set, [3, 1, 1], slice(2, 9), slice(4, 5))
   assert light.dtype == np.float32 and light.shape == (7, 1, 3)
   for i, depth in enumerate([3, 1, 1]):
-    image = image_set.images[ImageKey(depth, 'PHASE_CONTRAST')]
+    image = np.asarray(image_set.images[ImageKey(depth, 'PHASE_CONTRAST')])
     np.testing.assert_array_equal(light[:, :, i], image_io.intensity(image)[2:9, 4:5])
 
 

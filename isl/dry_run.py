@@ -187,4 +187,4 @@ def _input_lines(selected: ImageFiles, inputs: StackSpec, channel: str) -> Itera
   for key in keys:
     assert isinstance(key.z, int)
     positions = ', '.join(filled.get(key.z, [])) or 'none'
-    yield f'{_INDENT}z {key.z}: {selected.sources[key].path} -> positions {positions}'
+    yield f'{_INDENT}z {key.z} fills {positions}: {selected.sources[key].path}'

@@ -26,9 +26,9 @@ def test_inference_says_what_it_found_and_would_write(setting, tmp_path):
   assert '  size: 139 rows x 155 columns' in lines
   assert '  TRANSMISSION (PHASE_CONTRAST): 5 depths' in lines
   filled = {
-    line.split(':')[0].strip(): line.split('-> positions ')[1]
+    line.split(' fills ')[0].strip(): line.split(' fills ')[1].split(': ')[0]
     for line in lines
-    if '-> positions' in line
+    if ' fills ' in line
   }
   assert filled == {'z 0': '0.0', 'z 1': 'none', 'z 2': '0.5', 'z 3': 'none', 'z 4': '1.0'}
   assert '  labels: DAPI_CONFOCAL' in lines

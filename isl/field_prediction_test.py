@@ -9,8 +9,8 @@ import pytest
 from isl import data_provider, image_io, metrics, testing, visualize
 from isl.experiment import Geometry, Panel
 from isl.field_prediction import PANEL_STATISTICS, FieldPrediction
-from isl.stack import input_stack, target_stack
-from isl.statistic import Statistic, is_class
+from isl.stack import ImageKey, input_stack, target_stack
+from isl.statistic import AnyStatistic, Statistic, is_class
 from isl.tiling import Grid
 from isl.visualize import Layout
 
@@ -35,7 +35,7 @@ def image_set(tmp_path):
 def _predictions(seed=0):
   """Of each image every statistic: classes for modes and medians, other floats in [0, 1]."""
   rng = np.random.default_rng(seed)
-  made = {}
+  made: dict[ImageKey, dict[AnyStatistic, np.ndarray]] = {}
   for key in (*_TARGETS.keys, *_INPUTS.keys):
     made[key] = {s: rng.random(_SIZE, dtype=np.float32) for s in _STATISTICS}
     for statistic in filter(is_class, _STATISTICS):

@@ -55,20 +55,21 @@ def test_crop_that_is_too_small_has_no_block():
 @pytest.mark.parametrize('padding', Padding)
 def test_every_pixel_is_kept_once(padding, size):
   grid = _grid('FOVEA', size, padding)
-  blocks = tuple(tiling.tile_blocks(n, 5) if n else 0 for n in grid.blocks)
+  in_rows, in_columns = (tiling.tile_blocks(n, 5) if n else 0 for n in grid.blocks)
+  blocks = (in_rows, in_columns)
   if not all(blocks):
     assert padding is Padding.NONE
     return
   counts: dict[tuple[int, int], int] = {}
   for tile in tiling.split(grid.blocks, blocks, 8):
-    (rows, in_rows), (columns, in_columns) = (
+    (rows, inside_rows), (columns, inside_columns) = (
       grid.kept(window, i) for i, window in enumerate((tile.rows, tile.columns))
     )
-    assert in_rows.stop - in_rows.start == rows.stop - rows.start
-    assert in_columns.stop - in_columns.start == columns.stop - columns.start
+    assert inside_rows.stop - inside_rows.start == rows.stop - rows.start
+    assert inside_columns.stop - inside_columns.start == columns.stop - columns.start
     # Where it lies in the crop is where its input lies, less the pad, plus the margin.
-    assert tile.rows.start + in_rows.start == rows.start + grid.cut
-    assert tile.columns.start + in_columns.start == columns.start + grid.cut
+    assert tile.rows.start + inside_rows.start == rows.start + grid.cut
+    assert tile.columns.start + inside_columns.start == columns.start + grid.cut
     for pixel in itertools.product(
       range(rows.start, rows.stop), range(columns.start, columns.stop)
     ):

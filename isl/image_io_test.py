@@ -339,6 +339,7 @@ def test_images_are_read_only(tmp_path):
   testing.write_image_set(tmp_path)
   (field,) = image_io.find_image_sets(tmp_path)
   image = field.read().images[ImageKey(0, 'PHASE_CONTRAST')]
+  assert isinstance(image, np.ndarray)
   with pytest.raises(ValueError, match='read-only'):
     image[0, 0] = 0
 

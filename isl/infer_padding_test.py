@@ -174,7 +174,7 @@ def test_margin_and_offset_are_on_record(setting, light, reflected, padding):
   assert (record['output_offset'], record['padded_margin']) == ([offset, offset], margin)
   with tifffile.TiffFile(run.folder / 'predictions.ome.tif') as tiff:
     assert list(tiff.series[0].shape[-2:]) == record['output_size']
-    image = tifffile.xml2dict(tiff.ome_metadata)['OME']['Image']
+    image = tifffile.xml2dict(tiff.ome_metadata or '')['OME']['Image']
   assert json.loads(image['Description']) == {
     'field': setting.field,
     'offset_in_pixels': [offset, offset],

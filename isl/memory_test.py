@@ -7,7 +7,7 @@ import pathlib
 import numpy as np
 import pytest
 
-from isl import launch, png_io, random_checkpoint, testing
+from isl import image_io, launch, microscope_testing, png_io, random_checkpoint, testing
 
 # ru_maxrss would begin with the parent's; this is the process's own.
 _PEAK = r"""if True:
@@ -22,8 +22,12 @@ _PEAK = r"""if True:
 """
 
 
-def _peak_mb(base, checkpoint, images, timeout):
-  """Of labelling a whole field of view, all heads and both panels, in MB."""
+# Tiles of one size, whatever the field of view's.
+_TO_ZARR = ('--prediction_format=OME_ZARR', '--infer_panels=', '--infer_size=8')
+
+
+def _peak_mb(base, checkpoint, images, timeout, *flags):
+  """Of labelling a whole field of view, in MB; without flags all heads and both panels."""
   if not pathlib.Path('/proc/self/status').exists():
     pytest.skip('this system does not tell a peak')
   process = testing.python_process(
@@ -36,6 +40,7 @@ def _peak_mb(base, checkpoint, images, timeout):
     f'--restore_directory={checkpoint}',
     f'--dataset_eval_directory={images}',
     f'--base_directory={base}',
+    *flags,
   )
   outcome = testing.finish(process, timeout)
   assert outcome.status == 0, outcome.stderr
@@ -52,6 +57,49 @@ def test_growth_is_small(tmp_path):
     testing.write_image_set(images, rows=side, columns=side, depths=2)
     peaks.append(_peak_mb(tmp_path / 'base', checkpoint, images, timeout=300))
   assert peaks[1] - peaks[0] < 60
+
+
+def _peaks_to_zarr(tmp_path, sides, depths, timeout):
+  """Of labelling fields of view of some sizes, one label, from PNGs and from OME-Zarrs."""
+  checkpoint = tmp_path / 'checkpoint'
+  random_checkpoint.write_random_checkpoint(
+    checkpoint,
+    model='FOVEA',
+    base_depth=5,
+    num_z_values=depths,
+    target_channels=['DAPI_CONFOCAL'],
+  )
+  peaks = []
+  for side in sides:
+    images = tmp_path / str(side)
+    testing.write_image_set(
+      images, rows=side, columns=side, depths=depths, channels=['DAPI_CONFOCAL']
+    )
+    (field,) = image_io.find_png_fields(images)
+    zarr = microscope_testing.write_ome_zarr(tmp_path / f'{side}.ome.zarr', field, chunk=256)
+    bases = (tmp_path / f'base{side}', tmp_path / f'base_zarr{side}')
+    peaks.append(
+      [
+        _peak_mb(base, checkpoint, source, timeout, *_TO_ZARR)
+        for base, source in zip(bases, (images, zarr), strict=True)
+      ]
+    )
+  return peaks
+
+
+def test_growth_is_smaller_to_zarr(tmp_path):
+  """From 0.03 to 0.4 megapixels."""
+  small, large = _peaks_to_zarr(tmp_path, (166, 622), depths=2, timeout=300)
+  assert large[0] - small[0] < 40
+  assert large[1] - small[1] < 40
+
+
+@pytest.mark.soak
+def test_field_of_view_sixteen_times_as_large_to_zarr(tmp_path):
+  """Of 4096 x 4096 pixels, 13 depths: half a gigabyte of images, which are not kept in memory."""
+  small, large = _peaks_to_zarr(tmp_path, (1024, 4096), depths=13, timeout=7200)
+  assert large[0] < 1.3 * small[0]
+  assert large[1] < 1.3 * small[1]
 
 
 @pytest.mark.soak

@@ -7,11 +7,14 @@ import pytest
 import tensorflow.compat.v1 as tf
 
 from isl import ops
-from isl.statistic import NUM_CLASSES, Quantile, Statistic, is_class
+from isl.statistic import NUM_CLASSES, AnyStatistic, Quantile, Statistic, is_class
 
 _LAST = NUM_CLASSES - 1
 _QUANTILES = tuple(map(Quantile, (0.5, 2.5, 25, 50, 75, 97.5, 99.9)))
-_STATISTICS = (*(s for s in Statistic if s is not Statistic.DISTRIBUTION), *_QUANTILES)
+_STATISTICS: tuple[AnyStatistic, ...] = (
+  *(s for s in Statistic if s is not Statistic.DISTRIBUTION),
+  *_QUANTILES,
+)
 
 
 def _run(make, *arrays):
@@ -20,7 +23,7 @@ def _run(make, *arrays):
     return session.run(make(*map(tf.constant, arrays)))
 
 
-def _statistics(logits, labels=None) -> dict[Statistic, np.ndarray]:
+def _statistics(logits, labels=None) -> dict[AnyStatistic, np.ndarray]:
   labels = np.zeros(len(logits), np.int32) if labels is None else np.asarray(labels, np.int32)
   values = _run(
     lambda scores, truth: ops.distribution_statistics(scores, truth, _STATISTICS),
@@ -36,7 +39,7 @@ def _log_softmax(logits):
   return logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))
 
 
-def _expected(logits, labels) -> dict[Statistic, np.ndarray]:
+def _expected(logits, labels) -> dict[AnyStatistic, np.ndarray]:
   log_p = _log_softmax(logits)
   p = np.exp(log_p)
   values = np.arange(NUM_CLASSES) / _LAST
@@ -45,7 +48,9 @@ def _expected(logits, labels) -> dict[Statistic, np.ndarray]:
   classes = np.arange(NUM_CLASSES)
   labels = np.asarray(labels)[:, np.newaxis]
   step = classes >= labels
-  quantiles = {q: (p.cumsum(axis=-1) < q.percent / 100).sum(axis=-1) / _LAST for q in _QUANTILES}
+  quantiles: dict[AnyStatistic, np.ndarray] = {
+    q: (p.cumsum(axis=-1) < q.percent / 100).sum(axis=-1) / _LAST for q in _QUANTILES
+  }
   return quantiles | {
     Statistic.MODE: p.argmax(axis=-1) / _LAST,
     # Rounding may make the last sum a little less than 1, but never less than one half.

@@ -109,7 +109,7 @@ def test_range_is_in_the_units_of_the_file(dtype):
   prepared = _prepared(ImageSet(name='f', images=images), (50, 150))
   light = data_provider.input_crop(prepared, _STACK, _ALL, _ALL)[..., 0, 0]
   expected = [np.clip((image.astype(float) - 50) / 100, 0, 1) for image in images.values()]
-  np.testing.assert_allclose(light, np.moveaxis(expected, 0, -1), atol=2e-3)
+  np.testing.assert_allclose(light, np.stack(expected, axis=-1), atol=2e-3)
 
 
 def test_auto_is_the_percentiles_of_each_field():

@@ -14,19 +14,19 @@ from isl.experiment import PredictionFormat
 from isl.placement import Placement
 from isl.prediction_files import Contents
 from isl.prediction_store import PredictionStore
-from isl.stack import target_stack
-from isl.statistic import PICTURE_STATISTICS, Quantile, Statistic, is_class
+from isl.stack import ImageKey, target_stack
+from isl.statistic import PICTURE_STATISTICS, AnyStatistic, Quantile, Statistic, is_class
 
 _SIZE = (20, 30)
 _FIELD = 'well-A4'
 _KEYS = target_stack(('DAPI_CONFOCAL', 'GFP')).keys
-_STATISTICS = (*PICTURE_STATISTICS, Quantile(2.5))
+_STATISTICS: tuple[AnyStatistic, ...] = (*PICTURE_STATISTICS, Quantile(2.5))
 _CHANNELS = [f'{key.channel}/{s.value}' for key in _KEYS for s in _STATISTICS]
 
 
 def _predictions(statistics):
   rng = np.random.default_rng(0)
-  made = {}
+  made: dict[ImageKey, dict[AnyStatistic, np.ndarray]] = {}
   for key in _KEYS:
     for statistic in statistics:
       if statistic is Statistic.DISTRIBUTION:
@@ -106,7 +106,7 @@ def test_attributes_are_in_both_formats(tmp_path):
   translation = multiscale['datasets'][0]['coordinateTransformations'][1]
   assert translation == {'type': 'translation', 'translation': [0, 60.5, 30.25]}
   with tifffile.TiffFile(tmp_path / 'predictions.ome.tif') as tiff:
-    assert json.dumps(json.dumps(expected))[1:-1].replace('\\"', '&quot;') in tiff.ome_metadata
+    assert json.dumps(json.dumps(expected))[1:-1].replace('\\"', '&quot;') in str(tiff.ome_metadata)
 
 
 def test_distributions_have_256_channels_of_halves(tmp_path):
