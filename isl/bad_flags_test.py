@@ -17,8 +17,11 @@ _ALLOWED = {
   'infer_method': ['DENSE', 'PATCHES'],
   'infer_panels': ['TARGET', 'INPUT'],
   'infer_statistics': [
-    *('MODE', 'MEDIAN', 'MEAN', 'STANDARD_DEVIATION', 'PROBABILITY_NONZERO', 'ENTROPY')
+    *('MODE', 'MEDIAN', 'MEAN', 'STANDARD_DEVIATION', 'PROBABILITY_NONZERO', 'ENTROPY'),
+    *('QUANTILE_', 'DISTRIBUTION'),
   ],
+  'infer_padding': ['NONE', 'REFLECT', 'ZERO'],
+  'prediction_format': ['PNG', 'OME_TIFF', 'OME_ZARR'],
 }
 
 _INFER = ('--mode=EVAL_EVAL', '--metric=INFER_FULL', '--read_pngs')
@@ -77,6 +80,11 @@ def test_unknown_value_says_what_is_allowed(flag):
       '--infer_channel_whitelist=X,X',
       "--infer_channel_whitelist=['X', 'X']: names one of them twice",
     ),
+    *(
+      (f'--infer_statistics=MEAN,{name}', f"'{name}' is not one of")
+      for name in ('QUANTILE_0', 'QUANTILE_100', 'QUANTILE_x', 'QUANTILE_nan', 'QUANTILE_05')
+    ),
+    ('--target_channels=GFP,GFP', 'names one of them twice'),
     ('--flagfile=/no/such/file', '/no/such/file'),
   ],
 )
@@ -103,6 +111,17 @@ def test_bad_argument_is_named_with_its_value(argument, words):
     ([*_INFER, '--dataset_eval_directory=x', '--task=1'], '--task'),
     ([*_INFER, '--dataset_eval_directory=x', '--norestore_logits'], '--norestore_logits'),
     ([*_INFER, '--dataset_eval_directory=x', '--norestore_inputs'], '--norestore_inputs'),
+    *(
+      ([*_INFER, '--dataset_eval_directory=x', f'--input_range={ends}'], f"LOW,HIGH.*'{ends}'")
+      for ends in ('5', '5,1', '1,1', 'a,b', '1,2,3', 'nan,1', '0,inf', 'AUTO')
+    ),
+    ([*_INFER, '--calibrate', '--calibrated'], '--calibrate and --calibrated exclude'),
+    ([*_INFER, '--calibrate', '--infer_continuously'], '--calibrate .* --infer_continuously'),
+    (['--read_pngs', '--calibrated'], '--calibrated goes with --metric INFER_FULL'),
+    (['--read_pngs', '--overwrite'], '--overwrite goes with --metric INFER_FULL'),
+    ([*_INFER, '--infer_statistics=DISTRIBUTION'], 'OME_ZARR, not PNG'),
+    ([*_INFER, '--target_channels=GFP'], '--target_channels goes with --mode TRAIN'),
+    ([*_INFER, '--input_channels=GFP'], '--input_channels goes with --mode TRAIN'),
   ],
 )
 def test_contradictory_or_missing_flags(arguments, words):

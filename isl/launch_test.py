@@ -72,6 +72,15 @@ _DEFAULTS = {
   'infer_method': 'DENSE',
   'infer_panels': ['TARGET', 'INPUT'],
   'infer_statistics': ['MEDIAN'],
+  'infer_padding': 'NONE',
+  'prediction_format': 'PNG',
+  'calibrate': False,
+  'calibrated': False,
+  'overwrite': False,
+  'dry_run': False,
+  'input_range': None,
+  'input_channels': None,
+  'target_channels': None,
 }
 
 _INFER = ('--mode=EVAL_EVAL', '--metric=INFER_FULL', '--read_pngs')

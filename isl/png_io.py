@@ -66,6 +66,8 @@ def read_size(path: str | os.PathLike[str]) -> tuple[int, int]:
   shown = repr(str(path))
   with pathlib.Path(path).open('rb') as stream:
     data = stream.read(_HEADER_END)
+  if not data:
+    raise ValueError(f'{shown} is empty; {_WANTED}')
   if not data.startswith(_SIGNATURE):
     raise ValueError(f'{shown} is not a PNG, it starts with {data[:8]!r}; {_WANTED}')
   header = next(_chunks(shown, memoryview(data)))

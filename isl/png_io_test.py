@@ -235,3 +235,24 @@ def test_full_disk_names_the_final_file(tmp_path):
   printed, _ = process.communicate(timeout=60)
   assert printed == f"[Errno {errno.EFBIG}] {os.strerror(errno.EFBIG)}: '{final}'\n" * 2
   assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize('dtype', [np.uint8, np.uint16])
+def test_size_is_in_the_header(tmp_path, dtype):
+  path = tmp_path / 'a.png'
+  png_io.write_png(path, np.zeros((3, 70), dtype))
+  assert png_io.read_size(path) == (3, 70)
+  # All after the header may be missing.
+  path.write_bytes(path.read_bytes()[:33])
+  assert png_io.read_size(path) == (3, 70)
+
+
+@pytest.mark.parametrize(
+  ('contents', 'what'),
+  [(b'', 'is empty'), (b'GIF89a', 'is not a PNG'), (b'\x89PNG\r\n\x1a\n\0\0', 'is truncated')],
+)
+def test_no_size_without_a_header(tmp_path, contents, what):
+  path = tmp_path / 'a.png'
+  path.write_bytes(contents)
+  with pytest.raises(ValueError, match=what):
+    png_io.read_size(path)

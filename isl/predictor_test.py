@@ -228,8 +228,8 @@ def test_calibrated(setting, stack, tmp_path):
     isl.Predictor(setting.checkpoint, calibrated=True)
 
 
-def test_rounding_leads_nowhere_beyond_0_and_1(setting, stack, tmp_path):
-  """Of a network that is certain everywhere, the entropy's formula gives less than 0."""
+def test_network_that_is_certain(setting, stack, tmp_path):
+  """Its distributions are at the ends of what statistics can be."""
   source = checkpoints.Checkpoint(checkpoints.find_newest(setting.checkpoint))
   values = {name: source.value(name) for name in source.shapes}
   (biases,) = (name for name in values if '/DAPI_CONFOCAL/' in name and name.endswith('biases'))
@@ -240,7 +240,8 @@ def test_rounding_leads_nowhere_beyond_0_and_1(setting, stack, tmp_path):
     predicted = predictor.predict(stack, statistics=_NAMES, labels=_LABELS[1:])
   of_label = predicted['DAPI_CONFOCAL']
   assert (np.rint(of_label['MODE'] * 255) == 200).all()
-  assert not of_label['ENTROPY'].any()
+  for name, value in (('ENTROPY', 0), ('STANDARD_DEVIATION', 0), ('PROBABILITY_NONZERO', 1)):
+    assert (of_label[name] == value).all()
   written = _written(setting, f'--restore_directory={tmp_path}', labels=_LABELS[1:])
   np.testing.assert_array_equal(_array(predicted), written)
 
