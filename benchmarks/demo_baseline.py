@@ -29,7 +29,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import cv2
 import numpy as np
 
-from isl import image_io
+from isl import image_io, png_folders
 from isl.models.networks import NETWORKS
 from isl.stack import MAXPROJECT, ImageKey
 
@@ -106,7 +106,7 @@ def fit(
 ) -> np.ndarray:
   """The regression's weights from all pixels of a folder: float64 [penalty, feature, channel]."""
   square, product, pixels = 0.0, 0.0, 0
-  for files in image_io.find_image_sets(directory):
+  for files in png_folders.find_image_sets(directory):
     image_set = files.read()
     inputs, labels = features(image_set, windows), _labels(image_set, channels)
     for x, y in zip(_strips(inputs), _strips(labels), strict=True):
@@ -125,7 +125,7 @@ def correlations(
 ) -> Correlations:
   """Pearson's correlations of the regression's predictions, the best of all penalties."""
   found: Correlations = {}
-  for files in image_io.find_image_sets(directory):
+  for files in png_folders.find_image_sets(directory):
     image_set = files.read()
     window = outputs.get(image_set.name) or output_window(image_set.size)
     x, y = features(image_set, windows)[window], _labels(image_set, channels)[window]

@@ -34,7 +34,7 @@ os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
 import machine
 import numpy as np
 
-from isl import checkpoints, data_provider, image_io, tiling
+from isl import checkpoints, data_provider, png_folders, tiling
 from isl.controller import HeadGroup, Labeler
 from isl.models.flop import dense_flop, patch_flop
 from isl.models.plan import NetworkPlan
@@ -79,7 +79,7 @@ def read_crop(arguments: argparse.Namespace, num_z_values: int, size: int) -> np
   """The network's input, float32 [row, column, z, channel, mask]."""
   stack = input_stack(num_z_values)
   if arguments.images:
-    image_set = image_io.find_image_sets(arguments.images)[0].read()
+    image_set = png_folders.find_image_sets(arguments.images)[0].read()
     return data_provider.input_crop(image_set, stack, slice(0, size), slice(0, size))
   crop = np.ones((size, size, num_z_values, 1, 2), np.float32)
   crop[..., 0] = np.random.default_rng(0).uniform(0, 1, crop.shape[:-1])

@@ -23,7 +23,7 @@ from collections.abc import Sequence
 
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
 
-from isl import image_io, microscope_testing
+from isl import microscope_testing, png_folders
 from isl.random_checkpoint import write_random_checkpoint
 from isl.random_field import write_image_set
 
@@ -85,7 +85,7 @@ def main() -> None:
         channels=['DAPI_CONFOCAL'],
       )
       if 'OME_ZARR' in peaks:
-        (field,) = image_io.find_png_fields(images['PNG'])
+        (field,) = png_folders.find_png_fields(images['PNG'])
         microscope_testing.write_ome_zarr(images['OME_ZARR'], field, chunk=256)
       for source, of_source in peaks.items():
         flags = {

@@ -35,7 +35,7 @@ os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
 import training
 from curves import Curve, lowest_so_far, seconds_to, times_as_fast
 
-from isl import image_io, png_io
+from isl import png_folders, png_io
 from isl.checkpoints import Checkpoint, find_newest
 from isl.image_io import ImageSet
 from isl.models.networks import NETWORKS
@@ -112,7 +112,7 @@ def cut(image_set: ImageSet, folder: pathlib.Path, rows: slice) -> ImageSet:
     depth = f'z_depth-{key.z}' if isinstance(key.z, int) else f'depth_computation-{key.z}'
     name = f'well-A1,{depth},channel-{key.channel},is_mask-false.png'
     png_io.write_png(folder / name, image[rows, :])
-  return image_io.find_image_sets(folder)[0].read()
+  return png_folders.find_image_sets(folder)[0].read()
 
 
 class Arm:
@@ -241,7 +241,7 @@ def main() -> None:
     folder = pathlib.Path(name)
     try:
       inputs, targets = read_network(arguments)
-      whole = image_io.find_image_sets(arguments.images)[0].read()
+      whole = png_folders.find_image_sets(arguments.images)[0].read()
       # The smallest that a window fits into.
       margins = 2 * NETWORKS[arguments.model].geometry.margin
       needed = margins + max(setting.window for setting in arguments.grid)

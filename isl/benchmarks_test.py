@@ -189,7 +189,7 @@ from isl import image_io
 from isl.checkpoints import Checkpoint, find_newest
 checkpoint = Checkpoint(find_newest(sys.argv[1]))
 held = checkpoint.describe()
-(field,) = image_io.find_image_sets(sys.argv[2])
+(field,) = png_folders.find_image_sets(sys.argv[2])
 held_out = training.HeldOut(field.read(), held.inputs, held.targets)
 losses = held_out.losses(checkpoint, tile_size=2)
 print(json.dumps({key.channel: loss for key, loss in losses.items()}))

@@ -26,6 +26,7 @@ ROOMS = (
   ('isl.placement', 'isl.pyramid', 'isl.thumbnails'),
   ('isl.png_io', 'isl.image_names', 'isl.ome_tiff_io', 'isl.ome_zarr_io'),
   ('isl.image_io', 'isl.random_field'),
+  ('isl.png_folders',),
   ('isl.projection', 'isl.pixel_sizes', 'isl.intensities'),
   ('isl.microscope_scenes',),
   ('isl.microscope_files',),

@@ -16,8 +16,8 @@ import isl
 from isl import (
   bare_checkpoint,
   checkpoints,
-  image_io,
   launch,
+  png_folders,
   png_io,
   random_checkpoint,
   testing,
@@ -46,7 +46,7 @@ class _Calibrated:
     self.setting = testing.InferSetting(launch.run, tmp_path_factory)
     self.fitted_on = self._make_field('B2')
     self.other = self._make_field('C1')
-    (self.field,) = (field.name for field in image_io.find_png_fields(self.fitted_on))
+    (self.field,) = (field.name for field in png_folders.find_png_fields(self.fitted_on))
     self.before = self.setting.run(*_FLAGS, images=self.fitted_on)
     self.other_before = self.setting.run(*_FLAGS, images=self.other)
     self.outcome = self.calibrate(self.fitted_on)

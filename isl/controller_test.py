@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import tensorflow.compat.v1 as tf
 
-from isl import checkpoints, data_provider, image_io, random_checkpoint, testing
+from isl import checkpoints, data_provider, png_folders, random_checkpoint, testing
 from isl.checkpoints import Checkpoint
 from isl.controller import HeadGroup, Labeler
 from isl.models import model_util, towers
@@ -194,7 +194,7 @@ class _Reference:
     self.held = self.checkpoint.describe()
     self.numbers = dict(np.load(script.with_name(numbers)))
     geometry = self.held.plan().spec.geometry
-    (field,) = image_io.find_image_sets(testing.shared_path('data', 'condition_b_sample'))
+    (field,) = png_folders.find_image_sets(testing.shared_path('data', 'condition_b_sample'))
     self.window = [
       slice(start, start + geometry.input_size(n)) for start, n in zip(corner, _DENSE, strict=True)
     ]

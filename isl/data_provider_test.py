@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from isl import data_provider, image_io, testing
+from isl import data_provider, image_io, png_folders, testing
 from isl.stack import (
   MAXPROJECT,
   TARGET_CHANNELS,
@@ -18,7 +18,7 @@ _ALL = slice(None)
 
 def _image_set(folder, **kwargs) -> image_io.ImageSet:
   testing.write_image_set(folder, **kwargs)
-  (field,) = image_io.find_image_sets(folder)
+  (field,) = png_folders.find_image_sets(folder)
   return field.read()
 
 
@@ -227,7 +227,7 @@ def test_light_is_read_at_the_depths_asked_for(tmp_path):
 
 def test_real_sample():
   folder = testing.shared_path('data', 'condition_b_sample')
-  (field,) = image_io.find_image_sets(folder)
+  (field,) = png_folders.find_image_sets(folder)
   image_set = field.read()
   window = slice(64, 434), slice(40, 410)
   stack = data_provider.input_crop(image_set, input_stack(26), *window)

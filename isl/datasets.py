@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 from absl import logging
 
-from isl import image_io, manifest, microscope_files, microscope_scenes
+from isl import manifest, microscope_files, microscope_scenes, png_folders
 from isl.image_io import ImageFiles, ImageSource
 from isl.microscope_files import PlaneSource
 from isl.projection import ProjectionSource
@@ -46,17 +46,17 @@ def find_fields(path: str | os.PathLike[str]) -> list[ImageFiles]:
   if path.exists() and microscope_files.is_microscope_file(path):
     return _sorted(path, microscope_files.fields_of_file(path))
   files = _microscope_files(path) if path.is_dir() else []
-  if path.is_dir() and image_io.png_paths(path):
+  if path.is_dir() and png_folders.png_paths(path):
     if files:
       logging.warning(
         '%r: reading the PNGs in it alone, not %d other files.', str(path), len(files)
       )
-    return image_io.find_png_fields(path)
+    return png_folders.find_png_fields(path)
   if files:
     microscope_scenes.check_installed()
     return _sorted(path, [field for file in files for field in _fields(file)])
   try:
-    return image_io.find_png_fields(path)
+    return png_folders.find_png_fields(path)
   except (OSError, ValueError) as error:
     if isinstance(error, OSError) and error.errno:
       raise

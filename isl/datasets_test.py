@@ -9,7 +9,7 @@ import pytest
 import tifffile
 from absl import logging
 
-from isl import datasets, image_io, microscope_scenes, microscope_testing, png_io, testing
+from isl import datasets, microscope_scenes, microscope_testing, png_folders, png_io, testing
 from isl.datasets import contents_fingerprint, find_fields
 from isl.stack import MAXPROJECT, ImageKey
 
@@ -26,7 +26,7 @@ def logged(monkeypatch) -> list[str]:
 @pytest.fixture
 def png_fields(tmp_path):
   testing.write_image_set(tmp_path / 'png', wells=('A4', 'B2'))
-  return image_io.find_png_fields(tmp_path / 'png')
+  return png_folders.find_png_fields(tmp_path / 'png')
 
 
 def _error(path, kind=ValueError) -> str:

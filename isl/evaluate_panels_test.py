@@ -7,7 +7,7 @@ import shutil
 import numpy as np
 import pytest
 
-from isl import data_provider, image_io, launch, png_io, testing
+from isl import data_provider, launch, png_folders, png_io, testing
 from isl.checkpoints import Checkpoint
 from isl.controller import HeadGroup, Labeler
 from isl.experiment import Panel
@@ -67,7 +67,7 @@ def test_panels(setting, evaluate, metric):
     picture = testing.event_picture(events[f'{panel}_error_panel'])
     assert picture.shape == (rows * 32, 14 * 32, 3)
     boxes[panel] = [testing.panel_boxes(strip, 14) for strip in np.split(picture, rows)]
-  (field,) = image_io.find_image_sets(setting.images)
+  (field,) = png_folders.find_image_sets(setting.images)
   window = slice(_MARGIN, _MARGIN + 24)
   stack = target_stack(whitelist.split(','))
   truth = data_provider.target_crop(field.read(), stack, window, window)[:, :, 0, :, 0]
@@ -88,7 +88,7 @@ def test_cross_entropy_is_drawn_of_inputs_and_labels(setting, evaluate, tmp_path
   testing.write_image_set(
     tmp_path, rows=_PATCH, columns=_PATCH, depths=5, channels=setting.channels
   )
-  (field,) = image_io.find_image_sets(tmp_path)
+  (field,) = png_folders.find_image_sets(tmp_path)
   image_set, centre = field.read(), slice(_MARGIN, _MARGIN + 8)
   truth = [
     data_provider.input_crop(image_set, _INPUTS, centre, centre)[:, :, :, 0, 0],
@@ -124,7 +124,7 @@ def test_several_fields_of_view_have_a_tag_each(setting, evaluate, tmp_path):
   for path in setting.images.iterdir():
     shutil.copy(path, both / path.name.replace('well-A4', 'well-B5'))
   events = evaluate('STITCH', '--infer_panels=TARGET', _DAPI, images=both)
-  tags = {f'target_error_panel/{field.name}' for field in image_io.find_image_sets(both)}
+  tags = {f'target_error_panel/{field.name}' for field in png_folders.find_image_sets(both)}
   assert len(tags) == 2
   assert set(events) == tags
 

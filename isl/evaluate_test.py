@@ -12,7 +12,7 @@ import sys
 import numpy as np
 import pytest
 
-from isl import data_provider, image_io, launch, png_io, random_checkpoint, testing, watching
+from isl import data_provider, launch, png_folders, png_io, random_checkpoint, testing, watching
 from isl.checkpoints import Checkpoint, find_newest
 from isl.controller import HeadGroup, Labeler
 from isl.experiment import Loss
@@ -72,7 +72,7 @@ def _losses(folder, step=1000):
 
 def _expected_losses(checkpoint, images, statistic, size):
   """Head -> loss, of the one patch at the image's top left, or of the only one."""
-  (field,) = image_io.find_image_sets(images)
+  (field,) = png_folders.find_image_sets(images)
   image_set = field.read()
   window, centre = slice(0, size), slice(_MARGIN, _MARGIN + 8)
   reader = Checkpoint(find_newest(checkpoint))
@@ -251,7 +251,7 @@ def test_folders_may_have_fields_of_one_name(checkpoint, images, tmp_path):
   losses = _losses(base / 'eval_train_loss_CROSS_ENTROPY')
   assert losses['total_loss'] > 0
   _run(base, '/no/such/folder', *flags, folders, '--metric=STITCH', '--infer_panels=TARGET')
-  (field,) = image_io.find_image_sets(images)
+  (field,) = png_folders.find_image_sets(images)
   assert testing.events(base / 'eval_train_stitch').keys() == {
     (1000, f'target_error_panel/{field.name},folder-{folder.name}') for folder in (images, other)
   }

@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 import pytest
 
-from isl import data_provider, image_io, metrics, testing, visualize
+from isl import data_provider, metrics, png_folders, testing, visualize
 from isl.experiment import Geometry, Panel
 from isl.field_prediction import PANEL_STATISTICS, FieldPrediction
 from isl.stack import ImageKey, input_stack, target_stack
@@ -28,7 +28,7 @@ _STATISTICS = tuple(
 @pytest.fixture
 def image_set(tmp_path):
   testing.write_image_set(tmp_path / 'images', rows=30, columns=32, depths=3)
-  (field,) = image_io.find_image_sets(tmp_path / 'images')
+  (field,) = png_folders.find_image_sets(tmp_path / 'images')
   return field.read()
 
 

@@ -6,7 +6,7 @@ import collections
 import dataclasses
 from collections.abc import Iterator, Sequence
 
-from isl import data_provider, datasets, image_io
+from isl import data_provider, datasets, image_io, png_folders
 from isl.checkpoints import Description
 from isl.experiment import Experiment
 
@@ -52,7 +52,7 @@ def log_unused(
 ) -> None:
   """Says which images of the fields of view a checkpoint's network does not read."""
   origin = ', '.join(map(str, experiment.image_directories))
-  image_io.log_unused(origin, found, held.inputs.channels, held.targets.channels)
+  png_folders.log_unused(origin, found, held.inputs.channels, held.targets.channels)
 
 
 def read_field(

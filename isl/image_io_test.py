@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from absl import logging
 
-from isl import image_io, image_names, png_io, testing
+from isl import image_io, image_names, png_folders, png_io, testing
 from isl.stack import MAXPROJECT, TARGET_CHANNELS, TRANSMITTED_LIGHT_CHANNELS, ImageKey
 
 _SAMPLE = (
@@ -141,7 +141,7 @@ def test_fields_of_view_are_found_and_read(tmp_path, dialect, bits):
     dialect=dialect,
     bits=bits,
   )
-  found = image_io.find_image_sets(tmp_path)
+  found = png_folders.find_image_sets(tmp_path)
   assert [field.name for field in found] == sorted(names)
   for field in found:
     image_set = field.read()
@@ -161,22 +161,22 @@ def test_both_dialects_in_one_folder(tmp_path):
     testing.write_image_set(tmp_path, dialect=dialect)[0]
     for dialect in (testing.SAMPLE, testing.PUBLISHED)
   ]
-  assert [field.name for field in image_io.find_image_sets(tmp_path)] == sorted(names)
+  assert [field.name for field in png_folders.find_image_sets(tmp_path)] == sorted(names)
 
 
 def test_field_of_view_may_have_no_target(tmp_path):
   testing.write_image_set(tmp_path, channels=(), depths=1)
-  (field,) = image_io.find_image_sets(str(tmp_path))
+  (field,) = png_folders.find_image_sets(str(tmp_path))
   assert list(field.read().images) == [ImageKey(0, 'PHASE_CONTRAST')]
 
 
 def test_what_is_no_image_is_left_alone(tmp_path, logged):
   testing.write_image_set(tmp_path)
-  (expected,) = image_io.find_image_sets(tmp_path)
+  (expected,) = png_folders.find_image_sets(tmp_path)
   for name in ('.DS_Store', '._z_depth-0,channel-DIC.png', 'README.md', 'image.png.partial'):
     (tmp_path / name).write_text('')
   (tmp_path / 'predictions.png').mkdir()
-  assert image_io.find_image_sets(tmp_path) == [expected]
+  assert png_folders.find_image_sets(tmp_path) == [expected]
   assert not logged
 
 
@@ -184,28 +184,28 @@ def test_extension_in_capitals(tmp_path):
   testing.write_image_set(tmp_path)
   for path in list(tmp_path.iterdir()):
     path.rename(path.with_suffix('.PNG'))
-  (field,) = image_io.find_image_sets(tmp_path)
+  (field,) = png_folders.find_image_sets(tmp_path)
   assert field.read().num_depths() == 3
 
 
 def test_masks_and_predictions_are_skipped_with_a_line(tmp_path, logged):
   (name,) = testing.write_image_set(tmp_path)
-  (expected,) = image_io.find_image_sets(tmp_path)
+  (expected,) = png_folders.find_image_sets(tmp_path)
   for z in (0, 1):
     (tmp_path / testing.image_name('A4', z, 'PHASE_CONTRAST', is_mask=True)).write_text('')
   (tmp_path / image_names.prediction_name(name, 'DAPI_CONFOCAL', 'MEDIAN')).write_text('')
-  assert image_io.find_image_sets(tmp_path) == [expected]
+  assert png_folders.find_image_sets(tmp_path) == [expected]
   assert logged == [f"'{tmp_path}': skipping masks (2), predictions (1)."]
 
 
 def test_unknown_channels_are_ignored_with_a_line(tmp_path, logged):
   testing.write_image_set(tmp_path)
-  (expected,) = image_io.find_image_sets(tmp_path)
+  (expected,) = png_folders.find_image_sets(tmp_path)
   for channel in ('GFP', 'NEURITE_CONFOCAL', 'PHASE_CONTRAST'):
     (tmp_path / testing.image_name('A4', MAXPROJECT, channel)).write_text('')
   for z in (0, 1):
     (tmp_path / testing.image_name('A4', z, 'DAPI_CONFOCAL')).write_text('')
-  (found,) = image_io.find_image_sets(tmp_path)
+  (found,) = png_folders.find_image_sets(tmp_path)
   assert (found.name, found.paths) == (expected.name, expected.paths)
   assert logged == [
     f"'{tmp_path}': ignoring what is neither input nor target: DAPI_CONFOCAL at single z, GFP at z"
@@ -218,13 +218,13 @@ def test_other_targets_are_their_fields_own(tmp_path):
   for channel in ('RFP', 'GFP'):
     (tmp_path / testing.image_name('B2', MAXPROJECT, channel)).write_text('')
   channels = ('TRANSMISSION',), TARGET_CHANNELS
-  found = [field.other_targets(*channels) for field in image_io.find_png_fields(tmp_path)]
+  found = [field.other_targets(*channels) for field in png_folders.find_png_fields(tmp_path)]
   assert found == [(), ('GFP', 'RFP')]
 
 
 def test_network_s_own_channels_are_selected(tmp_path):
   testing.write_image_set(tmp_path, transmitted_light='DIC', channels=('GFP', 'RFP'), depths=2)
-  (field,) = image_io.find_png_fields(tmp_path)
+  (field,) = png_folders.find_png_fields(tmp_path)
   selected = field.select(('DIC',), ('RFP', 'YFP'))
   assert list(selected.sources) == [
     ImageKey(0, 'DIC'),
@@ -247,26 +247,26 @@ def test_intensity_is_a_share_of_the_types_maximum(dtype):
 
 def test_no_such_folder(tmp_path):
   folder = tmp_path / 'missing'
-  message = _error(image_io.find_image_sets, folder)
+  message = _error(png_folders.find_image_sets, folder)
   assert message == f"'{folder}' does not exist; expected a folder of PNGs"
 
 
 def test_not_a_folder(tmp_path):
   path = tmp_path / 'image.png'
   path.write_text('')
-  message = _error(image_io.find_image_sets, path)
+  message = _error(png_folders.find_image_sets, path)
   assert message == f"'{path}' is not a folder; expected a folder of PNGs"
 
 
 def test_folder_without_png(tmp_path):
   (tmp_path / 'image.tif').write_text('')
-  assert _error(image_io.find_image_sets, tmp_path).startswith(f"'{tmp_path}' has no PNG in it;")
+  assert _error(png_folders.find_image_sets, tmp_path).startswith(f"'{tmp_path}' has no PNG in it;")
 
 
 def test_folder_of_masks_and_predictions_only(tmp_path):
   (tmp_path / image_names.prediction_name('well-A4', 'DAPI_CONFOCAL', 'MEDIAN')).write_text('')
   (tmp_path / testing.image_name('A4', 0, 'DIC', is_mask=True)).write_text('')
-  assert _error(image_io.find_image_sets, tmp_path).startswith(
+  assert _error(png_folders.find_image_sets, tmp_path).startswith(
     f"'{tmp_path}' has no images in it, only masks (1) and predictions (1); expected"
   )
 
@@ -274,7 +274,7 @@ def test_folder_of_masks_and_predictions_only(tmp_path):
 def test_name_of_neither_dialect_is_named_with_its_folder(tmp_path):
   testing.write_image_set(tmp_path)
   (tmp_path / 'IMG_0001.png').write_text('')
-  message = _error(image_io.find_image_sets, tmp_path)
+  message = _error(png_folders.find_image_sets, tmp_path)
   assert message.startswith(f"'{tmp_path / 'IMG_0001.png'}' has no z_depth")
 
 
@@ -282,7 +282,7 @@ def test_name_of_neither_dialect_is_named_with_its_folder(tmp_path):
 def test_gap_in_z(tmp_path, missing):
   (name,) = testing.write_image_set(tmp_path, depths=5)
   (tmp_path / testing.image_name('A4', missing, 'PHASE_CONTRAST')).unlink()
-  assert _error(image_io.find_image_sets, tmp_path) == (
+  assert _error(png_folders.find_image_sets, tmp_path) == (
     f"'{tmp_path}': field of view '{name}' has 4 depths of PHASE_CONTRAST but not"
     f' z_depth-{missing}; expected depths from 0 on without gaps'
   )
@@ -290,7 +290,7 @@ def test_gap_in_z(tmp_path, missing):
 
 def test_no_transmitted_light(tmp_path):
   (name,) = testing.write_image_set(tmp_path, depths=0)
-  message = _error(image_io.find_image_sets, tmp_path)
+  message = _error(png_folders.find_image_sets, tmp_path)
   assert message.startswith(
     f"'{tmp_path}': field of view '{name}' has no transmitted-light image; expected"
   )
@@ -300,7 +300,7 @@ def test_no_transmitted_light(tmp_path):
 def test_two_kinds_of_transmitted_light(tmp_path):
   (name,) = testing.write_image_set(tmp_path)
   testing.write_image_set(tmp_path, transmitted_light='DIC')
-  assert _error(image_io.find_image_sets, tmp_path) == (
+  assert _error(png_folders.find_image_sets, tmp_path) == (
     f"'{tmp_path}': field of view '{name}' has both DIC and PHASE_CONTRAST; expected one of them"
   )
 
@@ -311,7 +311,7 @@ def test_same_image_twice(tmp_path, twin):
   first = testing.image_name('A4', 0, 'PHASE_CONTRAST')
   second = first.replace('z_depth-0', twin)
   (tmp_path / second).write_text('')
-  message = _error(image_io.find_image_sets, tmp_path)
+  message = _error(png_folders.find_image_sets, tmp_path)
   assert first in message and second in message
   assert 'both PHASE_CONTRAST at z 0 of the same field of view' in message
 
@@ -319,7 +319,7 @@ def test_same_image_twice(tmp_path, twin):
 def test_images_of_different_sizes(tmp_path):
   testing.write_image_set(tmp_path, rows=5, columns=7)
   testing.write_image_set(tmp_path, rows=5, columns=8, depths=0, channels=('DAPI_CONFOCAL',))
-  (field,) = image_io.find_image_sets(tmp_path)
+  (field,) = png_folders.find_image_sets(tmp_path)
   message = _error(field.read)
   assert message.endswith('expected one size in a field of view')
   assert message.count("png' has 5 rows x ") == 2
@@ -331,13 +331,13 @@ def test_damaged_image_is_named(tmp_path):
   testing.write_image_set(tmp_path)
   path = tmp_path / testing.image_name('A4', 1, 'PHASE_CONTRAST')
   path.write_bytes(path.read_bytes()[:-20])
-  (field,) = image_io.find_image_sets(tmp_path)
+  (field,) = png_folders.find_image_sets(tmp_path)
   assert _error(field.read).startswith(f"'{path}' is truncated at")
 
 
 def test_images_are_read_only(tmp_path):
   testing.write_image_set(tmp_path)
-  (field,) = image_io.find_image_sets(tmp_path)
+  (field,) = png_folders.find_image_sets(tmp_path)
   image = field.read().images[ImageKey(0, 'PHASE_CONTRAST')]
   assert isinstance(image, np.ndarray)
   with pytest.raises(ValueError, match='read-only'):
@@ -346,7 +346,7 @@ def test_images_are_read_only(tmp_path):
 
 def test_real_sample():
   folder = testing.shared_path('data', 'condition_b_sample')
-  (field,) = image_io.find_image_sets(folder)
+  (field,) = png_folders.find_image_sets(folder)
   image_set = field.read()
   assert image_set.name == _SAMPLE
   assert (image_set.size, image_set.num_depths()) == ((1024, 704), 13)

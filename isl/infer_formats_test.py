@@ -10,7 +10,7 @@ import pytest
 import tifffile
 import zarr
 
-from isl import image_io, launch, microscope_testing, testing
+from isl import launch, microscope_testing, png_folders, testing
 from isl.statistic import PICTURE_STATISTICS
 
 _SIZE = testing.InferSetting.size
@@ -36,7 +36,7 @@ def setting(tmp_path_factory):
 @pytest.fixture(scope='module')
 def microscope(setting):
   """The field of view as a microscope's OME-TIFF that knows its pixels' size."""
-  (field,) = image_io.find_image_sets(setting.images)
+  (field,) = png_folders.find_image_sets(setting.images)
   path = setting.new_folder() / f'{_FIELD}.ome.tif'
   return microscope_testing.write_ome_tiff(path, field, _PIXEL_SIZE)
 

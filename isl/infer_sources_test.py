@@ -9,9 +9,9 @@ import pytest
 
 from isl import (
   bare_checkpoint,
-  image_io,
   launch,
   microscope_testing,
+  png_folders,
   png_io,
   random_checkpoint,
   testing,
@@ -46,7 +46,7 @@ def _labeled(base, checkpoint, images, *flags):
 
 def _write_source(folder, source, images):
   """The field of view of a folder of PNGs as something else."""
-  (field,) = image_io.find_png_fields(images)
+  (field,) = png_folders.find_png_fields(images)
   if source == 'OME_TIFF':
     return microscope_testing.write_ome_tiff(folder / 'field.ome.tif', field, (0.5, 0.25))
   if source == 'OME_ZARR':
@@ -130,7 +130,7 @@ def test_network_of_other_channels_labels_a_microscopes_file(tmp_path):
   testing.write_image_set(
     images, rows=118, columns=126, further_inputs=['POLARIZATION'], channels=['GFP']
   )
-  (field,) = image_io.find_png_fields(images)
+  (field,) = png_folders.find_png_fields(images)
   path = microscope_testing.write_ome_zarr(tmp_path / 'field.ome.zarr', field)
   bare_checkpoint.copy_bare(checkpoint, tmp_path / 'bare')
   outcome = testing.run_in_process(

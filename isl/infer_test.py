@@ -12,7 +12,7 @@ import pytest
 import tensorflow.compat.v1 as tf
 
 import isl
-from isl import data_provider, image_io, launch, metrics, png_io, random_checkpoint, testing
+from isl import data_provider, launch, metrics, png_folders, png_io, random_checkpoint, testing
 from isl.checkpoints import Checkpoint
 from isl.controller import HeadGroup, Labeler
 from isl.stack import MAXPROJECT, TARGET_CHANNELS, target_stack
@@ -43,7 +43,7 @@ def labeled(setting):
 
   Of the labels' true classes, 0 where there is no truth.
   """
-  (files,) = image_io.find_image_sets(setting.images)
+  (files,) = png_folders.find_image_sets(setting.images)
   image_set = files.read()
   checkpoint = Checkpoint(setting.checkpoint / 'model.ckpt-1000')
   plan = checkpoint.describe().plan()

@@ -11,7 +11,7 @@ import sys
 import numpy as np
 import pytest
 
-from isl import image_io, png_io, random_field
+from isl import png_folders, png_io, random_field
 from isl.stack import MAXPROJECT, ImageKey
 
 DATA_SAMPLE = pathlib.Path(__file__).resolve().parents[1] / 'data_sample'
@@ -162,7 +162,7 @@ def folder(tmp_path_factory):
 
 
 def test_names_are_the_samples_and_a_field_has_13_depths_and_3_labels(folder):
-  fields = image_io.find_image_sets(folder)
+  fields = png_folders.find_image_sets(folder)
   assert [field.name for field in fields] == [random_field.field_name(w) for w in ('A1', 'B3')]
   for field in fields:
     image_set = field.read()
@@ -277,7 +277,7 @@ def test_the_command_line(tmp_path):
   flags = ['--rows=32', '--columns=40', '--wells=2', '--transmitted_light=DIC']
   done = _run(f'--directory={tmp_path / "new"}', *flags)
   assert (done.returncode, done.stdout, done.stderr) == (0, '', '')
-  fields = image_io.find_image_sets(tmp_path / 'new')
+  fields = png_folders.find_image_sets(tmp_path / 'new')
   assert [field.name for field in fields] == [random_field.field_name(w) for w in ('A1', 'A2')]
   assert fields[0].read().transmitted_light == 'DIC'
   failed = _run(f'--directory={tmp_path / "file" / "new"}', *flags)
@@ -292,7 +292,7 @@ def test_the_command_line(tmp_path):
   [('synthetic_training', 1, 832, 832), ('synthetic_evaluation', 2, 528, 624)],
 )
 def test_the_sample_data_are_what_their_commands_give(name, seed, rows, columns):
-  (field,) = image_io.find_image_sets(DATA_SAMPLE / name)
+  (field,) = png_folders.find_image_sets(DATA_SAMPLE / name)
   assert field.name == random_field.field_name('A1')
   readme = (DATA_SAMPLE / 'README.md').read_text()
   flags = f'{name} \\\n      --seed {seed} --rows {rows} --columns {columns}\n'

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tifffile
 
-from isl import image_io, microscope_scenes, microscope_testing, png_io, testing
+from isl import microscope_scenes, microscope_testing, png_folders, png_io, testing
 from isl.manifest import read_manifest
 from isl.stack import MAXPROJECT, ImageKey
 
@@ -50,7 +50,7 @@ def _error(path, kind=ValueError) -> str:
 
 def test_a_folders_fields_as_a_manifest(tmp_path):
   testing.write_image_set(tmp_path / 'png', wells=('B2', 'A4'))
-  expected = image_io.find_png_fields(tmp_path / 'png')
+  expected = png_folders.find_png_fields(tmp_path / 'png')
   path = microscope_testing.write_manifest(tmp_path / 'images.csv', expected)
   found = read_manifest(str(path))
   assert [field.name for field in found] == [field.name for field in expected]

@@ -7,7 +7,7 @@ import pathlib
 import numpy as np
 import pytest
 
-from isl import image_io, launch, microscope_testing, png_io, random_checkpoint, testing
+from isl import launch, microscope_testing, png_folders, png_io, random_checkpoint, testing
 
 # ru_maxrss would begin with the parent's; this is the process's own.
 _PEAK = r"""if True:
@@ -75,7 +75,7 @@ def _peaks_to_zarr(tmp_path, sides, depths, timeout):
     testing.write_image_set(
       images, rows=side, columns=side, depths=depths, channels=['DAPI_CONFOCAL']
     )
-    (field,) = image_io.find_png_fields(images)
+    (field,) = png_folders.find_png_fields(images)
     zarr = microscope_testing.write_ome_zarr(tmp_path / f'{side}.ome.zarr', field, chunk=256)
     bases = (tmp_path / f'base{side}', tmp_path / f'base_zarr{side}')
     peaks.append(

@@ -10,7 +10,14 @@ import pytest
 import tifffile
 from pylibCZIrw import czi
 
-from isl import image_io, microscope_files, microscope_scenes, microscope_testing, testing
+from isl import (
+  image_io,
+  microscope_files,
+  microscope_scenes,
+  microscope_testing,
+  png_folders,
+  testing,
+)
 from isl.microscope_files import MicroscopeFile, PlaneSource, fields_of_file
 from isl.stack import MAXPROJECT, ImageKey
 
@@ -21,7 +28,7 @@ _PIXEL_SIZE = (0.3, 0.4)
 def png_field(tmp_path_factory):
   folder = tmp_path_factory.mktemp('png')
   testing.write_image_set(folder, rows=70, columns=150, depths=4)
-  (field,) = image_io.find_png_fields(folder)
+  (field,) = png_folders.find_png_fields(folder)
   return field
 
 
@@ -100,7 +107,7 @@ def test_same_pixels_in_every_format(tmp_path, png_field, name):
 
 @pytest.mark.parametrize('name', ['a.ome.tif', 'a.czi', 'a.ome.zarr'])
 def test_real_sample(tmp_path, name):
-  (expected,) = image_io.find_png_fields(testing.shared_path('data', 'condition_b_sample'))
+  (expected,) = png_folders.find_png_fields(testing.shared_path('data', 'condition_b_sample'))
   if name == 'a.czi':
     path = _write_czi(tmp_path / name, expected, _PIXEL_SIZE)
   elif name == 'a.ome.tif':

@@ -20,6 +20,7 @@ from isl import (
   data_provider,
   image_io,
   launch,
+  png_folders,
   random_checkpoint,
   restoration,
   testing,
@@ -236,7 +237,7 @@ def test_losses_are_those_of_each_head(setting, trained, tmp_path):
     further_inputs=('POLARIZATION',),
     channels=_LABELS,
   )
-  (field,) = image_io.find_png_fields(tmp_path / 'images')
+  (field,) = png_folders.find_png_fields(tmp_path / 'images')
   image_set = field.select(_INPUTS, _LABELS).read()
   centre = slice(geometry.margin, geometry.margin + geometry.output)
   truth = []

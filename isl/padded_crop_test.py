@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from isl import data_provider, image_io, testing
+from isl import data_provider, png_folders, testing
 from isl.experiment import InputRange, Padding
 from isl.image_io import ImageSet
 from isl.stack import MAXPROJECT, ImageKey, input_stack, target_stack
@@ -17,7 +17,7 @@ _ALL = slice(0, None)
 @pytest.fixture
 def image_set(tmp_path):
   testing.write_image_set(tmp_path, rows=30, columns=23, depths=2)
-  (field,) = image_io.find_image_sets(tmp_path)
+  (field,) = png_folders.find_image_sets(tmp_path)
   return field.read()
 
 

@@ -17,14 +17,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from isl import (
-  calibration,
-  checkpoints,
-  data_provider,
-  field_record,
-  intensities,
-  statistic,
-)
+from isl import calibration, checkpoints, data_provider, field_record, intensities, statistic
 from isl.checkpoints import Checkpoint
 from isl.experiment import (
   Inference,

@@ -17,8 +17,8 @@ from isl import (
   calibration,
   checkpoints,
   field_record,
-  image_io,
   launch,
+  png_folders,
   random_checkpoint,
   testing,
 )
@@ -38,7 +38,7 @@ def setting(tmp_path_factory):
 
 def _stack_of(images, channel='PHASE_CONTRAST'):
   """[z, row, column] as on disk."""
-  (field,) = image_io.find_png_fields(images)
+  (field,) = png_folders.find_png_fields(images)
   image_set = field.read()
   return np.stack([image_set.images[k][:, :] for k in image_set.input_keys if k.channel == channel])
 

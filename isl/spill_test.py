@@ -7,7 +7,7 @@ import pathlib
 import numpy as np
 import pytest
 
-from isl import image_io, testing
+from isl import image_io, png_folders, testing
 from isl.spill import Spill, SpilledPixels
 
 
@@ -54,7 +54,7 @@ def test_the_file_is_gone_with_the_last_image():
 
 def test_large_fields_of_view_are_spilled(tmp_path, monkeypatch):
   testing.write_image_set(tmp_path, rows=40, columns=50)
-  (field,) = image_io.find_image_sets(tmp_path)
+  (field,) = png_folders.find_image_sets(tmp_path)
   small = field.read()
   assert all(isinstance(image, np.ndarray) for image in small.images.values())
   monkeypatch.setattr(image_io, '_MOST_BYTES', 6 * 40 * 50 * 2 - 1)

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from absl import logging
 
-from isl import data_provider, datasets, image_io
+from isl import data_provider, datasets, png_folders
 from isl.experiment import InputRange
 from isl.image_io import ImageFiles, ImageSet
 from isl.stack import MAXPROJECT, StackSpec
@@ -64,7 +64,7 @@ def read_fields(
         ' others'
       )
     _check_has_targets(directory, fields, targets)
-    image_io.log_unused(str(directory), fields, inputs.channels, (*targets.channels, *others))
+    png_folders.log_unused(str(directory), fields, inputs.channels, (*targets.channels, *others))
   _check_stretched(every, targets, stretch_targets)
   return tuple(
     tuple(

@@ -4,7 +4,15 @@ import numpy as np
 import pytest
 from absl import logging
 
-from isl import image_io, microscope_testing, png_io, testing, training_data, training_fields
+from isl import (
+  image_io,
+  microscope_testing,
+  png_folders,
+  png_io,
+  testing,
+  training_data,
+  training_fields,
+)
 from isl.experiment import Corruption, Geometry, InputRange, Sampling
 from isl.stack import (
   MAXPROJECT,
@@ -169,7 +177,7 @@ def test_microscope_files_are_in_memory_and_as_pngs_are(tmp_path):
   pytest.importorskip('bioio_ome_tiff')
   inputs, labels = (TRANSMISSION, 'POLARIZATION'), ('RFP', 'GFP')
   testing.write_image_set(tmp_path / 'pngs', further_inputs=('POLARIZATION',), channels=labels)
-  (files,) = image_io.find_png_fields(tmp_path / 'pngs')
+  (files,) = png_folders.find_png_fields(tmp_path / 'pngs')
   (tmp_path / 'tiffs').mkdir()
   microscope_testing.write_ome_tiff(tmp_path / 'tiffs' / 'field.ome.tif', files)
   (expected,), (field,) = _read(
