@@ -73,7 +73,7 @@ ROOMS = (
 ROW = {module: row for row, modules in enumerate(ROOMS) for module in modules}
 
 # Helpers of the tests, which no room may enter.
-TESTING = ('isl.testing', 'isl.microscope_testing')
+TESTING = ('isl.testing', 'isl.microscope_testing', 'isl.browser_testing')
 
 BINARIES = ('isl.launch',)
 

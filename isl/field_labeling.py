@@ -153,7 +153,9 @@ class FieldLabeler:
   def _tile_blocks(self, grid: tiling.Grid) -> tuple[int, int]:
     if self._inference.method is InferMethod.PATCHES:
       return 1, 1
-    rows, columns = (tiling.tile_blocks(n, self._inference.tile_size) for n in grid.blocks)
+    # The same with and without padding.
+    covered = grid.inner_blocks if all(grid.inner_blocks) else grid.blocks
+    rows, columns = (tiling.tile_blocks(n, self._inference.tile_size) for n in covered)
     return rows, columns
 
   def empty_prediction(
@@ -232,7 +234,7 @@ class FieldLabeler:
       ValueError: the machine lacks the memory, or the checkpoint is damaged.
     """
     labeler = self._make_labeler(self._tile_blocks(grid), wanted)
-    tiles = tiling.split(grid.blocks, labeler.blocks, self._geometry.output)
+    tiles = tiling.split_grid(grid, labeler.blocks)
     with Progress(title, grid.blocks[0] * grid.blocks[1], 'block') as progress:
       for first in range(0, len(tiles), labeler.batch):
         batch = tiles[first : first + labeler.batch]

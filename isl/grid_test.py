@@ -61,7 +61,7 @@ def test_every_pixel_is_kept_once(padding, size):
     assert padding is Padding.NONE
     return
   counts: dict[tuple[int, int], int] = {}
-  for tile in tiling.split(grid.blocks, blocks, 8):
+  for tile in tiling.split_grid(grid, blocks):
     (rows, inside_rows), (columns, inside_columns) = (
       grid.kept(window, i) for i, window in enumerate((tile.rows, tile.columns))
     )
@@ -84,3 +84,21 @@ def test_window_that_is_not_kept_is_empty():
     kept, inside = grid.kept(window, 0)
     assert kept.start == kept.stop
     assert inside.start == inside.stop
+
+
+@pytest.mark.parametrize('size', [(250, 251), (301, 290), (474, 800)])
+@pytest.mark.parametrize('model', _GEOMETRIES)
+def test_what_does_not_depend_on_padding_is_tiled_as_without(model, size):
+  """Each block in the same place of a tile of the same shape, which reads the same pixels."""
+  none, padded = (_grid(model, size, padding) for padding in (Padding.NONE, Padding.REFLECT))
+  assert padded.inner_blocks == none.blocks
+  rows, columns = (tiling.tile_blocks(n, 5) for n in none.blocks)
+  moved = {
+    tuple(n + padded.pad for n in (t.row, t.column, t.rows.start, t.rows.stop, t.columns.start))
+    for t in tiling.split_grid(none, (rows, columns))
+  }
+  found = {
+    (t.row, t.column, t.rows.start, t.rows.stop, t.columns.start)
+    for t in tiling.split_grid(padded, (rows, columns))
+  }
+  assert moved <= found

@@ -96,6 +96,11 @@ def test_interior_is_the_unpadded_prediction_to_the_bit(in_small_tiles, unpadded
   np.testing.assert_array_equal(in_small_tiles[:, *_INTERIOR], unpadded)
 
 
+def test_interior_in_tiles_of_the_usual_size_to_the_bit(setting, reflected):
+  without = _floats(setting.run(_WHITELIST, _ALL_STATISTICS, _FLOATS, _NO_PANELS))
+  np.testing.assert_array_equal(_floats(reflected)[:, *_INTERIOR], without)
+
+
 def test_interior_in_pngs(setting, light):
   """With ZERO, and differing from REFLECT only around it."""
   flags = (_WHITELIST, _ALL_STATISTICS, '--infer_size=2', _NO_PANELS)
@@ -118,7 +123,7 @@ def test_reflected_is_the_prediction_of_images_padded_by_numpy(setting, reflecte
   assert whole.shape[1:] == (152, 168)  # Whole blocks of 8 from _MARGIN on.
   begin = _PAD - _MARGIN
   expected = whole[:, begin : begin + _ROWS, begin : begin + _COLUMNS]
-  np.testing.assert_array_equal(_floats(reflected), expected)
+  _assert_same_but_for_rounding(_floats(reflected), expected)
 
 
 def test_pixel_reaches_as_far_as_its_patches(setting, light):

@@ -241,7 +241,7 @@ def test_network_that_is_certain(setting, stack, tmp_path):
   of_label = predicted['DAPI_CONFOCAL']
   assert (np.rint(of_label['MODE'] * 255) == 200).all()
   for name, value in (('ENTROPY', 0), ('STANDARD_DEVIATION', 0), ('PROBABILITY_NONZERO', 1)):
-    assert (of_label[name] == value).all()
+    np.testing.assert_allclose(of_label[name], value, rtol=0, atol=1e-6)
   written = _written(setting, f'--restore_directory={tmp_path}', labels=_LABELS[1:])
   np.testing.assert_array_equal(_array(predicted), written)
 

@@ -2,25 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
-import os
 import pathlib
 import re
-import shutil
-import tempfile
-from unittest import mock
 
 import cv2
 import numpy as np
 import pytest
 
-from isl import report, testing, thumbnails
+from isl import browser_testing, report, testing, thumbnails
 from isl.report import Failure, FieldOfReport, LabelOfField, Report
 
 _LABELS = 3
-_BROWSERS = ('chromium', 'chromium-browser', 'google-chrome')
-_BROWSER_FLAGS = ('--no-sandbox', '--disable-gpu', '--disable-dev-shm-usage', '--no-first-run')
 _SECONDS = 30
 
 
@@ -80,22 +73,7 @@ def address(tmp_path_factory):
 @pytest.fixture(scope='module')
 def browser():
   """Chromium."""
-  try:
-    from playwright import sync_api
-  except ImportError:
-    testing.skip_what_lacks('playwright')
-  path = next(filter(None, map(shutil.which, _BROWSERS)), None)
-  if path is None:
-    testing.skip_what_lacks(f'a browser ({", ".join(_BROWSERS)})')
-  with (
-    # Chromium puts a socket there, whose path may have 107 bytes; Bazel's own folder is deeper.
-    tempfile.TemporaryDirectory(prefix='isl-', dir='/tmp') as short,
-    mock.patch.dict(os.environ, TMPDIR=short),
-    sync_api.sync_playwright() as playwright,
-    contextlib.closing(
-      playwright.chromium.launch(executable_path=path, args=list(_BROWSER_FLAGS))
-    ) as browser,
-  ):
+  with browser_testing.chromium() as browser:
     yield browser
 
 

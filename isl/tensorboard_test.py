@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
-from unittest import mock
 
 import pytest
 
-from isl import launch, testing, visualize
+from isl import browser_testing, launch, testing, visualize
 from isl.stack import TARGET_CHANNELS
 from isl.visualize import Layout
 
@@ -28,17 +23,6 @@ _ROWS, _COLUMNS = 65, 81
 _SIZE = (32, 48)
 _NUM_Z_VALUES = 3
 _CROP, _PATCH, _BATCH = 60, 36, 2
-_BROWSERS = ('chromium', 'chromium-browser', 'google-chrome')
-_BROWSER_FLAGS = (
-  '--no-sandbox',
-  '--disable-gpu',
-  '--disable-dev-shm-usage',
-  '--disable-quic',
-  '--no-first-run',
-  '--disable-background-networking',
-  '--disable-component-update',
-  '--disable-sync',
-)
 # Loading TensorFlow takes TensorBoard long on a busy machine.
 _SECONDS = 120
 
@@ -104,22 +88,7 @@ def address(base):
 @pytest.fixture(scope='module')
 def page():
   """A page of a browser."""
-  try:
-    from playwright import sync_api
-  except ImportError:
-    testing.skip_what_lacks('playwright')
-  path = next(filter(None, map(shutil.which, _BROWSERS)), None)
-  if path is None:
-    testing.skip_what_lacks(f'a browser ({", ".join(_BROWSERS)})')
-  with (
-    # Chromium puts a socket there, whose path may have 107 bytes; Bazel's own folder is deeper.
-    tempfile.TemporaryDirectory(prefix='isl-', dir='/tmp') as short,
-    mock.patch.dict(os.environ, TMPDIR=short),
-    sync_api.sync_playwright() as playwright,
-    contextlib.closing(
-      playwright.chromium.launch(executable_path=path, args=list(_BROWSER_FLAGS))
-    ) as browser,
-  ):
+  with browser_testing.chromium() as browser:
     page = browser.new_page(viewport={'width': 1400, 'height': 1000})
     page.set_default_timeout(1000 * _SECONDS)
     yield page

@@ -101,8 +101,13 @@ class Grid:
     output = self.geometry.output
     if self.pad:
       rows, columns = (math.ceil((n + self.cut) / output) for n in self.size)
-    else:
-      rows, columns = (self.geometry.num_blocks(n) for n in self.size)
+      return rows, columns
+    return self.inner_blocks
+
+  @property
+  def inner_blocks(self) -> tuple[int, int]:
+    """Those that do not depend on padding."""
+    rows, columns = (self.geometry.num_blocks(n) for n in self.size)
     return rows, columns
 
   @property
@@ -144,7 +149,11 @@ def tile_blocks(num_blocks: int, tile_size: int) -> int:
   return min(blocks + blocks % 2, tile_size, num_blocks)
 
 
-def split(num_blocks: tuple[int, int], blocks: tuple[int, int], output: int) -> list[Tile]:
+def split(
+  num_blocks: tuple[int, int],
+  blocks: tuple[int, int],
+  output: int,
+) -> list[Tile]:
   """The tiles of `blocks` outputs that cover `num_blocks`, row by row.
 
   Args:
@@ -153,17 +162,58 @@ def split(num_blocks: tuple[int, int], blocks: tuple[int, int], output: int) -> 
     output: side of an output in pixels.
   """
   rows, columns = (
-    _split_direction(total, part, output) for total, part in zip(num_blocks, blocks, strict=True)
+    _split_direction(total, part, [0, total], output)
+    for total, part in zip(num_blocks, blocks, strict=True)
   )
+  return _tiles(rows, columns)
+
+
+def split_grid(grid: Grid, blocks: tuple[int, int]) -> list[Tile]:
+  """The tiles of `blocks` outputs that cover a grid, row by row.
+
+  With padding, those that do not depend on it are where they are without; then come others, that
+  reach over these. Sums of floats depend in their last bits on where in a tile a block lies.
+
+  Args:
+    grid: the blocks.
+    blocks: outputs in a tile; see `inner_blocks` for how many.
+  """
+  lead = grid.pad // grid.geometry.output
+  rows, columns = (
+    _split_direction(
+      total,
+      part,
+      [0, lead, lead + inner, total] if grid.pad and all(grid.inner_blocks) else [0, total],
+      grid.geometry.output,
+    )
+    for total, inner, part in zip(grid.blocks, grid.inner_blocks, blocks, strict=True)
+  )
+  return _tiles(rows, columns)
+
+
+def _tiles(rows: list[tuple[int, slice]], columns: list[tuple[int, slice]]) -> list[Tile]:
   return [
     Tile(row=row, column=column, rows=own_rows, columns=own_columns)
     for (row, own_rows), (column, own_columns) in itertools.product(rows, columns)
   ]
 
 
-def _split_direction(total: int, part: int, output: int) -> list[tuple[int, slice]]:
-  """(start, what belongs to it) of each tile in a direction, in pixels."""
-  return [
-    (min(first, total - part) * output, slice(first * output, min(first + part, total) * output))
-    for first in range(0, total, part)
-  ]
+def _split_direction(
+  total: int, part: int, ends: list[int], output: int
+) -> list[tuple[int, slice]]:
+  """(start, what belongs to it) of each tile in a direction, in pixels.
+
+  Args:
+    total: blocks in it.
+    part: blocks in a tile.
+    ends: between two of these, blocks are split for themselves.
+    output: side of a block in pixels.
+  """
+  tiles = []
+  for begin, end in itertools.pairwise(ends):
+    # A section that is shorter than a tile lets it reach over others, where these are.
+    latest = max(end - part, 0) if end - begin >= part else total - part
+    for first in range(begin, end, part):
+      own = slice(first * output, min(first + part, end) * output)
+      tiles.append((min(first, latest) * output, own))
+  return tiles

@@ -6,9 +6,9 @@ from setuptools.command.build_py import build_py
 
 
 class BuildWithoutTests(build_py):
-  """setuptools' build_py, less `*_test.py` and `testing.py`."""
+  """setuptools' build_py, less `*_test.py`, `testing.py` and `*_testing.py`."""
 
   def find_package_modules(self, package: str, package_dir: str) -> list[tuple[str, str, str]]:
     """The package's modules as (package, module, file)."""
     modules = super().find_package_modules(package, package_dir)
-    return [m for m in modules if m[1] != 'testing' and not m[1].endswith('_test')]
+    return [m for m in modules if not m[1].endswith(('_test', 'testing'))]
