@@ -185,7 +185,7 @@ def test_train_quality_of_what_cannot_be(tmp_path, option):
 _HELD_OUT = """
 import json, sys
 import training
-from isl import image_io
+from isl import png_folders
 from isl.checkpoints import Checkpoint, find_newest
 checkpoint = Checkpoint(find_newest(sys.argv[1]))
 held = checkpoint.describe()

@@ -50,7 +50,8 @@ def _write_source(folder, source, images):
   if source == 'OME_TIFF':
     return microscope_testing.write_ome_tiff(folder / 'field.ome.tif', field, (0.5, 0.25))
   if source == 'OME_ZARR':
-    return microscope_testing.write_ome_zarr(folder / 'field.ome.zarr', field, (0.5, 0.25))
+    path = folder / 'field.ome.zarr'
+    return microscope_testing.write_ome_zarr(path, field, (0.5, 0.25), chunk=256)
   if source == 'MANIFEST':
     return microscope_testing.write_manifest(folder / 'fields.csv', [field])
   # The light as one file, each label as its own.
