@@ -13,10 +13,9 @@ from isl.checkpoints import Checkpoint, Description
 from isl.controller import HeadGroup, Labeler
 from isl.experiment import Experiment, Geometry, Inference, InferMethod, Padding, Panel
 from isl.field_prediction import PANEL_STATISTICS, FieldPrediction
-from isl.models.networks import NETWORKS
-from isl.models.plan import NetworkPlan, make_plan
+from isl.models.plan import NetworkPlan
 from isl.progress import Progress
-from isl.stack import ImageKey, StackSpec, input_stack, target_stack
+from isl.stack import ImageKey, StackSpec, target_stack
 from isl.statistic import AnyStatistic, Statistic
 
 # Single patches that --infer_method=PATCHES computes together; benchmarks/infer.py tries others.
@@ -29,13 +28,11 @@ def make_network_plan(experiment: Experiment, checkpoint: Checkpoint) -> Network
   Raises:
     ValueError: they don't.
   """
-  held = checkpoint.describe()
-  model = experiment.model or held.model
-  base_depth = experiment.base_depth or held.base_depth
-  num_z_values = experiment.num_z_values or len(held.inputs.z_values)
-  checkpoint.check_fits(model=model, base_depth=base_depth, num_z_values=num_z_values)
-  inputs = input_stack(num_z_values, held.inputs.channels)
-  return make_plan(NETWORKS[model], base_depth, len(inputs.keys))
+  return checkpoint.check_fits(
+    model=experiment.model,
+    base_depth=experiment.base_depth,
+    num_z_values=experiment.num_z_values,
+  )
 
 
 def _targets(inference: Inference, checkpoint: Checkpoint) -> StackSpec:

@@ -164,6 +164,9 @@ def explained(path: pathlib.Path) -> Iterator[None]:
       raise
     # Of bioio's errors that part says what is wrong; the rest is the path and general advice.
     said = getattr(error, 'msg_extra', None) or str(error)
+    # Where the path is repeated, a long one would leave no room for what is wrong.
+    for repeated in (f'file://{path.absolute()}', str(path.absolute()), str(path)):
+      said = said.replace(repeated, path.name)
     reason = ' '.join(said.split())[:_LONGEST_REASON] or type(error).__name__
     raise ValueError(f'{str(path)!r} cannot be read ({reason}); {_WANTED}') from error
 
