@@ -117,6 +117,17 @@ def test_each_step_and_evaluation_is_a_point_of_a_curve(page, address):
 
 
 def test_error_panels_are_shown(page, address):
+  # TensorBoard reads one run after the other; which tags are unfolded depends on what it has then.
+  page.goto(address)
+  page.wait_for_function(
+    """async () => {
+      const response = await fetch('data/plugin/images/tags');
+      const runs = Object.values(await response.json());
+      return runs.flatMap(tags => Object.keys(tags)).length === 6;
+    }""",
+    polling=200,
+  )
+  page.goto('about:blank')
   page.goto(f'{address}/#images')
   # The first two tags are unfolded, the others by a click.
   for tag in ('patches', 'target_error_panel'):
