@@ -10,18 +10,18 @@ import subprocess
 
 import pytest
 
-from isl import random_checkpoint, testing
+from isl import launch, random_checkpoint, testing
 
 _RUN = r"""if True:
-  import sys
-  from isl import launch
-  launch.run()
+  import importlib, sys
+  importlib.import_module(sys.argv.pop(1)).run()
 """
 
 
 def _start(tmp_path, *flags):
   return testing.python_process(
     _RUN,
+    launch.__name__,
     '--mode=EVAL_EVAL',
     '--metric=INFER_FULL',
     '--read_pngs',
