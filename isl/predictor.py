@@ -1,10 +1,12 @@
 """Predictions from Python: a checkpoint's network for z-stacks in memory.
 
-import isl
+    import isl
 
-with isl.Predictor('checkpoints') as predictor:
-  predicted = predictor.predict(stack, statistics=['MEDIAN', 'QUANTILE_5', 'QUANTILE_95'])
-predicted['DAPI_CONFOCAL']['MEDIAN']  # float32 [row, column] in [0, 1]
+    with isl.Predictor('checkpoints') as predictor:
+      predicted = predictor.predict(stack, statistics=['MEDIAN', 'QUANTILE_5', 'QUANTILE_95'])
+    predicted['DAPI_CONFOCAL']['MEDIAN']  # float32 [row, column] in [0, 1]
+
+The same numbers as INFER_FULL's, without flags or files.
 """
 
 from __future__ import annotations
