@@ -19,7 +19,7 @@ ISL = Path(__file__).parent
 # The way of the data: a module imports only from rows above it, never from its own.
 ROOMS = (
   ('isl.models',),  # The package itself, __init__.py.
-  ('isl.stack', 'isl.statistic'),
+  ('isl.stack', 'isl.statistic', 'isl.cluster', 'isl.shard_names'),
   ('isl.experiment',),
   ('isl.files', 'isl.folders', 'isl.spill'),
   ('isl.tiling',),
@@ -64,9 +64,11 @@ ROOMS = (
   ('isl.run_results', 'isl.calibration_fit', 'isl.predictor'),
   ('isl',),  # The package itself, which has the Predictor.
   ('isl.training_hooks', 'isl.training_summaries'),
-  ('isl.train', 'isl.evaluate', 'isl.infer', 'isl.export'),  # A room a mode.
+  ('isl.train', 'isl.evaluate', 'isl.infer', 'isl.export', 'isl.parameter_server'),  # A room a mode.
   ('isl.dry_run',),
   ('isl.flag_groups',),
+  ('isl.program_flags',),
+  ('isl.flag_checks',),
   ('isl.command_line',),
   ('isl.launch',),
 )

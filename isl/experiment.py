@@ -7,6 +7,7 @@ import enum
 import pathlib
 from typing import Any
 
+from isl.cluster import Cluster
 from isl.statistic import AnyStatistic
 
 # The published checkpoint's network: what TRAIN makes unless a checkpoint or a flag says otherwise.
@@ -94,6 +95,13 @@ class Padding(enum.Enum):
   ZERO = 'ZERO'
 
 
+class ExportFormat(enum.Enum):
+  """What EXPORT writes."""
+
+  SAVED_MODEL = 'SAVED_MODEL'
+  ONNX = 'ONNX'
+
+
 class Optimizer(enum.Enum):
   """How weights follow their gradients."""
 
@@ -139,6 +147,51 @@ class Sampling:
   batch_size: int
   num_threads: int
   capacity: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ShardReading:
+  """Which TFRecord shards are read, and how.
+
+  Attributes:
+    paths: the shards.
+    num_threads: shards read at the same time.
+    batch_size: examples decoded at once.
+    capacity: examples that are shuffled among each other.
+    skip_corrupt: whether the rest of a damaged shard is left out instead of ending the run.
+  """
+
+  paths: tuple[pathlib.Path, ...]
+  num_threads: int
+  batch_size: int
+  capacity: int
+  skip_corrupt: bool
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Export:
+  """What EXPORT writes, and where.
+
+  Attributes:
+    directory: holds a folder for each exported step.
+    format: what is in it.
+  """
+
+  directory: pathlib.Path
+  format: ExportFormat
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DaskWorkers:
+  """Which processes label fields of view; one of the two is None.
+
+  Attributes:
+    scheduler: address of a cluster's scheduler.
+    num_local: processes on this machine.
+  """
+
+  scheduler: str | None
+  num_local: int | None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -256,6 +309,11 @@ class Experiment:
     training: what TRAIN does.
     evaluation: when the evaluations happen.
     inference: what INFER_FULL, STITCH and JITTER_STITCH do.
+    shards: TFRecord shards that this mode reads instead of images; None: it reads images.
+    export: what EXPORT writes; None: for other modes.
+    cluster: the machines that train together; None: this process alone.
+    sync_replicas: whether these wait for each other at every step.
+    dask: the processes that label fields of view; None: this one alone.
     dry_run: whether the run only says what it would read and write.
     flags: the command line's flags and their values, for the record.
   """
@@ -279,6 +337,11 @@ class Experiment:
   input_channels: tuple[str, ...] | None = None
   target_channels: tuple[str, ...] | None = None
   input_range: InputRange | None = None
+  shards: ShardReading | None = None
+  export: Export | None = None
+  cluster: Cluster | None = None
+  sync_replicas: bool = False
+  dask: DaskWorkers | None = None
   dry_run: bool = False
   flags: tuple[tuple[str, Any], ...] = ()
 

@@ -18,8 +18,9 @@ from typing import NoReturn
 
 from absl import app, flags, logging
 
-from isl.command_line import FLAGS, make_experiment
+from isl.command_line import make_experiment
 from isl.experiment import Experiment, Metric, Mode
+from isl.program_flags import FLAGS
 
 # The exit status where some fields of view could not be labeled, and the others were.
 _SOME_FAILED = 3
@@ -46,7 +47,16 @@ def _run_mode(experiment: Experiment) -> list[str]:
     # Not at the top: it takes seconds, for which a misspelt flag should not have to wait.
     import tensorflow.compat.v1 as tf
 
-    from isl import checkpoints, dry_run, evaluate, infer, tensorcheck, train
+    from isl import (
+      checkpoints,
+      dry_run,
+      evaluate,
+      export,
+      infer,
+      parameter_server,
+      tensorcheck,
+      train,
+    )
 
   # It warns of functions that its own Saver uses, over several lines.
   tf.logging.set_verbosity(tf.logging.ERROR)
@@ -58,8 +68,12 @@ def _run_mode(experiment: Experiment) -> list[str]:
     print(f'checkpoint: {checkpoint.prefix}\n{description}')
   elif experiment.dry_run:
     return dry_run.run(experiment)
+  elif experiment.cluster is not None and experiment.cluster.is_ps:
+    parameter_server.run(experiment.cluster)
   elif experiment.mode is Mode.TRAIN:
     train.run(experiment)
+  elif experiment.mode is Mode.EXPORT:
+    export.run(experiment)
   elif experiment.metric is Metric.INFER_FULL:
     return infer.run(experiment)
   else:
