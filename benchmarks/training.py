@@ -12,10 +12,19 @@ from absl import flags
 from isl import command_line, data_provider, packed_variables, restoration, tiling, train
 from isl.checkpoints import Checkpoint, find_newest
 from isl.controller import HeadGroup, Labeler
+from isl.experiment import Experiment
 from isl.image_io import ImageSet
 from isl.stack import ImageKey, StackSpec
 from isl.statistic import Statistic
 from isl.training_graph import TrainingGraph
+
+
+def make_experiment(**options: object) -> Experiment:
+  """The run that these flags of the program describe, the others having their defaults."""
+  for name in flags.FLAGS:
+    flags.FLAGS[name].unparse()
+  flags.FLAGS(['benchmark', *(f'--{name}={value}' for name, value in options.items())])
+  return command_line.make_experiment()
 
 
 def start_training(**options: object) -> tuple[TrainingGraph, tf.Session]:
@@ -24,10 +33,7 @@ def start_training(**options: object) -> tuple[TrainingGraph, tf.Session]:
   Args:
     **options: flags of the program, by name.
   """
-  for name in flags.FLAGS:
-    flags.FLAGS[name].unparse()
-  flags.FLAGS(['benchmark', *(f'--{name}={value}' for name, value in options.items())])
-  experiment = command_line.make_experiment()
+  experiment = make_experiment(**options)
   return train.make_session(experiment, restoration.find_start(experiment), seed=0)
 
 

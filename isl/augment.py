@@ -52,7 +52,10 @@ def view(
     key: flip_and_rotate(image[rows, columns], flip, quarter_turns)
     for key, image in image_set.images.items()
   }
-  return dataclasses.replace(image_set, images=images)
+  presence = image_set.presence
+  if presence is not None:
+    presence = flip_and_rotate(presence[rows, columns], flip, quarter_turns)
+  return dataclasses.replace(image_set, images=images, presence=presence)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 
 import pytest
@@ -22,6 +23,7 @@ _ALLOWED = {
   ],
   'infer_padding': ['NONE', 'REFLECT', 'ZERO'],
   'prediction_format': ['PNG', 'OME_TIFF', 'OME_ZARR'],
+  'export_format': ['SAVED_MODEL', 'ONNX'],
 }
 
 _INFER = ('--mode=EVAL_EVAL', '--metric=INFER_FULL', '--read_pngs')
@@ -67,6 +69,10 @@ def test_unknown_value_says_what_is_allowed(flag):
     ('--data_batch_size=0', '--data_batch_size=0'),
     ('--dataset_num_shards=0', '--dataset_num_shards=0'),
     ('--ps_tasks=-1', '--ps_tasks=-1'),
+    ('--task=-1', '--task=-1'),
+    ('--dask_workers=0', '--dask_workers=0: 0 is not a positive integer'),
+    ('--ps_hosts=a:1,a:1', "--ps_hosts=['a:1', 'a:1']: names one of them twice"),
+    ('--worker_hosts=a:1,a:1', "--worker_hosts=['a:1', 'a:1']: names one of them twice"),
     ('--read_pngs=maybe', '--read_pngs=maybe'),
     (
       '--infer_panels=TARGET,TARGET',
@@ -95,14 +101,12 @@ def test_bad_argument_is_named_with_its_value(argument, words):
 @pytest.mark.parametrize(
   ('arguments', 'words'),
   [
-    ([], '--read_pngs is needed'),
+    ([], 'either --read_pngs is needed, .* or --dataset_pattern, for TFRecord shards'),
     (['--read_pngs'], '--dataset_train_directory is needed with --read_pngs and --mode TRAIN'),
     (['--mode=TRAIN', '--metric=STITCH'], '--mode TRAIN goes with --metric LOSS, not STITCH'),
     (['--mode=EXPORT'], '--mode EXPORT goes with --metric STITCH, not LOSS'),
-    (['--mode=EXPORT', '--metric=STITCH'], '--mode EXPORT .* not in this version'),
-    (['--mode=PS'], '--mode PS .* not in this version'),
     ([*_INFER, '--nois_recordio'], '--is_recordio must be true'),
-    (_INFER[:2], '--read_pngs is needed'),
+    (_INFER[:2], 'either --read_pngs is needed, .* or --dataset_pattern'),
     (_INFER, '--dataset_eval_directory is needed with --read_pngs and --mode EVAL_EVAL'),
     ([*_INFER, '--dataset_train_directory=x'], '--dataset_eval_directory is needed'),
     ([*_INFER, '--mode=EVAL_TRAIN'], '--dataset_train_directory is needed'),
@@ -128,6 +132,97 @@ def test_contradictory_or_missing_flags(arguments, words):
   outcome = _run(*arguments)
   assert outcome.status == 1
   assert re.search(words, outcome.error)
+
+
+_SHARDS = '--dataset_pattern=/no/such/shard-%d'
+
+
+@pytest.mark.parametrize(
+  ('arguments', 'words'),
+  [
+    (['--dataset_pattern=shard'], "--dataset_pattern must have one %d .*'shard'"),
+    (['--dataset_pattern=%s%d'], "--dataset_pattern must have one %d .*'%s%d'"),
+    (['--dataset_pattern=5%'], "--dataset_pattern must have one %d .*'5%'"),
+    ([_SHARDS, '--dataset_num_shards=1'], '--dataset_num_shards 1 leaves none for --mode TRAIN: of eight'),
+    ([_SHARDS, '--dataset_num_shards=1', '--mode=EVAL_TRAIN'], 'leaves none for --mode EVAL_TRAIN: of eight'),
+    ([_SHARDS, '--nois_recordio'], '--is_recordio must be true: shards are TFRecord files'),
+  ],
+)
+def test_shards_that_cannot_be(arguments, words):
+  assert re.search(words, _run(*arguments).error)
+
+
+_HOSTS = ('--ps_hosts=a:1', '--worker_hosts=b:1,c:1')
+
+
+@pytest.mark.parametrize(
+  ('arguments', 'words'),
+  [
+    (['--mode=PS'], '--mode PS needs --ps_hosts and --worker_hosts .*, or TF_CONFIG'),
+    *(
+      ([flag], '--ps_tasks, --task and --sync_replicas needs --ps_hosts and --worker_hosts')
+      for flag in ('--ps_tasks=1', '--task=1', '--sync_replicas')
+    ),
+    ([*_HOSTS, '--task=2'], '--task must be 0 to 1, one of --worker_hosts, got 2'),
+    ([*_HOSTS, '--mode=PS', '--task=1'], '--task must be 0 to 0, one of --ps_hosts, got 1'),
+    ([*_HOSTS, '--ps_hosts=a'], "'a' is no address; expected host:port"),
+    ([_HOSTS[1]], r'must name a parameter server \(ps\)'),
+    ([*_HOSTS, '--ps_tasks=2'], '--ps_tasks must be 1, the number of parameter servers, got 2'),
+    (
+      [*_HOSTS, '--master=grpc://c:1'],
+      "--master must be '', local or grpc://b:1, as the cluster says; got 'grpc://c:1'",
+    ),
+    (['--master=grpc://b:1'], "--master must be '' or local, without --ps_hosts; got 'grpc://b:1'"),
+    *(
+      ([*_INFER, '--dataset_eval_directory=x', flag], f'{name} goes with --mode TRAIN or PS')
+      for flag, name in (
+        ('--ps_hosts=a:1', '--ps_hosts'),
+        ('--worker_hosts=a:1', '--worker_hosts'),
+        ('--sync_replicas', '--sync_replicas'),
+      )
+    ),
+    (['--mode=PS', *_HOSTS, '--master=grpc://a:1'], "--master goes with --mode TRAIN, not PS; got"),
+    (['--export_format=ONNX'], '--export_format goes with --mode EXPORT, not TRAIN'),
+    (['--dask_workers=2'], '--dask_workers goes with --metric INFER_FULL and --mode EVAL_EVAL'),
+    (['--dask_scheduler=tcp://a:1'], '--dask_scheduler goes with --metric INFER_FULL and'),
+    ([*_INFER, '--dask_workers=2', '--calibrate'], '--dask_workers spreads predictions; --calib'),
+    (
+      [*_INFER, '--dask_workers=2', '--dask_scheduler=tcp://a:1'],
+      '--dask_scheduler and --dask_workers exclude each other',
+    ),
+  ],
+)
+def test_machines_that_cannot_be(arguments, words):
+  # There are no such images: a run that is started by mistake ends all the same.
+  images = ['--read_pngs', '--dataset_train_directory=/no/such/folder']
+  assert re.search(words, _run(*images, *arguments).error)
+
+
+@pytest.mark.parametrize(
+  ('mode', 'config', 'words'),
+  [
+    ('TRAIN', '{', 'TF_CONFIG is not JSON'),
+    (
+      'PS',
+      {'cluster': {'worker': ['b:1']}, 'task': {'type': 'worker', 'index': 0}},
+      '--mode PS is for parameter servers; TF_CONFIG makes this process none',
+    ),
+    (
+      'PS',
+      {'cluster': {'worker': ['b:1'], 'ps': ['a:1']}, 'task': {'type': 'worker', 'index': 0}},
+      '--mode PS is for parameter servers; TF_CONFIG makes this process none',
+    ),
+    (
+      'TRAIN',
+      {'cluster': {'worker': ['b:1'], 'ps': ['a:1']}, 'task': {'type': 'evaluator', 'index': 0}},
+      'which does not train; give it --mode EVAL_EVAL or EVAL_TRAIN',
+    ),
+  ],
+)
+def test_environment_that_cannot_be(mode, config, words, monkeypatch):
+  monkeypatch.setenv('TF_CONFIG', config if isinstance(config, str) else json.dumps(config))
+  images = ['--read_pngs', '--dataset_train_directory=/no/such/folder']
+  assert words in _run(f'--mode={mode}', *images).error
 
 
 def test_flagfile_that_is_no_text(tmp_path):

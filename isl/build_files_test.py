@@ -19,7 +19,7 @@ ISL = Path(__file__).parent
 # The way of the data: a module imports only from rows above it, never from its own.
 ROOMS = (
   ('isl.models',),  # The package itself, __init__.py.
-  ('isl.stack', 'isl.statistic', 'isl.cluster', 'isl.shard_names'),
+  ('isl.stack', 'isl.statistic', 'isl.cluster', 'isl.shard_names', 'isl.quiet'),
   ('isl.experiment',),
   ('isl.files', 'isl.folders', 'isl.spill'),
   ('isl.tiling',),
@@ -39,7 +39,9 @@ ROOMS = (
   ('isl.ops',),
   ('isl.augment',),
   ('isl.data_provider',),
-  ('isl.training_data', 'isl.training_fields'),
+  ('isl.shard_examples', 'isl.training_data', 'isl.training_fields'),
+  ('isl.shard_reading', 'isl.shard_crops'),
+  ('isl.shard_patches',),
   ('isl.models.plan',),
   ('isl.models.flop',),
   ('isl.models.model_util',),
@@ -61,11 +63,19 @@ ROOMS = (
   ('isl.prediction_files',),
   ('isl.field_prediction', 'isl.fields'),
   ('isl.field_labeling', 'isl.field_record'),
-  ('isl.run_results', 'isl.calibration_fit', 'isl.predictor'),
+  ('isl.run_results', 'isl.calibration_fit', 'isl.predictor', 'isl.export_graph'),
+  ('isl.onnx_export', 'isl.field_run'),
+  ('isl.dask_fields',),
   ('isl',),  # The package itself, which has the Predictor.
-  ('isl.training_hooks', 'isl.training_summaries'),
-  ('isl.train', 'isl.evaluate', 'isl.infer', 'isl.export', 'isl.parameter_server'),  # A room a mode.
-  ('isl.dry_run',),
+  ('isl.training_hooks', 'isl.training_summaries', 'isl.cluster_session', 'isl.first_values'),
+  (
+    'isl.train',
+    'isl.evaluate',
+    'isl.infer',
+    'isl.export',
+    'isl.parameter_server',
+  ),  # A room a mode.
+  ('isl.dry_run', 'isl.make_shards'),
   ('isl.flag_groups',),
   ('isl.program_flags',),
   ('isl.flag_checks',),
@@ -75,7 +85,12 @@ ROOMS = (
 ROW = {module: row for row, modules in enumerate(ROOMS) for module in modules}
 
 # Helpers of the tests, which no room may enter.
-TESTING = ('isl.testing', 'isl.microscope_testing', 'isl.browser_testing')
+TESTING = (
+  'isl.testing',
+  'isl.microscope_testing',
+  'isl.browser_testing',
+  'isl.distributed_testing',
+)
 
 BINARIES = ('isl.launch',)
 

@@ -62,6 +62,16 @@ class Cluster:
     return (self.job, self.task) == self.workers[0]
 
   @property
+  def device(self) -> str:
+    """What TensorFlow calls this process."""
+    return f'/job:{self.job}/task:{self.task}'
+
+  @property
+  def ps_devices(self) -> tuple[str, ...]:
+    """What it calls the parameter servers."""
+    return tuple(f'/job:{PS}/task:{i}' for i in range(len(self.ps_hosts)))
+
+  @property
   def address(self) -> str:
     """This process's own, as host:port."""
     return dict(self.jobs)[self.job][self.task]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -75,9 +75,8 @@ def with_stretched(image_set: ImageSet, channels: Iterable[str]) -> ImageSet:
   ranges = dict(image_set.ranges)
   for channel in channels:
     if has_truth(image_set, channel):
-      image = _unstretched(image_set, channel)
       # In the images' precision: a difference that this loses would be divided by.
-      low, high = (np.float32(end) for end in np.percentile(image, _STRETCHED_PERCENTILES))
+      low, high = (np.float32(end) for end in label_percentiles(image_set, channel))
       if not low < high:
         raise ValueError(
           f'field of view {image_set.name!r}: {channel} cannot be stretched, its percentiles'
@@ -86,6 +85,39 @@ def with_stretched(image_set: ImageSet, channels: Iterable[str]) -> ImageSet:
         )
       ranges[channel] = (float(low), float(high))
   return dataclasses.replace(image_set, ranges=ranges)
+
+
+def label_percentiles(image_set: ImageSet, channel: str) -> tuple[float, float]:
+  """The 0.1 and 99.9 percentiles of a target channel that was recorded, in the whole image.
+
+  Raises:
+    ValueError: of a part of a field of view, they are not known.
+  """
+  if image_set.percentiles is not None:
+    return _known(image_set, image_set.percentiles.targets, channel)
+  low, high = np.percentile(_unstretched(image_set, channel), _STRETCHED_PERCENTILES)
+  return float(low), float(high)
+
+
+def _known(
+  image_set: ImageSet, percentiles: Mapping[str, tuple[float, float]], channel: str
+) -> tuple[float, float]:
+  if channel not in percentiles:
+    raise ValueError(
+      f'field of view {image_set.name!r} is a part of one, without percentiles of {channel} in the'
+      f' whole; there are those of {", ".join(sorted(percentiles)) or "no channel"}'
+    )
+  return percentiles[channel]
+
+
+def input_percentiles(image_set: ImageSet, channel: str) -> tuple[float, float]:
+  """Those of all depths of a recorded input channel, in intensities; raises likewise."""
+  if image_set.percentiles is not None:
+    return _known(image_set, image_set.percentiles.inputs, channel)
+  images = [image_set.images[key] for key in image_set.input_keys if key.channel == channel]
+  low, high = intensities.percentiles(images, _STRETCHED_PERCENTILES)
+  unit = image_io.maximum(images[0].dtype)
+  return low / unit, high / unit
 
 
 def prepared(
@@ -115,19 +147,20 @@ def prepared(
 def _with_input_range(image_set: ImageSet, input_range: InputRange) -> ImageSet:
   ranges = {}
   for channel in dict.fromkeys(key.channel for key in image_set.input_keys):
-    images = [image_set.images[key] for key in image_set.input_keys if key.channel == channel]
+    key = next(key for key in image_set.input_keys if key.channel == channel)
+    unit = image_io.maximum(image_set.images[key].dtype)
     if input_range.ends is not None:
-      low, high = input_range.ends
+      low, high = (end / unit for end in input_range.ends)
     else:
-      low, high = intensities.percentiles(images, _STRETCHED_PERCENTILES)
+      low, high = input_percentiles(image_set, channel)
       if not low < high:
         raise ValueError(
           f'field of view {image_set.name!r}: {channel} has no range for --input_range auto, its'
-          f' percentiles {" and ".join(map(str, _STRETCHED_PERCENTILES))} are both {low:.6g};'
-          ' expected images of more than one intensity, or --input_range LOW,HIGH'
+          f' percentiles {" and ".join(map(str, _STRETCHED_PERCENTILES))} are both'
+          f' {low * unit:.6g}; expected images of more than one intensity, or --input_range'
+          ' LOW,HIGH'
         )
-    unit = image_io.maximum(images[0].dtype)
-    ranges[channel] = (low / unit, high / unit)
+    ranges[channel] = (low, high)
   return dataclasses.replace(image_set, input_ranges=ranges)
 
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from absl import logging
 
 from isl import manifest, microscope_files, microscope_scenes, png_folders
-from isl.image_io import ImageFiles, ImageSource
+from isl.image_io import EncodedSource, ImageFiles, ImageSource
 from isl.microscope_files import PlaneSource
 from isl.projection import ProjectionSource
 
@@ -82,6 +82,9 @@ def contents_fingerprint(field: ImageFiles) -> str:
   for key in sorted(field.sources, key=str):
     result.update(f'{key}\n'.encode())
     for source in _parts(field.sources[key]):
+      if isinstance(source, EncodedSource):
+        result.update(f'{hashlib.sha256(source.load()).hexdigest()}\n'.encode())
+        continue
       if source.path not in digests:
         digests[source.path] = _digest(source.path)
       part = ''

@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import abc
 import dataclasses
+import math
+from collections.abc import Iterator
 
 import numpy as np
 from absl import logging
@@ -26,6 +28,8 @@ from isl import (
   files,
   image_io,
   restoration,
+  shard_patches,
+  shard_reading,
   training_data,
   training_fields,
   visualize,
@@ -126,6 +130,8 @@ class _Losses(_Evaluator):
     super().__init__(experiment)
     for folder in experiment.image_directories:
       datasets.find_fields(folder)
+    if experiment.shards is not None:
+      shard_reading.Shards(experiment.shards)
     self._folders: tuple[tuple[image_io.ImageSet, ...], ...] = ()
     self._read_for: tuple[StackSpec, StackSpec] | None = None
     self._best: best_checkpoint.BestCheckpoint | None = None
@@ -148,14 +154,25 @@ class _Losses(_Evaluator):
       'num_z_values': len(held.inputs.z_values),
       'target_channels': list(held.targets.channels),
       'loss': self._experiment.loss.value,
-      'dataset_eval_directory': [
-        str(folder.absolute()) for folder in self._experiment.image_directories
-      ],
+      **self._dataset_settings(),
       'stretch_targets': list(self._experiment.stretch_targets),
       'metric_num_examples': self._experiment.evaluation.num_examples,
       'loss_crop_size': self._experiment.sampling.crop_size,
       'loss_patch_stride': self._experiment.sampling.patch_stride,
       'random_seed': self._seed,
+    }
+
+  def _dataset_settings(self) -> dict[str, object]:
+    """Which patches are drawn, and where from."""
+    shards = self._experiment.shards
+    if shards is None:
+      folders = self._experiment.image_directories
+      return {'dataset_eval_directory': [str(folder.absolute()) for folder in folders]}
+    return {
+      'dataset_pattern': [str(path.absolute()) for path in shards.paths[:1]],
+      'dataset_num_shards': len(shards.paths),
+      'data_batch_num_threads': shards.num_threads,
+      'data_batch_capacity': shards.capacity,
     }
 
   def evaluate(self, checkpoint: Checkpoint) -> None:
@@ -204,7 +221,28 @@ class _Losses(_Evaluator):
 
   def _patches(
     self, plan: NetworkPlan, inputs: StackSpec, targets: StackSpec
-  ) -> training_data.Patches:
+  ) -> training_data.Patches | shard_patches.ShardPatches:
+    geometry = plan.spec.geometry
+    # All are averaged, so their order does not matter.
+    sampling = dataclasses.replace(
+      self._experiment.sampling, output_size=geometry.output, capacity=1
+    )
+    if self._experiment.shards is not None:
+      return shard_patches.ShardPatches(
+        self._experiment.shards,
+        shard_patches.Preparation(
+          input_range=self._experiment.input_range,
+          stretch_targets=self._experiment.stretch_targets,
+          leave_out_others=True,
+        ),
+        sampling=sampling,
+        geometry=geometry,
+        inputs=inputs,
+        targets=targets,
+        seed=self._seed,
+        augment=False,
+        corruption=_NO_CORRUPTION,
+      )
     if self._read_for != (inputs, targets):
       self._folders = training_fields.read_fields(
         self._experiment.image_directories,
@@ -215,11 +253,6 @@ class _Losses(_Evaluator):
         leave_out_others=True,
       )
       self._read_for = (inputs, targets)
-    geometry = plan.spec.geometry
-    # All are averaged, so their order does not matter.
-    sampling = dataclasses.replace(
-      self._experiment.sampling, output_size=geometry.output, capacity=1
-    )
     return training_data.Patches(
       self._folders,
       sampling=sampling,
@@ -232,36 +265,51 @@ class _Losses(_Evaluator):
     )
 
   def _means(
-    self, patches: training_data.Patches, labeler: Labeler, geometry: Geometry
+    self,
+    patches: training_data.Patches | shard_patches.ShardPatches,
+    labeler: Labeler,
+    geometry: Geometry,
   ) -> np.ndarray:
     """Each head's loss, [head]: as in losses.py, over the pixels of all patches."""
     num_inputs, num_targets = patches.input_shape[-1], patches.target_shape[-1]
     sums, counts = np.zeros((2, num_inputs + num_targets))
     num_examples = self._experiment.evaluation.num_examples
     with Progress('loss', num_examples, 'example') as progress:
-      for first in range(0, num_examples, _BATCH):
-        numbers = range(first, min(first + _BATCH, num_examples))
-        batch = [patches.patch(number) for number in numbers]
-        # The network takes whole batches; what fills the last one is dropped.
-        filled = batch + batch[-1:] * (_BATCH - len(batch))
-        inputs = np.stack([patch.input for patch in filled])
-        classes = np.stack([_classes(patch, geometry) for patch in filled], axis=1)
-        with_masks = np.stack([inputs, np.ones_like(inputs)], axis=-1)
-        (outputs,) = labeler(with_masks, [classes])
+      for inputs, target_classes, target_masks, *input_masks in _batches(patches, num_examples):
+        classes = _classes(inputs, target_classes, geometry)
+        masks = np.ones_like(inputs)
+        if input_masks:
+          masks *= input_masks[0][..., np.newaxis]
+        (outputs,) = labeler(np.stack([inputs, masks], axis=-1), [classes])
         (loss,) = outputs.values()
-        for i, patch in enumerate(batch):
-          mask = np.concatenate([np.ones(num_inputs), patch.target_mask])
+        count = min(_BATCH, num_examples - progress.done)
+        for i, target_mask in enumerate(target_masks[:count]):
+          mask = np.concatenate([np.ones(num_inputs), target_mask])
           sums += mask * loss[:, i].sum(axis=(1, 2), dtype=np.float64)
           counts += (mask != 0) * loss[0, i].size
-        progress.add(len(batch))
+        progress.add(count)
     return sums / np.maximum(counts, 1)
 
 
-def _classes(patch: training_data.Patch, geometry: Geometry) -> np.ndarray:
-  """The true classes of the input heads, then of the labels: uint8 [head, row, column]."""
+def _batches(
+  patches: training_data.Patches | shard_patches.ShardPatches, num_examples: int
+) -> Iterator[tuple[np.ndarray, ...]]:
+  """Whole batches, as the network takes them; of the last, some may be too many."""
+  if isinstance(patches, shard_patches.ShardPatches):
+    yield from patches.batches(_BATCH, math.ceil(num_examples / _BATCH))
+    return
+  for first in range(0, num_examples, _BATCH):
+    count = min(_BATCH, num_examples - first)
+    # What fills a batch need not be read.
+    filled = [*range(count), *[count - 1] * (_BATCH - count)]
+    yield tuple(array[filled] for array in patches.batch(first, count))
+
+
+def _classes(inputs: np.ndarray, target_classes: np.ndarray, geometry: Geometry) -> np.ndarray:
+  """The true classes of the input heads, then of the labels: uint8 [head, batch, row, column]."""
   centre = slice(geometry.margin, geometry.margin + geometry.output)
-  inputs = data_provider.classes_of(patch.input[centre, centre])
-  return np.moveaxis(np.concatenate([inputs, patch.target_classes], axis=-1), -1, 0)
+  of_inputs = data_provider.classes_of(inputs[:, centre, centre])
+  return np.moveaxis(np.concatenate([of_inputs, target_classes], axis=-1), -1, 0)
 
 
 class _Panels(_Evaluator):

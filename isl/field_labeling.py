@@ -35,8 +35,12 @@ def make_network_plan(experiment: Experiment, checkpoint: Checkpoint) -> Network
   )
 
 
-def _targets(inference: Inference, checkpoint: Checkpoint) -> StackSpec:
-  """The labels to predict, in the panel's order."""
+def find_targets(inference: Inference, checkpoint: Checkpoint) -> StackSpec:
+  """The labels to predict, in the panel's order.
+
+  Raises:
+    ValueError: one is asked for that the checkpoint does not predict.
+  """
   predicted = checkpoint.describe().targets.channels
   wanted = inference.channels or predicted
   unknown = [channel for channel in wanted if channel not in predicted]
@@ -104,7 +108,7 @@ class FieldLabeler:
     self.checkpoint = checkpoint
     self.held: Description = checkpoint.describe()
     self.plan = plan
-    self.targets = _targets(inference, checkpoint)
+    self.targets = find_targets(inference, checkpoint)
     self._inference = inference
     self._temperatures = temperatures
     self._labeler: Labeler | None = None
@@ -185,13 +189,15 @@ class FieldLabeler:
       thumbnail=thumbnail,
     )
 
-  def fill(self, prediction: FieldPrediction, layout: visualize.Layout, title: str) -> None:
+  def fill(
+    self, prediction: FieldPrediction, layout: visualize.Layout, title: str | None
+  ) -> None:
     """Computes what panels, scores and files want of a field of view.
 
     Args:
       prediction: made by `empty_prediction`.
       layout: of the error panels.
-      title: what the progress is shown under.
+      title: what the progress is shown under; None: it is not.
 
     Raises:
       ValueError: the machine lacks the memory, or the checkpoint is damaged.

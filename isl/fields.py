@@ -1,17 +1,30 @@
-"""The fields of view of a run: all that its folders, files and manifests have."""
+"""The fields of view of a run: all that its folders, files, manifests or shards have."""
 
 from __future__ import annotations
 
 import collections
 import dataclasses
-from collections.abc import Iterator, Sequence
+import pathlib
+from collections.abc import Iterable, Iterator, Sequence
 
-from isl import data_provider, datasets, image_io, png_folders
+from isl import data_provider, datasets, image_io, png_folders, shard_reading
 from isl.checkpoints import Description
 from isl.experiment import Experiment
 
 
 def find_fields(experiment: Experiment) -> list[image_io.ImageFiles]:
+  """The fields of view that a run reads, or in shards, tiles of them.
+
+  Raises:
+    OSError: a folder or a shard is missing, or cannot be read.
+    ValueError: there are no images in one, or it is damaged, or a name would not be the only one.
+  """
+  if experiment.shards is not None:
+    return shard_reading.find_fields(experiment.shards)
+  return find_in(experiment.image_directories)
+
+
+def find_in(directories: Iterable[pathlib.Path]) -> list[image_io.ImageFiles]:
   """The fields of view of all folders, files and manifests.
 
   Those of one name in several of them have the folder's name in theirs, as `folder-NAME`: results
@@ -21,11 +34,7 @@ def find_fields(experiment: Experiment) -> list[image_io.ImageFiles]:
     OSError: a folder is missing.
     ValueError: there are no images in one, or a field of view is in two folders of one name.
   """
-  found = [
-    (folder, field)
-    for folder in experiment.image_directories
-    for field in datasets.find_fields(folder)
-  ]
+  found = [(folder, field) for folder in directories for field in datasets.find_fields(folder)]
   counts = collections.Counter(field.name for _, field in found)
   fields: dict[str, image_io.ImageFiles] = {}
   for folder, field in found:
@@ -51,7 +60,10 @@ def log_unused(
   experiment: Experiment, found: Sequence[image_io.ImageFiles], held: Description
 ) -> None:
   """Says which images of the fields of view a checkpoint's network does not read."""
-  origin = ', '.join(map(str, experiment.image_directories))
+  if experiment.shards is not None:
+    origin = f'shards from {experiment.shards.paths[0]} on'
+  else:
+    origin = ', '.join(map(str, experiment.image_directories))
   png_folders.log_unused(origin, found, held.inputs.channels, held.targets.channels)
 
 

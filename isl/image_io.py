@@ -7,7 +7,7 @@ import dataclasses
 import functools
 import os
 import pathlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -83,6 +83,43 @@ class PngSource:
     return png_io.read_png(self.path)
 
 
+@dataclasses.dataclass(frozen=True)
+class EncodedSource:
+  """An image that is a PNG within another file.
+
+  Attributes:
+    path: that file.
+    shown: how errors name the image.
+    load: gives the PNG's contents; raises OSError or ValueError.
+  """
+
+  path: pathlib.Path
+  shown: str
+  load: Callable[[], bytes]
+
+  @property
+  def size(self) -> tuple[int, int]:
+    """(rows, columns), from the PNG's header."""
+    return png_io.decode_size(self.load(), self.shown)
+
+  def read(self) -> np.ndarray:
+    """Decodes it, see `png_io.decode_png`."""
+    return png_io.decode_plain_png(self.load(), self.shown)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Percentiles:
+  """The 0.1 and 99.9 percentiles of a whole field of view, for whoever has but a part of it.
+
+  Attributes:
+    inputs: of all depths of a channel, in intensities.
+    targets: of a label, synthetic ones included.
+  """
+
+  inputs: Mapping[str, tuple[float, float]]
+  targets: Mapping[str, tuple[float, float]]
+
+
 def maximum(dtype: np.dtype[Any]) -> float:
   """What stands for the intensity 1: the largest whole number of the type; 1 of floats."""
   return float(np.iinfo(dtype).max) if dtype.kind == 'u' else 1.0
@@ -115,6 +152,9 @@ class ImageSet:
       to high stand for 0 to 1.
     input_ranges: likewise of recorded input channels.
     pixel_size: (row, column) in micrometres; None: unknown.
+    percentiles: of the field of view that this is a part of; None: this is the whole.
+    presence: uint8 [row, column], 1 where there are pixels, 0 where there is padding in all images;
+      None: there is none.
   """
 
   name: str
@@ -122,6 +162,8 @@ class ImageSet:
   ranges: Mapping[str, tuple[float, float]] = dataclasses.field(default_factory=dict)
   input_ranges: Mapping[str, tuple[float, float]] = dataclasses.field(default_factory=dict)
   pixel_size: tuple[float, float] | None = None
+  percentiles: Percentiles | None = None
+  presence: np.ndarray | None = None
 
   @property
   def size(self) -> tuple[int, int]:
@@ -179,6 +221,7 @@ class ImageFiles:
       them, too.
     pixel_size: (row, column) in micrometres; None: unknown.
     problem: why it cannot be read, of a file that could not be opened; None: it could.
+    percentiles: of the field of view that this is a part of; None: this is the whole.
   """
 
   name: str
@@ -186,6 +229,7 @@ class ImageFiles:
   sources: Mapping[ImageKey, ImageSource]
   pixel_size: tuple[float, float] | None = None
   problem: str | None = None
+  percentiles: Percentiles | None = None
 
   @property
   def paths(self) -> dict[ImageKey, pathlib.Path]:
@@ -293,4 +337,6 @@ class ImageFiles:
         raise ValueError(f'{", ".join(shown)}; expected one size in a field of view')
       if isinstance(image, np.ndarray):
         image.setflags(write=False)
-    return ImageSet(name=self.name, images=images, pixel_size=self.pixel_size)
+    return ImageSet(
+      name=self.name, images=images, pixel_size=self.pixel_size, percentiles=self.percentiles
+    )

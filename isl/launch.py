@@ -9,15 +9,14 @@ The same as `python -m isl.launch FLAGS` and `bazel run isl:launch -- FLAGS`. Th
 
 from __future__ import annotations
 
-import contextlib
 import os
-import pathlib
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import NoReturn
 
 from absl import app, flags, logging
 
+from isl import quiet
 from isl.command_line import make_experiment
 from isl.experiment import Experiment, Metric, Mode
 from isl.program_flags import FLAGS
@@ -26,24 +25,9 @@ from isl.program_flags import FLAGS
 _SOME_FAILED = 3
 
 
-@contextlib.contextmanager
-def _quiet_stderr() -> Iterator[None]:
-  """Drops what native code writes to stderr; Python's exceptions go on."""
-  sys.stderr.flush()
-  saved = os.dup(2)
-  with pathlib.Path(os.devnull).open('wb') as nowhere:
-    os.dup2(nowhere.fileno(), 2)
-  try:
-    yield
-  finally:
-    os.dup2(saved, 2)
-    os.close(saved)
-
-
 def _run_mode(experiment: Experiment) -> list[str]:
   """Does what is asked for; returns what could not be done of it, a line each."""
-  # Loading TensorFlow says in four lines what no user asked for; no environment variable stops it.
-  with _quiet_stderr():
+  with quiet.quiet_stderr():
     # Not at the top: it takes seconds, for which a misspelt flag should not have to wait.
     import tensorflow.compat.v1 as tf
 

@@ -81,6 +81,13 @@ _DEFAULTS = {
   'input_range': None,
   'input_channels': None,
   'target_channels': None,
+  'export_format': 'SAVED_MODEL',
+  'skip_corrupt_shards': False,
+  'ps_hosts': None,
+  'worker_hosts': None,
+  'sync_replicas': False,
+  'dask_scheduler': None,
+  'dask_workers': None,
 }
 
 _INFER = ('--mode=EVAL_EVAL', '--metric=INFER_FULL', '--read_pngs')

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import tensorflow.compat.v1 as tf
 
@@ -14,10 +15,21 @@ from isl.statistic import NUM_CLASSES, AnyStatistic, Quantile, Statistic
 _GROUP = math.isqrt(NUM_CLASSES)
 
 
+def shape_of(net: tf.Tensor) -> list[Any]:
+  """A tensor's shape: numbers where the graph knows them, else scalar tensors."""
+  known = net.shape.as_list()
+  if None not in known:
+    return known
+  actual = tf.shape(net)
+  return [actual[i] if n is None else n for i, n in enumerate(known)]
+
+
 def crop(net: tf.Tensor, margin: int) -> tf.Tensor:
   """Cuts `margin` pixels off each side of `[batch, row, column, depth]`."""
   if not margin:
     return net
+  if None in net.shape.as_list():
+    return net[:, margin:-margin, margin:-margin]
   rows, columns = net.shape.as_list()[1:3]
   return tf.slice(net, [0, margin, margin, 0], [-1, rows - 2 * margin, columns - 2 * margin, -1])
 
@@ -32,7 +44,7 @@ def images_to_patches(net: tf.Tensor, size: int) -> tf.Tensor:
   Returns:
     [batch * row * column, size, size, depth], batch slowest, column fastest.
   """
-  batch, rows, columns, depth = net.shape.as_list()
+  batch, rows, columns, depth = shape_of(net)
   net = tf.reshape(net, [batch, rows // size, size, columns // size, size, depth])
   net = tf.transpose(net, [0, 1, 3, 2, 4, 5])
   return tf.reshape(net, [-1, size, size, depth])

@@ -1,17 +1,18 @@
-"""A network's variables in training, packed into two: its weights, and its moving averages.
+"""A network's variables in training, packed into few: its weights, and its moving averages.
 
 A plain graph has a variable for each of a network's 1,252 arrays, with an initializer, a read, an
 update and slots of the optimizer each: some 25,000 nodes, which take longer to build and to start
-than a hundred steps take to run. Here one variable holds all weights, one all moving averages, and
-a checkpoint still has each array under its own name.
+than a hundred steps take to run. Here one variable holds all weights (or one on each parameter
+server a share), one all moving averages, and a checkpoint still has each array under its own name.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import pathlib
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -98,27 +99,60 @@ class Packing:
     return tf.concat([tensors[name] for name in self.shapes], axis=0)
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class PackedPart:
+  """Some of a network's weights, in one variable.
+
+  Attributes:
+    variable: [weight].
+    packing: the weights' names and places in it.
+    read: the variable's value, of which gradients can be had.
+  """
+
+  variable: tf.Variable
+  packing: Packing
+  read: tf.Tensor
+
+
 class PackedVariables:
   """The variables of a network in training.
 
   Attributes:
-    weights: what is trained, [weight].
+    parts: the weights, which are trained: in one vector, or in one for each device.
     averages: batch norm's moving averages, [average].
-    weight_packing: the weights' names and places.
-    average_packing: the averages'.
-    read_weights: the weights as a tensor, of which gradients can be had.
+    average_packing: their names and places.
   """
 
-  def __init__(self, plan: NetworkPlan, heads: Iterable[ImageKey]):
-    """Makes both variables in the current graph."""
+  def __init__(
+    self, plan: NetworkPlan, heads: Iterable[ImageKey], devices: Sequence[str | None] = (None,)
+  ):
+    """Makes them in the current graph.
+
+    Args:
+      plan: the network.
+      heads: the images that it predicts.
+      devices: where the variables are, of about the same size each; None: where the graph is.
+    """
     shapes = dict(variable_shapes(plan, heads))
     trained = {name: shape for name, shape in shapes.items() if not is_average(name)}
     averaged = {name: shape for name, shape in shapes.items() if is_average(name)}
-    self.weight_packing, self.average_packing = Packing(trained), Packing(averaged)
-    self.weights = _vector('weights', self.weight_packing.size)
-    self.averages = _vector('moving_averages', self.average_packing.size)
-    self.read_weights = self.weights.read_value()
-    self._views = self.weight_packing.unpack(self.read_weights)
+    shares = _divide(trained, len(devices))
+    names = ['weights'] if len(devices) == 1 else [f'weights_{i}' for i in range(len(devices))]
+    self.parts = tuple(
+      _make_part(name, Packing(share), device)
+      for name, share, device in zip(names, shares, devices, strict=True)
+    )
+    self.average_packing = Packing(averaged)
+    # The last has the least, if not all have the same.
+    with tf.device(devices[-1]):
+      self.averages = _vector('moving_averages', self.average_packing.size)
+    self._views = {
+      name: view for part in self.parts for name, view in part.packing.unpack(part.read).items()
+    }
+
+  def read_averages(self) -> tf.Tensor:
+    """The moving averages as they are when this is run."""
+    return read_where_it_is(self.averages)
 
   def custom_getter(self, getter: Callable[..., tf.Tensor], name: str, **kwargs: Any) -> tf.Tensor:
     """For tf.variable_scope: gives the weights by the names that checkpoints have."""
@@ -126,6 +160,11 @@ class PackedVariables:
     view = self._views[name]
     assert view.shape.as_list() == list(kwargs['shape']), (name, view.shape, kwargs['shape'])
     return view
+
+  def unpack_arrays(self, vectors: Iterable[np.ndarray]) -> dict[str, np.ndarray]:
+    """The arrays of one vector for each of the parts, by name."""
+    pairs = zip(self.parts, vectors, strict=True)
+    return {n: a for part, v in pairs for n, a in part.packing.unpack_array(v).items()}
 
   def named_tensors(self, optimizer: tf.train.Optimizer) -> dict[str, tf.Tensor]:
     """All that a checkpoint holds, by name: model variables, the optimizer's slots, its step.
@@ -136,19 +175,49 @@ class PackedVariables:
     Args:
       optimizer: has been applied to the weights.
     """
-    tensors = dict(self._views) | self.average_packing.unpack(self.averages.read_value())
-    for name, slot in self.slots(optimizer).items():
-      views = self.weight_packing.unpack(slot.read_value())
-      tensors |= {f'{variable}/{name}': view for variable, view in views.items()}
+    tensors = dict(self._views) | self.average_packing.unpack(self.read_averages())
+    for part in self.parts:
+      for name, slot in slots(part, optimizer).items():
+        views = part.packing.unpack(read_where_it_is(slot))
+        tensors |= {f'{variable}/{name}': view for variable, view in views.items()}
     for variable in tf.global_variables():
       if variable.shape.rank == 0:
-        tensors[variable.op.name] = variable.read_value()
+        tensors[variable.op.name] = read_where_it_is(variable)
     return tensors
 
-  def slots(self, optimizer: tf.train.Optimizer) -> dict[str, tf.Variable]:
-    """The optimizer's vectors beside the weights, by the last part of their names."""
-    slots = [optimizer.get_slot(self.weights, name) for name in optimizer.get_slot_names()]
-    return {slot.op.name.rsplit('/', 1)[-1]: slot for slot in slots}
+
+def slots(part: PackedPart, optimizer: tf.train.Optimizer) -> dict[str, tf.Variable]:
+  """The optimizer's vectors beside some weights, by the last part of their names."""
+  found = [optimizer.get_slot(part.variable, name) for name in optimizer.get_slot_names()]
+  return {slot.op.name.rsplit('/', 1)[-1]: slot for slot in found}
+
+
+def read_where_it_is(variable: tf.Variable) -> tf.Tensor:
+  """A variable's value, as of when this is run; only the value goes to another machine."""
+  with tf.device(variable.device):
+    value = variable.read_value()
+  return tf.identity(value)
+
+
+def _divide(shapes: Mapping[str, Shape], count: int) -> list[dict[str, Shape]]:
+  """Shares of about the same size, the largest first; each in the order of the whole.
+
+  The largest array first, each to the share that has the least (Graham, Bounds on multiprocessing
+  timing anomalies, 1969: at most 4/3 of the best possible).
+  """
+  sizes = {name: int(np.prod(shape, dtype=np.int64)) for name, shape in shapes.items()}
+  totals, owner = [0] * count, {}
+  for name in sorted(sizes, key=lambda name: sizes[name], reverse=True):
+    owner[name] = totals.index(min(totals))
+    totals[owner[name]] += sizes[name]
+  order = sorted(range(count), key=lambda share: totals[share], reverse=True)
+  return [{n: shape for n, shape in shapes.items() if owner[n] == share} for share in order]
+
+
+def _make_part(name: str, packing: Packing, device: str | None) -> PackedPart:
+  with tf.device(device):
+    variable = _vector(name, packing.size)
+  return PackedPart(variable=variable, packing=packing, read=read_where_it_is(variable))
 
 
 def _vector(name: str, size: int) -> tf.Variable:

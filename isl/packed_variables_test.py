@@ -90,24 +90,26 @@ def test_variables_are_the_networks(model):
   plan = _plan(model)
   variables = packed_variables.PackedVariables(plan, _HEADS)
   expected = dict(variable_shapes(plan, _HEADS))
-  weights, averages = variables.weight_packing.shapes, variables.average_packing.shapes
+  weights, averages = variables.parts[0].packing.shapes, variables.average_packing.shapes
   assert weights | averages == expected
   assert not weights.keys() & averages.keys()
   assert {name for name in expected if '/moving_' in name} == averages.keys()
-  sizes = [variable.shape.as_list() for variable in (variables.weights, variables.averages)]
-  assert sizes == [[variables.weight_packing.size], [variables.average_packing.size]]
-  assert tf.global_variables() == [variables.weights, variables.averages]
+  sizes = [
+    variable.shape.as_list() for variable in (variables.parts[0].variable, variables.averages)
+  ]
+  assert sizes == [[variables.parts[0].packing.size], [variables.average_packing.size]]
+  assert tf.global_variables() == [variables.parts[0].variable, variables.averages]
 
 
 def test_custom_getter_gives_the_weights_by_name():
   variables = packed_variables.PackedVariables(_plan(), _HEADS)
-  shapes = variables.weight_packing.shapes
+  shapes = variables.parts[0].packing.shapes
   with tf.variable_scope('', custom_getter=variables.custom_getter):
     views = {name: tf.get_variable(name, shape) for name, shape in shapes.items()}
-  vector = np.arange(variables.weight_packing.size, dtype=np.float32)
+  vector = np.arange(variables.parts[0].packing.size, dtype=np.float32)
   with tf.Session() as session:
-    found = session.run(views, {variables.read_weights: vector})
-  for name, array in variables.weight_packing.unpack_array(vector).items():
+    found = session.run(views, {variables.parts[0].read: vector})
+  for name, array in variables.parts[0].packing.unpack_array(vector).items():
     np.testing.assert_array_equal(found[name], array, err_msg=name)
   with (
     tf.variable_scope('', custom_getter=variables.custom_getter),
@@ -120,12 +122,12 @@ def test_custom_getter_gives_the_weights_by_name():
 def test_gradient_reaches_each_weight_at_its_place():
   variables = packed_variables.PackedVariables(_plan(), _HEADS)
   with tf.variable_scope('', custom_getter=variables.custom_getter):
-    name = next(n for n in variables.weight_packing.shapes if n.endswith('transpose/weights'))
-    net = tf.get_variable(name, variables.weight_packing.shapes[name])
-  (gradient,) = tf.gradients(3 * tf.reduce_sum(net), variables.read_weights)
+    name = next(n for n in variables.parts[0].packing.shapes if n.endswith('transpose/weights'))
+    net = tf.get_variable(name, variables.parts[0].packing.shapes[name])
+  (gradient,) = tf.gradients(3 * tf.reduce_sum(net), variables.parts[0].read)
   with tf.Session() as session:
     session.run(tf.global_variables_initializer())
-    found = variables.weight_packing.unpack_array(session.run(gradient))
+    found = variables.parts[0].packing.unpack_array(session.run(gradient))
   for other, array in found.items():
     np.testing.assert_array_equal(array, 3 if other == name else 0)
 
@@ -173,10 +175,10 @@ def _optimized(kind):
   tf.train.create_global_step()
   variables = packed_variables.PackedVariables(_plan(), _HEADS)
   optimizer = _OPTIMIZERS[kind][0](0.01)
-  weights = variables.read_weights
+  weights = variables.parts[0].read
   loss = tf.reduce_sum(weights * tf.range(1.0, 1 + weights.shape.as_list()[0]))
   train = optimizer.apply_gradients(
-    [(tf.gradients(loss, weights)[0], variables.weights)],
+    [(tf.gradients(loss, weights)[0], variables.parts[0].variable)],
     global_step=tf.train.get_global_step(),
   )
   averages = variables.averages.assign(
@@ -191,14 +193,17 @@ def test_checkpoint_has_each_array_by_its_name(tmp_path, kind):
   _, slots, scalars = _OPTIMIZERS[kind]
   tensors = variables.named_tensors(optimizer)
   saver = packed_variables.make_saver(tensors)
-  slot_names = {f'{n}/{slot}' for n in variables.weight_packing.shapes for slot in slots}
+  slot_names = {f'{n}/{slot}' for n in variables.parts[0].packing.shapes for slot in slots}
   model = dict(variable_shapes(_plan(), _HEADS))
   with tf.Session() as session:
     session.run(tf.global_variables_initializer())
     session.run(change)
     saver.save(session, str(tmp_path / 'model.ckpt'), global_step=1, write_meta_graph=False)
     values, vectors = session.run(
-      [tensors, {'': variables.weights, **variables.slots(optimizer)}],
+      [
+        tensors,
+        {'': variables.parts[0].variable, **packed_variables.slots(variables.parts[0], optimizer)},
+      ],
     )
   checkpoint = checkpoints.Checkpoint(checkpoints.find_newest(tmp_path))
   assert checkpoint.shapes.keys() == model.keys() | slot_names | scalars | {'global_step'}
@@ -209,7 +214,7 @@ def test_checkpoint_has_each_array_by_its_name(tmp_path, kind):
     assert shape == model.get(variable, ()), name
   # Not each other's: the weights and every slot are different numbers everywhere.
   for slot, vector in vectors.items():
-    for name, array in variables.weight_packing.unpack_array(vector).items():
+    for name, array in variables.parts[0].packing.unpack_array(vector).items():
       stored = f'{name}/{slot}' if slot else name
       np.testing.assert_array_equal(checkpoint.value(stored), array, err_msg=stored)
   for first, second in itertools.combinations(vectors.values(), 2):

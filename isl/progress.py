@@ -43,6 +43,11 @@ class Progress:
   ) -> None:
     self._bar.close()
 
+  @property
+  def done(self) -> int:
+    """How many have been counted."""
+    return self._done
+
   def add(self, done: int) -> None:
     """Counts `done` more, and says so where it is time to."""
     self._done += done

@@ -28,16 +28,26 @@ class RunResults:
     """
     self._folder = folder
     self._what = what
-    self._records: list[tuple[pathlib.Path, FieldRecord]] = []
-    self.failures: list[report.Failure] = []
+    # By the fields' numbers: they may be done in another order.
+    self._records_by_number: dict[int, tuple[pathlib.Path, FieldRecord]] = {}
+    self._failures_by_number: dict[int, report.Failure] = {}
 
-  def add(self, folder: pathlib.Path, record: FieldRecord) -> None:
+  def add(self, number: int, folder: pathlib.Path, record: FieldRecord) -> None:
     """Takes in a field of view that is done, and the folder that its paths are seen from."""
-    self._records.append((folder, record))
+    self._records_by_number[number] = folder, record
 
-  def fail(self, name: str, error: Exception) -> None:
+  def fail(self, number: int, failure: report.Failure) -> None:
     """Takes in one that could not be done."""
-    self.failures.append(report.Failure(name=name, reason=' '.join(str(error).split())))
+    self._failures_by_number[number] = failure
+
+  @property
+  def _records(self) -> list[tuple[pathlib.Path, FieldRecord]]:
+    return [record for _, record in sorted(self._records_by_number.items())]
+
+  @property
+  def failures(self) -> list[report.Failure]:
+    """The fields of view that could not be done, in their order."""
+    return [failure for _, failure in sorted(self._failures_by_number.items())]
 
   def _relative(self, folder: pathlib.Path, name: str) -> str:
     return str((folder / name).relative_to(self._folder))

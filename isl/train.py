@@ -1,6 +1,7 @@
 """TRAIN: fits a network to fields of view.
 
-Reads folders of images with labels, starts from a checkpoint or from random weights, and writes
+Reads folders of images with labels, or shards of them, starts from a checkpoint or from random
+weights, and writes
 
     BASE/train/
       model.ckpt-*  checkpoint     checkpoints, and which is the newest
@@ -19,7 +20,6 @@ import glob
 import pathlib
 import platform
 import secrets
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -29,10 +29,12 @@ from absl import logging
 import isl
 from isl import (
   channels_file,
+  cluster_session,
   data_provider,
   files,
   packed_variables,
   restoration,
+  shard_patches,
   tensorcheck,
   training_data,
   training_fields,
@@ -40,8 +42,9 @@ from isl import (
   training_record,
 )
 from isl.experiment import Experiment
+from isl.first_values import Initializer
 from isl.restoration import Start
-from isl.training_graph import TrainingGraph
+from isl.training_graph import PatchStream, TrainingGraph
 from isl.training_summaries import SummaryHook
 
 
@@ -53,29 +56,46 @@ def run(experiment: Experiment) -> None:
       finite.
     OSError: a file cannot be read or written.
   """
+  writes = experiment.cluster is None or experiment.cluster.is_chief
   with training_hooks.StopOnSignal() as stop, contextlib.ExitStack() as stack:
     folder = experiment.train_directory
     _check_name(folder)
     is_new = not folder.is_dir()
     # Before looking what is there; a folder is only made when there is something to train.
-    if not is_new:
+    if writes and not is_new:
       _hold(folder, stack)
       packed_variables.complete_state_file(folder)
     start = restoration.find_start(experiment)
     if _is_done(experiment, start):
+      if experiment.cluster is not None:
+        cluster_session.say_goodbye(experiment.cluster, lambda: stop.received is not None)
       return
-    seed = experiment.random_seed
-    if seed is None:
-      seed = secrets.randbits(32)
+    # Before the images are read, which may take minutes.
+    cluster = experiment.cluster
+    server = cluster_session.make_server(cluster) if cluster else None
+    seed = _seed(experiment)
     patches = make_patches(experiment, start, seed)
     if _is_stopped(stop):
       return
-    files.check_writable(folder / 'checkpoint.test')
-    if is_new:
-      _hold(folder, stack)
-    packed_variables.remove_partial(folder)
-    with tf.Graph().as_default():
-      _train(experiment, start, patches, seed, stop)
+    if writes:
+      files.check_writable(folder / 'checkpoint.test')
+      if is_new:
+        _hold(folder, stack)
+      packed_variables.remove_partial(folder)
+    with tf.Graph().as_default(), tf.device(cluster.device if cluster else None):
+      training = _Training(experiment, start, patches, seed, stop)
+      training.run(server)
+
+
+def _seed(experiment: Experiment) -> int:
+  """Decides all that is random in this process: workers draw different crops."""
+  seed = experiment.random_seed
+  if seed is None:
+    return secrets.randbits(32)
+  if experiment.cluster is None or experiment.cluster.is_chief:
+    return seed
+  drawn = np.random.SeedSequence([seed, experiment.cluster.worker_number])
+  return int(drawn.generate_state(1)[0])
 
 
 def _check_name(folder: pathlib.Path) -> None:
@@ -105,13 +125,30 @@ def _hold(folder: pathlib.Path, stack: contextlib.ExitStack) -> None:
     ) from e
 
 
-def make_patches(experiment: Experiment, start: Start, seed: int) -> training_data.Patches:
+def make_patches(experiment: Experiment, start: Start, seed: int) -> PatchStream:
   """What is trained on.
 
   Raises:
     ValueError: an image is missing, damaged, or too small.
     OSError: a file cannot be read.
   """
+  if experiment.shards is not None:
+    return shard_patches.ShardPatches(
+      experiment.shards,
+      shard_patches.Preparation(
+        input_range=experiment.input_range,
+        stretch_targets=experiment.stretch_targets,
+        leave_out_others=start.leaves_out_others,
+        wanted_targets=experiment.target_channels or (),
+      ),
+      sampling=experiment.sampling,
+      geometry=start.plan.spec.geometry,
+      inputs=start.inputs,
+      targets=start.targets,
+      seed=seed,
+      augment=True,
+      corruption=experiment.corruption,
+    )
   folders = training_fields.read_fields(
     experiment.image_directories,
     inputs=start.inputs,
@@ -143,11 +180,9 @@ def make_session(
   """A training at its start, without its hooks, for those who do the steps themselves."""
   with tf.Graph().as_default() as tf_graph:
     graph = TrainingGraph(experiment, start, make_patches(experiment, start, seed))
-    initialize = _initializer(graph, start, seed)
-    initialize_all = tf.global_variables_initializer()
-    session = tf.Session(graph=tf_graph, config=_session_config())
-    session.run(initialize_all)
-    initialize(tf.train.Scaffold(), session)
+    initialize = Initializer(graph, lambda: start, seed)
+    session = tf.Session(graph=tf_graph, config=cluster_session.session_config(None))
+    initialize(None, session)
     session.run(graph.iterator.initializer)
   return graph, session
 
@@ -162,51 +197,105 @@ def _is_done(experiment: Experiment, start: Start) -> bool:
   return step >= last
 
 
-def _train(
-  experiment: Experiment,
-  start: Start,
-  patches: training_data.Patches,
-  seed: int,
-  stop: training_hooks.StopOnSignal,
-) -> None:
-  graph = TrainingGraph(experiment, start, patches)
-  training = experiment.training
-  folder = experiment.train_directory
-  saver = training_hooks.CheckpointSaver(folder, training.save_interval_secs, graph, patches)
-  scaffold = tf.train.Scaffold(
-    init_fn=_initializer(graph, start, seed),
-    local_init_op=graph.iterator.initializer,
-    saver=saver.saver,
-  )
-  hooks: list[tf.train.SessionRunHook] = [
-    # First, since no other may see what a diverged step leaves.
-    training_hooks.LossGuard(graph),
-    training_hooks.ProgressLog(graph),
-    SummaryHook(folder, training.save_summaries_secs, graph, patches),
-    saver,
-    stop,
-  ]
-  if training.number_of_steps is not None:
-    hooks.append(tf.train.StopAtStepHook(last_step=training.number_of_steps))
-  # What is written from here on binds later starts to these flags.
-  if _is_stopped(stop):
-    return
-  channels_file.write(
-    folder, channels_file.Channels(inputs=start.inputs.channels, targets=start.targets.channels)
-  )
-  _write_record(experiment, start, seed)
-  with tf.train.MonitoredTrainingSession(
-    scaffold=scaffold,
-    hooks=hooks,
-    config=_session_config(),
-    save_checkpoint_secs=None,
-    save_summaries_steps=None,
-    save_summaries_secs=None,
-    log_step_count_steps=None,
-  ) as session:
-    while not session.should_stop() and stop.received is None:
-      _do_step(session, graph)
-  _is_stopped(stop)
+class _Training:
+  """A training in the current graph: its hooks, its session, its steps."""
+
+  def __init__(
+    self,
+    experiment: Experiment,
+    start: Start,
+    patches: PatchStream,
+    seed: int,
+    stop: training_hooks.StopOnSignal,
+  ):
+    self._experiment = experiment
+    self._start = start
+    self._patches = patches
+    self._seed = seed
+    self._stop = stop
+    self._graph = TrainingGraph(experiment, start, patches)
+    self._starts = 0
+
+  def _start_now(self) -> Start:
+    """Where variables start from: where they are lost later, the newest checkpoint."""
+    self._starts += 1
+    if self._starts == 1:
+      return self._start
+    packed_variables.complete_state_file(self._experiment.train_directory)
+    return restoration.find_start(self._experiment)
+
+  def run(self, server: tf.train.Server | None) -> None:
+    """Trains to the end.
+
+    Args:
+      server: this process's, of a cluster.
+    """
+    stop, cluster = self._stop, self._experiment.cluster
+    initializer = Initializer(self._graph, self._start_now, self._seed)
+    hooks = self._hooks()
+    savers = [h.saver for h in hooks if isinstance(h, training_hooks.CheckpointSaver)]
+    local, ready = [self._graph.iterator.initializer], None
+    if self._graph.synchronizer is not None:
+      local.append(self._graph.synchronizer.local_step_init_op)
+      ready = self._graph.synchronizer.ready_for_local_init_op
+    scaffold = tf.train.Scaffold(
+      init_op=tf.no_op(),
+      init_fn=initializer,
+      ready_for_local_init_op=ready,
+      local_init_op=tf.group(*local),
+      saver=savers[0] if savers else None,
+    )
+    # What is written from here on binds later starts to these flags.
+    if _is_stopped(stop):
+      return
+    if savers:
+      self._write_what_it_is()
+    creator: tf.train.SessionCreator
+    if cluster is None or server is None:
+      creator = tf.train.ChiefSessionCreator(scaffold, config=cluster_session.session_config(None))
+    else:
+      creator = cluster_session.SessionCreator(
+        cluster, server, scaffold, lambda: stop.received is not None
+      )
+    # A signal may come before there is a session.
+    with (
+      contextlib.suppress(cluster_session.StoppedError),
+      # The thread that applies the gradients of all workers waits for more until the session ends.
+      tf.train.MonitoredSession(creator, hooks, stop_grace_period_secs=1) as session,
+    ):
+      while not session.should_stop() and stop.received is None:
+        _do_step(session, self._graph, self._patches)
+    _is_stopped(stop)
+
+  def _hooks(self) -> list[tf.train.SessionRunHook]:
+    """What happens between the steps."""
+    training, folder = self._experiment.training, self._experiment.train_directory
+    graph, patches, cluster = self._graph, self._patches, self._experiment.cluster
+    # The first looks at losses before another may see what a diverged step leaves.
+    hooks = [training_hooks.LossGuard(graph), training_hooks.ProgressLog(graph)]
+    if cluster is None or cluster.is_chief:
+      hooks += [
+        SummaryHook(folder, training.save_summaries_secs, graph, patches),
+        training_hooks.CheckpointSaver(folder, training.save_interval_secs, graph, patches),
+      ]
+    hooks.append(self._stop)
+    if training.number_of_steps is not None:
+      hooks.append(tf.train.StopAtStepHook(last_step=training.number_of_steps))
+    if cluster is not None:
+      if graph.synchronizer is not None:
+        # Without tokens at the beginning, of which one worker could make steps alone.
+        hooks.append(graph.synchronizer.make_session_run_hook(cluster.is_chief, num_tokens=0))
+      # The last, since its end is the servers'.
+      hooks.append(cluster_session.AttendanceHook(cluster))
+    return hooks
+
+  def _write_what_it_is(self) -> None:
+    """channels.json and run.json."""
+    channels = channels_file.Channels(
+      inputs=self._start.inputs.channels, targets=self._start.targets.channels
+    )
+    channels_file.write(self._experiment.train_directory, channels)
+    _write_record(self._experiment, self._start, self._seed)
 
 
 def _is_stopped(stop: training_hooks.StopOnSignal) -> bool:
@@ -216,76 +305,28 @@ def _is_stopped(stop: training_hooks.StopOnSignal) -> bool:
   return stop.received is not None
 
 
-def _do_step(session: tf.train.MonitoredSession, graph: TrainingGraph) -> None:
+def _do_step(
+  session: tf.train.MonitoredSession, graph: TrainingGraph, patches: PatchStream
+) -> None:
   """Does a step.
 
   Raises:
-    ValueError: the machine lacks the memory, or a check of --tensorcheck_enable_checks failed.
+    ValueError: the machine lacks the memory, a check of --tensorcheck_enable_checks failed, or the
+      patches could not be read.
+    OSError: a shard could not be read.
   """
   try:
     session.run(graph.train)
-  except tf.errors.ResourceExhaustedError as e:
-    raise ValueError(
-      'too little memory for a step; a smaller --preprocess_batch_size needs less'
-    ) from e
-  except tf.errors.InvalidArgumentError as e:
-    raise ValueError(f'a check failed: {tensorcheck.reason(e)}') from e
-
-
-def _session_config() -> tf.ConfigProto:
-  # One operation after the other, on all cores: two at a time were not faster.
-  config = tf.ConfigProto(inter_op_parallelism_threads=1)
-  # Grappler's passes cost seconds of the first step and gained nothing measurable after it.
-  config.graph_options.rewrite_options.disable_meta_optimizer = True
-  return config
-
-
-def _initializer(
-  graph: TrainingGraph, start: Start, seed: int
-) -> Callable[[tf.train.Scaffold, tf.Session], None]:
-  """What gives the variables their first values, for a Scaffold."""
-  variables = graph.variables
-  # How a checkpoint calls what each packed variable holds of a model variable.
-  packed = {
-    variables.weights: (variables.weight_packing, '{}'),
-    variables.averages: (variables.average_packing, '{}'),
-  }
-  scalars = []
-  if start.resumes:
-    for slot_name, slot in variables.slots(graph.optimizer).items():
-      packed[slot] = (variables.weight_packing, f'{{}}/{slot_name}')
-    scalars = [variable for variable in tf.global_variables() if variable.shape.rank == 0]
-  placeholders = {
-    variable: tf.placeholder(variable.dtype.base_dtype, variable.shape)
-    for variable in (*packed, *scalars)
-  }
-  assign = tf.group(*(variable.assign(p) for variable, p in placeholders.items()))
-
-  def initialize(scaffold: tf.train.Scaffold, session: tf.Session) -> None:
-    del scaffold
-    values = _FirstValues(start, seed)
-    feed = {placeholders[variable]: values(variable.op.name, ()) for variable in scalars}
-    for variable, (packing, pattern) in packed.items():
-      arrays = {n: values(pattern.format(n), shape) for n, shape in packing.shapes.items()}
-      feed[placeholders[variable]] = packing.pack(arrays)
-    session.run(assign, feed)
-
-  return initialize
-
-
-class _FirstValues:
-  """The values that variables start with: a checkpoint's, or fresh ones."""
-
-  def __init__(self, start: Start, seed: int):
-    self._start = start
-    self._rng = np.random.default_rng(seed)
-
-  def __call__(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
-    """Of the variable that checkpoints call `name`."""
-    checkpoint = self._start.checkpoint
-    if checkpoint is None or (not self._start.resumes and name in self._start.fresh):
-      return packed_variables.initial_value(name, shape, self._rng)
-    return checkpoint.value(name)
+  except tf.errors.OpError as e:
+    if patches.failure is not None:
+      raise patches.failure from e
+    if isinstance(e, tf.errors.ResourceExhaustedError):
+      raise ValueError(
+        'too little memory for a step; a smaller --preprocess_batch_size needs less'
+      ) from e
+    if isinstance(e, tf.errors.InvalidArgumentError):
+      raise ValueError(f'a check failed: {tensorcheck.reason(e)}') from e
+    raise
 
 
 def _write_record(experiment: Experiment, start: Start, seed: int) -> None:

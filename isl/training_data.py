@@ -23,17 +23,20 @@ _CROP, _ORDER, _NOISE = range(1, 4)
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Patch:
-  """What a network reads and should predict. Masks of the input are always 1 and left out.
+  """What a network reads and should predict.
 
   Attributes:
     input: float32 [row, column, image], intensities in [0, 1]; images as `StackSpec.keys` has them.
     target_classes: uint8 [row, column, channel], round(255 * intensity), of the patch's centre.
     target_mask: float32 [channel], 1 where there is truth, 0 (with classes 0) where there is none.
+    input_mask: float32 [row, column], 1 where there are pixels, 0 (with intensities 0) where there
+      is padding; None: there is none.
   """
 
   input: np.ndarray
   target_classes: np.ndarray
   target_mask: np.ndarray
+  input_mask: np.ndarray | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -68,7 +71,10 @@ class Patches:
     per_crop: patches in a crop.
     input_shape: [row, column, image] of a patch's input.
     target_shape: [row, column, channel] of its target.
+    failure: why the stream ended; None: images that have been read are endless.
   """
+
+  failure: None = None
 
   def __init__(
     self,
@@ -191,6 +197,7 @@ class Patches:
     middle = images[first : first + len(self._inputs.channels)]
     light = data_provider.light_crop(image_set, middle, whole, whole)
     light = augment.corrupt(light, crop.distortion.of(middle), self._rng(_NOISE, number))
+    light = _where_present(light, _mask(image_set, whole, whole))
     target = data_provider.target_crop(image_set, self._targets, whole, whole)[:, :, 0]
     labels = target[..., target[0, 0, :, 1] > 0, 0]
     return np.moveaxis(np.concatenate([light, labels], axis=-1), -1, 0)
@@ -210,10 +217,11 @@ class Patches:
     # What the network sees at two positions is one image, with one noise: it is put at both when
     # that is done. If nothing is to be done, to read it twice is quicker.
     read = images if crop.distortion.changes_nothing else sorted(set(images))
-    light = data_provider.light_crop(
-      image_set, read, slice(row, row + side), slice(column, column + side)
-    )
+    window = slice(row, row + side), slice(column, column + side)
+    light = data_provider.light_crop(image_set, read, *window)
     light = augment.corrupt(light, crop.distortion.of(read), self._rng(_NOISE, number))
+    mask = _mask(image_set, *window)
+    light = _where_present(light, mask)
     if read != images:
       light = np.take(light, [read.index(image) for image in images], axis=-1)
     row, column = row + self._margin, column + self._margin
@@ -224,21 +232,56 @@ class Patches:
       input=light,
       target_classes=data_provider.classes_of(target[:, :, 0, :, 0]),
       target_mask=target[0, 0, 0, :, 1],
+      input_mask=mask,
     )
 
-  def batch(self, first: int, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+  def batch(self, first: int, size: int) -> tuple[np.ndarray, ...]:
     """Reads a batch: inputs, target classes and target masks, as `dataset` gives them.
 
     Args:
       first: number of its first patch.
       size: patches in it.
+
+    Returns:
+      These three, and the masks of the inputs where there is padding.
     """
     patches = [self.patch(number) for number in range(first, first + size)]
+    masks = [patch.input_mask for patch in patches if patch.input_mask is not None]
     return (
       np.stack([patch.input for patch in patches]),
       np.stack([patch.target_classes for patch in patches]),
       np.stack([patch.target_mask for patch in patches]),
+      *([np.stack(masks)] if masks else []),
     )
+
+  def dataset(
+    self, first_patch: int | tf.Tensor, batch_size: int, num_threads: int
+  ) -> tf.data.Dataset:
+    """Endless batches, see the function `dataset`."""
+    return dataset(self, first_patch, batch_size, num_threads)
+
+
+def _mask(image_set: ImageSet, rows: slice, columns: slice) -> np.ndarray | None:
+  """float32 [row, column] of a window, 0 where there is padding; None: there is none."""
+  if image_set.presence is None:
+    return None
+  return image_set.presence[rows, columns].astype(np.float32)
+
+
+def _where_present(light: np.ndarray, mask: np.ndarray | None) -> np.ndarray:
+  """Intensities [row, column, image], 0 where there is padding: ranges and noise change that."""
+  return light if mask is None else light * mask[..., np.newaxis]
+
+
+def options(num_threads: int) -> tf.data.Options:
+  """How patches are read by this number of threads."""
+  result = tf.data.Options()
+  result.deterministic = True
+  # Nothing here is tuned, and its thread held up the end of a session by up to half a minute.
+  result.autotune.enabled = False
+  # Else they are the session's, and the next step's operations would wait for patches.
+  result.threading.private_threadpool_size = num_threads
+  return result
 
 
 def dataset(
@@ -268,16 +311,10 @@ def dataset(
     tensors = tf.numpy_function(read, [number], [tf.float32, tf.uint8, tf.float32])
     return tuple(tf.ensure_shape(t, shape) for t, shape in zip(tensors, shapes, strict=True))
 
-  options = tf.data.Options()
-  options.deterministic = True
-  # Nothing here is tuned, and its thread held up the end of a session by up to half a minute.
-  options.autotune.enabled = False
-  # Else they are the session's, and the next step's operations would wait for patches.
-  options.threading.private_threadpool_size = num_threads
   return (
     tf.data.Dataset.range(first_patch, np.iinfo(np.int64).max)
     .map(read_tensors, num_parallel_calls=num_threads)
     .batch(batch_size, drop_remainder=True)
     .prefetch(1)
-    .with_options(options)
+    .with_options(options(num_threads))
   )

@@ -1,6 +1,5 @@
 """Tests of training_data.py: batches."""
 
-import dataclasses
 import threading
 
 import numpy as np
@@ -62,7 +61,9 @@ def test_batches_are_the_patches_in_order(first, batch_size, num_threads, one_sh
   flat = [np.concatenate(part) for part in zip(*batches, strict=True)]
   for i in range(4 * batch_size):
     patch = patches.patch(first + i)
-    for part, value in zip(flat, dataclasses.astuple(patch), strict=True):
+    assert patch.input_mask is None
+    values = patch.input, patch.target_classes, patch.target_mask
+    for part, value in zip(flat, values, strict=True):
       np.testing.assert_array_equal(part[i], value)
 
 

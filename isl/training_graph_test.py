@@ -98,7 +98,7 @@ class _Trained:
       self.graph, self.session = train.make_session(self.experiment, self.start, seed)
     graph = self.graph
     self._read = {
-      'weights': graph.variables.weights,
+      'weights': graph.variables.parts[0].variable,
       'averages': graph.variables.averages,
       'global_step': graph.global_step,
     }
@@ -114,6 +114,7 @@ class _Trained:
     for _ in range(_STEPS):
       began = time.monotonic()
       self.steps.append(self.session.run(self._found))
+      (self.steps[-1]['gradients'],) = self.steps[-1]['gradients']
       self.steps[-1]['seconds'] = time.monotonic() - began
       self.states.append(self.session.run(self._read))
 
@@ -225,7 +226,7 @@ def test_losses_are_the_specifications(trained):
 
 
 def test_absent_labels_contribute_nothing(trained):
-  packing = trained.graph.variables.weight_packing
+  packing = trained.graph.variables.parts[0].packing
   for index, step, before, after in trained.changes('weights'):
     del index
     gradients = packing.unpack_array(step['gradients'])
@@ -240,10 +241,10 @@ def test_absent_labels_contribute_nothing(trained):
 
 def test_gradient_is_the_slope(trained):
   """Of the loss, in the gradient's own direction, for the weights of each kind."""
-  graph, packing = trained.graph, trained.graph.variables.weight_packing
-  weights, read = trained.states[-1]['weights'], graph.variables.read_weights
+  graph, packing = trained.graph, trained.graph.variables.parts[0].packing
+  weights, read = trained.states[-1]['weights'], graph.variables.parts[0].read
   feed = trained.batch()
-  gradient = trained.session.run(graph.gradients, {**feed, read: weights}).astype(np.float64)
+  gradient = trained.session.run(graph.gradients[0], {**feed, read: weights}).astype(np.float64)
 
   def loss(moved):
     # Rounded less than their mean is.
@@ -286,7 +287,7 @@ def test_averages_follow_the_batch(trained):
 def test_training_starts_where_it_should(trained):
   variables = trained.graph.variables
   for packing, vector in (
-    (variables.weight_packing, trained.states[0]['weights']),
+    (variables.parts[0].packing, trained.states[0]['weights']),
     (variables.average_packing, trained.states[0]['averages']),
   ):
     for name, array in packing.unpack_array(vector).items():

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import pathlib
+import select
 import signal
+import threading
 import time
 from collections.abc import Sequence
 from types import FrameType
@@ -15,12 +18,13 @@ from absl import logging
 
 from isl import packed_variables, tensorcheck
 from isl.checkpoints import last_part, step_in_name
-from isl.training_data import Patches
-from isl.training_graph import TrainingGraph
+from isl.training_graph import PatchStream, TrainingGraph
 
 _SECONDS_BETWEEN_LINES = 5.0
 _SECONDS_BETWEEN_COMPLAINTS = 60.0
 _HOURS_BETWEEN_KEPT = 2.0
+# After a signal, before it is said what is waited for.
+_SECONDS_TO_STOP = 5.0
 CHECKPOINT_NAME = 'model.ckpt'
 
 
@@ -110,7 +114,7 @@ class CheckpointSaver(tf.train.CheckpointSaverHook):
   """
 
   def __init__(
-    self, directory: pathlib.Path, seconds: float, graph: TrainingGraph, patches: Patches
+    self, directory: pathlib.Path, seconds: float, graph: TrainingGraph, patches: PatchStream
   ):
     """Prepares for saving all variables of the graph.
 
@@ -129,8 +133,8 @@ class CheckpointSaver(tf.train.CheckpointSaverHook):
       max_to_keep=5,
       keep_checkpoint_every_n_hours=_HOURS_BETWEEN_KEPT,
     )
-    weights, averages = graph.variables.weights, graph.variables.averages
-    self._all_finite = tf.reduce_all(tf.is_finite(weights)) & tf.reduce_all(tf.is_finite(averages))
+    vectors = [*(part.read for part in graph.variables.parts), graph.variables.read_averages()]
+    self._all_finite = tf.reduce_all([tf.reduce_all(tf.is_finite(v)) for v in vectors])
     self._last_saved = -1
     self._due = 0.0
     self._complained = -_SECONDS_BETWEEN_COMPLAINTS
@@ -192,6 +196,7 @@ class CheckpointSaver(tf.train.CheckpointSaverHook):
         ' --learning_rate may help'
       )
     batch_size = self._graph.inputs.shape.as_list()[0]
+    # Of shards, it is another batch than the next: that cannot be known before it is read.
     batch = self._patches.batch(step * batch_size, batch_size)
     feed = dict(zip(self._graph.batch, batch, strict=True))
     try:
@@ -230,7 +235,8 @@ class CheckpointSaver(tf.train.CheckpointSaverHook):
 class StopOnSignal(tf.train.SessionRunHook):
   """Ends a training in good order on Ctrl-C and SIGTERM: the step is finished, then all is saved.
 
-  Used as a context manager around the session. A second signal does what it does elsewhere.
+  Used as a context manager around the session. A second signal does what it does elsewhere; where a
+  step waits for other machines, it ends the process, which Python alone could not.
   """
 
   _SIGNALS: Sequence[signal.Signals] = (signal.SIGINT, signal.SIGTERM)
@@ -241,11 +247,22 @@ class StopOnSignal(tf.train.SessionRunHook):
     self._previous: dict[signal.Signals, Any] = {}
 
   def __enter__(self) -> StopOnSignal:
+    # Python's handlers wait until TensorFlow returns, the bytes in this pipe do not.
+    self._pipe = os.pipe()
+    os.set_blocking(self._pipe[1], False)
+    self._previous_pipe = signal.set_wakeup_fd(self._pipe[1], warn_on_full_buffer=False)
+    self._watcher = threading.Thread(target=self._watch, daemon=True)
+    self._watcher.start()
     self._previous = {s: signal.signal(s, self._receive) for s in self._SIGNALS}
     return self
 
   def __exit__(self, *_: object) -> None:
     self._restore()
+    signal.set_wakeup_fd(self._previous_pipe)
+    os.write(self._pipe[1], b'\0')
+    self._watcher.join()
+    for end in self._pipe:
+      os.close(end)
 
   def _restore(self) -> None:
     for number, handler in self._previous.items():
@@ -256,6 +273,26 @@ class StopOnSignal(tf.train.SessionRunHook):
     del frame
     self.received = signal.Signals(number).name
     self._restore()
+
+  def _watch(self) -> None:
+    """Says what a signal is waiting for, and lets a second one through."""
+    first = self._next_signal(None)
+    if not first:
+      return
+    second = self._next_signal(_SECONDS_TO_STOP)
+    if second is None:
+      logging.info('Stopping after this step; a second signal stops at once')
+      second = self._next_signal(None)
+    if second and self._next_signal(_SECONDS_TO_STOP) is None:
+      os._exit(128 + second)
+
+  def _next_signal(self, seconds: float | None) -> int | None:
+    """A signal's number; 0 at the end of the training, None after so many seconds."""
+    while select.select([self._pipe[0]], [], [], seconds)[0]:
+      number = os.read(self._pipe[0], 1)[0]
+      if number == 0 or number in self._SIGNALS:
+        return number
+    return None
 
   def after_run(self, run_context: Any, run_values: Any) -> None:
     """Stops after the step during which a signal came."""

@@ -21,6 +21,8 @@ _BINDING_FLAGS = ('optimizer', 'loss', 'stretch_targets', 'input_range')
 # Without effect on it, and so refused unless it began like that; the other way round they are the
 # defaults.
 _RESTORING_FLAGS = ('restore_logits', 'restore_inputs')
+# Which machines train does not matter, and differs from one to the next.
+_MACHINE_FLAGS = ('master', 'ps_hosts', 'ps_tasks', 'task', 'worker_hosts')
 
 
 def read_record(folder: pathlib.Path) -> dict[str, Any]:
@@ -100,7 +102,7 @@ def check_flags(experiment: Experiment, began: dict[str, Any], held: Description
         ' --base_directory'
       )
   for name, value in changed_flags(experiment, {'flags': began}).items():
-    if name not in wanted and name not in given:
+    if name not in (*wanted, *given, *_MACHINE_FLAGS):
       logging.info('--%s is now %s; the training began with %s', name, value, began[name])
 
 

@@ -14,8 +14,7 @@ from isl import mosaics, ops, visualize
 from isl.experiment import Panel
 from isl.statistic import NUM_CLASSES, PICTURE_STATISTICS, Statistic
 from isl.summaries import SummaryWriter
-from isl.training_data import Patches
-from isl.training_graph import TrainingGraph
+from isl.training_graph import PatchStream, TrainingGraph
 
 # What the panels draw of each pixel's distribution.
 _STATISTICS = (*PICTURE_STATISTICS, Statistic.CROSS_ENTROPY)
@@ -27,12 +26,13 @@ class SummaryHook(tf.train.SessionRunHook):
 
   Tags: `total_loss`, `loss/input`, `loss/target`, `loss/{z}/{channel}`; histograms
   `logits/{z}/{channel}`, `activations/{module}`, `variables/{name}`, `gradients/{name}`; pictures
-  `crops` (the first patch's crop: input at the middle depth, labels), `patches` (the input of all,
-  at the middle depth), `input_error_panel` and `target_error_panel` of the patches.
+  `crops` (the first patch's crop: input at the middle depth, labels; of shards, a crop of the first
+  example), `patches` (the input of all, at the middle depth), `input_error_panel` and
+  `target_error_panel` of the patches.
   """
 
   def __init__(
-    self, directory: pathlib.Path, seconds: float, graph: TrainingGraph, patches: Patches
+    self, directory: pathlib.Path, seconds: float, graph: TrainingGraph, patches: PatchStream
   ):
     """Adds to the graph what only summaries need.
 
@@ -57,7 +57,7 @@ class SummaryHook(tf.train.SessionRunHook):
       'input_loss': graph.input_loss,
       'target_loss': graph.target_loss,
       'loss_by_head': graph.loss_by_head,
-      'weights': graph.variables.read_weights,
+      'weights': [part.read for part in graph.variables.parts],
       'gradients': graph.gradients,
       'logits': graph.logits,
       'inputs': graph.inputs,
@@ -78,6 +78,8 @@ class SummaryHook(tf.train.SessionRunHook):
   def after_create_session(self, session: Any, coord: Any) -> None:
     """Opens the event file."""
     del coord
+    # Of a session that was lost.
+    self._close()
     self._writer = SummaryWriter(self._directory)
     # A run that is resumed does again what it had done since the last checkpoint.
     self._writer.start(int(session.run(self._graph.global_step)) + 1)
@@ -134,12 +136,12 @@ class SummaryHook(tf.train.SessionRunHook):
     losses |= {f'loss/{names[k]}': v for k, v in zip(heads, values['loss_by_head'], strict=True)}
     writer.scalars(step, losses)
     writer.serialized(step, values['histograms'])
-    packing = self._graph.variables.weight_packing
+    unpacked = self._graph.variables.unpack_arrays
     writer.histograms(
       step,
       {f'logits/{names[key]}': logits for key, logits in zip(heads, values['logits'], strict=True)}
-      | {f'variables/{n}': v for n, v in packing.unpack_array(values['weights']).items()}
-      | {f'gradients/{n}': v for n, v in packing.unpack_array(values['gradients']).items()},
+      | {f'variables/{n}': v for n, v in unpacked(values['weights']).items()}
+      | {f'gradients/{n}': v for n, v in unpacked(values['gradients']).items()},
     )
     middle = values['inputs'].shape[-1] // 2
     # The step is the number of those done, this one included.

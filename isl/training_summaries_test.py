@@ -122,7 +122,7 @@ def written(training, tmp_path_factory):
 
 def test_tags(training, written):
   values, _ = written
-  weights = training.graph.variables.weight_packing.shapes
+  weights = training.graph.variables.parts[0].packing.shapes
   modules = [module.name for module in training.graph.plan.modules()]
   histograms = {f'logits/{key}' for key in _KEYS}
   histograms |= {f'activations/{module}' for module in modules}
@@ -143,8 +143,8 @@ def test_curves_are_the_losses(written):
 
 def test_histograms_count_every_number(training, written):
   values, found = written
-  packing = training.graph.variables.weight_packing
-  for kind, vector in (('variables', found['weights']), ('gradients', found['gradients'])):
+  packing = training.graph.variables.parts[0].packing
+  for kind, vector in (('variables', found['weights'][0]), ('gradients', found['gradients'][0])):
     for name, array in packing.unpack_array(vector).items():
       buckets = values[f'{kind}/{name}']
       assert buckets[:, 2].sum() == array.size, name

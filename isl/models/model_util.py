@@ -15,7 +15,7 @@ from typing import NamedTuple
 import tensorflow.compat.v1 as tf
 
 from isl.models.plan import ModulePlan, head_scope
-from isl.ops import crop
+from isl.ops import crop, shape_of
 from isl.stack import ImageKey
 from isl.statistic import NUM_CLASSES
 
@@ -88,10 +88,18 @@ def projection(net: tf.Tensor, depth: int) -> tf.Tensor:
     return tf.nn.bias_add(convolve(net, weights), make_biases(depth))
 
 
-def with_masks(net: tf.Tensor) -> tf.Tensor:
-  """[batch, row, column, 2 * z] from intensities [batch, row, column, z] whose masks are all 1."""
-  *size, num_z_values = net.shape.as_list()
-  return tf.reshape(tf.stack([net, tf.ones_like(net)], axis=-1), [*size, 2 * num_z_values])
+def with_masks(net: tf.Tensor, mask: tf.Tensor | None = None) -> tf.Tensor:
+  """[batch, row, column, 2 * z] from intensities [batch, row, column, z].
+
+  Args:
+    net: the intensities.
+    mask: that of all images, [batch, row, column]; None: all 1.
+  """
+  *size, num_z_values = shape_of(net)
+  masks = tf.ones_like(net)
+  if mask is not None:
+    masks *= mask[..., tf.newaxis]
+  return tf.reshape(tf.stack([net, masks], axis=-1), [*size, 2 * num_z_values])
 
 
 def make_expand_weights(plan: ModulePlan) -> tf.Tensor:
@@ -104,9 +112,10 @@ def make_expand_weights(plan: ModulePlan) -> tf.Tensor:
 def deconvolve(net: tf.Tensor, weights: tf.Tensor, stride: int) -> tf.Tensor:
   """A transposed convolution without bias, by weights [row, column, made depth, read depth]."""
   kernel, _, depth, _ = weights.shape.as_list()
-  batch, rows, columns, _ = net.shape.as_list()
+  batch, rows, columns, _ = shape_of(net)
   shape = [batch, (rows - 1) * stride + kernel, (columns - 1) * stride + kernel, depth]
-  return tf.nn.conv2d_transpose(net, weights, shape, strides=stride, padding='VALID')
+  made = tf.nn.conv2d_transpose(net, weights, shape, strides=stride, padding='VALID')
+  return tf.ensure_shape(made, [None, None, None, depth]) if None in made.shape[1:] else made
 
 
 def module(net: tf.Tensor, plan: ModulePlan) -> tf.Tensor:
@@ -164,7 +173,7 @@ def _convolved_path(net: tf.Tensor, reduced: tf.Tensor, plan: ModulePlan) -> tf.
 
 def _deconvolved_path(net: tf.Tensor, reduced: tf.Tensor, plan: ModulePlan) -> tf.Tensor:
   """The sum of the channels that both paths have."""
-  rows, columns = net.shape.as_list()[1:3]
+  _, rows, columns, _ = shape_of(net)
   net = tf.raw_ops.ResizeNearestNeighbor(
     images=net[..., : plan.output_depth], size=[plan.stride * rows, plan.stride * columns]
   )

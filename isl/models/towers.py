@@ -16,13 +16,13 @@ itself: no pixel is computed that no patch needs.
 from __future__ import annotations
 
 import dataclasses
-import math
+from typing import Any
 
 import tensorflow.compat.v1 as tf
 
 from isl.models import model_util, training_layers
 from isl.models.plan import ModulePlan, NetworkPlan
-from isl.ops import crop, images_to_patches
+from isl.ops import crop, images_to_patches, shape_of
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -30,22 +30,22 @@ class _Blocks:
   """The patches of a dense evaluation, in one direction.
 
   Attributes:
-    count: how many, neighbours being an output apart.
+    count: how many, neighbours being an output apart; a scalar tensor where only the run knows.
     output: side of an output in pixels.
   """
 
-  count: int
+  count: Any
   output: int
 
   @property
   def phases(self) -> int:
-    """Parities that occur."""
-    return min(self.count, 2)
+    """Parities that occur, or may."""
+    return min(self.count, 2) if isinstance(self.count, int) else 2
 
   @property
-  def per_phase(self) -> int:
+  def per_phase(self) -> Any:
     """Patches of the first phase; the second may have one less."""
-    return math.ceil(self.count / 2)
+    return (self.count + 1) // 2
 
   def phase_slices(self, nominal: int, scale: int) -> list[slice]:
     """Where the phases lie in a shared map; the last may end behind it.
@@ -64,18 +64,21 @@ def features(net: tf.Tensor, plan: NetworkPlan) -> tf.Tensor:
 
   Args:
     net: [batch, row, column, plan.input_depth], its size being geometry.input_size() of some number
-      of blocks (1 for a single patch) in each direction; intensity in [0, 1], masks between.
+      of blocks (1 for a single patch) in each direction; intensity in [0, 1], masks between. The
+      graph need not know the first three.
     plan: the network.
 
   Returns:
     [batch, row, column, plan.output_depth]: the patches' outputs, joined as they lie in the image.
   """
   geometry = plan.spec.geometry
-  sizes = net.shape.as_list()[1:3]
+  sizes = shape_of(net)[1:3]
   rows, columns = (
-    _Blocks(count=geometry.num_blocks(size), output=geometry.output) for size in sizes
+    _Blocks(count=(size - geometry.patch) // geometry.output + 1, output=geometry.output)
+    for size in sizes
   )
-  assert sizes == [geometry.input_size(rows.count), geometry.input_size(columns.count)], sizes
+  for size, blocks in zip(sizes, (rows, columns), strict=True):
+    assert not isinstance(size, int) or size == geometry.input_size(blocks.count), size
   if plan.spec.projection_depth:
     net = model_util.projection(net, plan.spec.projection_depth)
   towers = [
@@ -86,7 +89,10 @@ def features(net: tf.Tensor, plan: NetworkPlan) -> tf.Tensor:
 
 
 def training_features(
-  net: tf.Tensor, plan: NetworkPlan, statistics: training_layers.BatchStatistics
+  net: tf.Tensor,
+  plan: NetworkPlan,
+  statistics: training_layers.BatchStatistics,
+  mask: tf.Tensor | None = None,
 ) -> tf.Tensor:
   """The features that the heads read, of a batch of training patches.
 
@@ -94,18 +100,18 @@ def training_features(
 
   Args:
     net: intensities, [batch, row, column, z], of a patch's size or a multiple of 16 pixels more.
-      Every image is there: all masks are 1.
     plan: the network.
     statistics: collects what batch norm finds in the batch.
+    mask: of all images, [batch, row, column]; None: all 1.
 
   Returns:
     [batch, row, column, plan.output_depth], geometry.margin smaller on each side.
   """
   geometry = plan.spec.geometry
   if plan.spec.projection_depth:
-    net = training_layers.projection(net, plan.spec.projection_depth)
+    net = training_layers.projection(net, plan.spec.projection_depth, mask)
   else:
-    net = model_util.with_masks(net)
+    net = model_util.with_masks(net, mask)
   towers = []
   for size, modules in zip(plan.spec.crops, plan.towers, strict=True):
     tower = crop(net, (geometry.patch - size) // 2)
@@ -139,19 +145,23 @@ def _to_phases(
   """Cuts a map that all patches share into the phases', stacked along batch (row phase slowest)."""
   slices = [blocks.phase_slices(nominal, scale) for blocks in (rows, columns)]
   lacking = [
-    max(s[-1].stop - size, 0) for s, size in zip(slices, net.shape.as_list()[1:3], strict=True)
+    _positive(s[-1].stop - size) for s, size in zip(slices, shape_of(net)[1:3], strict=True)
   ]
-  if any(lacking):
+  if any(isinstance(n, tf.Tensor) or n for n in lacking):
     net = tf.pad(net, [[0, 0], [0, lacking[0]], [0, lacking[1]], [0, 0]])
   phases = [net[:, r, c, :] for r in slices[0] for c in slices[1]]
   return tf.concat(phases, axis=0) if len(phases) > 1 else phases[0]
+
+
+def _positive(number: Any) -> Any:
+  return max(number, 0) if isinstance(number, int) else tf.maximum(number, 0)
 
 
 def _upper(net: tf.Tensor, plan: NetworkPlan, rows: _Blocks, columns: _Blocks) -> tf.Tensor:
   """What follows the concatenation, [batch, row, column, depth]."""
   output = rows.output
   nominal = plan.merged_size
-  batch = net.shape.as_list()[0] // (rows.phases * columns.phases)
+  batch = shape_of(net)[0] // (rows.phases * columns.phases)
   for module in plan.upper:
     if nominal == 2 * output:
       net = images_to_patches(net, nominal)

@@ -120,16 +120,25 @@ def _activations_gradient(
   ]
 
 
-def projection(net: tf.Tensor, depth: int) -> tf.Tensor:
-  """`model_util.projection` of intensities [batch, row, column, z] whose masks are all 1.
+def projection(net: tf.Tensor, depth: int, mask: tf.Tensor | None = None) -> tf.Tensor:
+  """`model_util.projection` of intensities [batch, row, column, z].
 
-  The weights that read masks then only add to the bias: half the input need not be made.
+  All images have one mask, so its weights can be added first: half the input need not be made.
+
+  Args:
+    net: the intensities.
+    depth: of the result.
+    mask: [batch, row, column]; None: all 1, and these weights only add to the bias.
   """
   num_z_values = net.shape.as_list()[-1]
   with tf.variable_scope('Conv'):
     weights = tf.reshape(make_weights(1, 1, 2 * num_z_values, depth), [num_z_values, 2, depth])
-    biases = make_biases(depth) + tf.reduce_sum(weights[:, 1], axis=0)
-    return tf.nn.bias_add(_multiply(net, weights[:, 0]), biases)
+    of_mask, biases = tf.reduce_sum(weights[:, 1], axis=0), make_biases(depth)
+    if mask is None:
+      return tf.nn.bias_add(_multiply(net, weights[:, 0]), biases + of_mask)
+    net = tf.concat([net, mask[..., tf.newaxis]], axis=-1)
+    read = tf.concat([weights[:, 0], of_mask[tf.newaxis]], axis=0)
+    return tf.nn.bias_add(_multiply(net, read), biases)
 
 
 def module(net: tf.Tensor, plan: ModulePlan, statistics: BatchStatistics) -> tf.Tensor:

@@ -1,0 +1,223 @@
+"""Fields of view spread over processes and machines, by Dask."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import logging as python_logging
+import os
+import threading
+from collections.abc import Iterator, Sequence
+from types import TracebackType
+from typing import Any, Self
+
+from absl import logging
+
+import isl
+from isl import quiet
+from isl.experiment import DaskWorkers
+from isl.field_record import FieldRecord
+from isl.field_run import FieldRun, Settings
+from isl.image_io import ImageFiles
+
+_SECONDS_TO_CONNECT = 10
+_SECONDS_BETWEEN_LINES = 10
+# How TensorFlow and NumPy are told how many threads to take.
+_THREAD_VARIABLES = ('TF_NUM_INTRAOP_THREADS', 'OMP_NUM_THREADS', 'OPENBLAS_NUM_THREADS')
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Done:
+  """A field of view that need not be waited for any more.
+
+  Attributes:
+    number: of the field of view.
+    result: its record, or why there is none.
+    worker: who did it.
+  """
+
+  number: int
+  result: FieldRecord | Exception
+  worker: str
+
+
+class Workers:
+  """Dask's workers, as a context manager: those of a cluster, or processes of this machine."""
+
+  def __init__(self, workers: DaskWorkers):
+    """Starts nothing yet.
+
+    Raises:
+      ValueError: Dask is not installed.
+    """
+    try:
+      import distributed
+    except ImportError as e:
+      raise ValueError(
+        f'--dask_scheduler and --dask_workers need {e.name}, which is not installed: pip install'
+        " 'isl[dask]'"
+      ) from e
+    del distributed
+    self._workers = workers
+    self._stack = contextlib.ExitStack()
+    self._client: Any = None
+
+  def __enter__(self) -> Self:
+    """Connects, or starts processes.
+
+    Raises:
+      ValueError: the scheduler cannot be reached.
+    """
+    # It tells of every process that comes and goes.
+    python_logging.getLogger('distributed').setLevel(python_logging.CRITICAL)
+    try:
+      if self._workers.scheduler is None:
+        address = self._stack.enter_context(_local_cluster(self._workers.num_local or 1))
+      else:
+        address = self._workers.scheduler
+      self._client = self._stack.enter_context(_client(address))
+    except BaseException:
+      self._stack.close()
+      raise
+    return self
+
+  def __exit__(
+    self,
+    kind: type[BaseException] | None,
+    error: BaseException | None,
+    traceback: TracebackType | None,
+  ) -> None:
+    self._stack.close()
+
+  def label(self, settings: Settings, fields: Sequence[ImageFiles]) -> Iterator[Done]:
+    """Labels fields of view, and yields each as soon as it is done.
+
+    What a lost worker had begun, another does.
+
+    Args:
+      settings: of the run; its paths are those of all machines.
+      fields: of view.
+
+    Raises:
+      ValueError: a worker has no isl, or another version.
+    """
+    import distributed
+
+    self._wait_for_workers()
+    key = os.urandom(8).hex()
+    futures = {
+      self._client.submit(_label, key, settings, field, pure=False, key=f'{key}-{number}'): number
+      for number, field in enumerate(fields)
+    }
+    there = self._names()
+    for future in distributed.as_completed(futures, loop=self._client.loop):
+      lost = there - (now := self._names())
+      if lost:
+        logging.warning('Lost %s; what they had begun, others do', ', '.join(sorted(lost)))
+      there = now
+      yield self._done(future, futures[future])
+
+  def _done(self, future: Any, number: int) -> Done:
+    import distributed
+
+    try:
+      result, worker = future.result()
+    except distributed.KilledWorker as e:
+      result, worker = OSError(f'it was begun by several workers, which were all lost: {e}'), ''
+    future.release()
+    return Done(number=number, result=result, worker=worker)
+
+  def _names(self) -> set[str]:
+    """Addresses of the workers that there are."""
+    return set(self._client.scheduler_info(n_workers=-1)['workers'])
+
+  def _wait_for_workers(self) -> None:
+    """Waits for the first, and checks all that there are."""
+    import distributed
+
+    while not self._names():
+      logging.info('Waiting for a worker of the Dask scheduler %s', self._workers.scheduler)
+      with contextlib.suppress(TimeoutError, distributed.TimeoutError):
+        self._client.wait_for_workers(1, timeout=_SECONDS_BETWEEN_LINES)
+    try:
+      # Before this module is, which loads TensorFlow.
+      versions = self._client.run(quiet.load, __name__)
+    except Exception as e:
+      # Whatever a worker raises that cannot import what it is to run.
+      raise ValueError(
+        f'the workers of Dask cannot run isl {isl.__version__}: {e}; expected the same environment'
+        ' as here'
+      ) from e
+    for address, version in versions.items():
+      if version != isl.__version__:
+        raise ValueError(
+          f'the Dask worker {address} has isl {version}, expected {isl.__version__} as here'
+        )
+
+
+@contextlib.contextmanager
+def _local_cluster(count: int) -> Iterator[str]:
+  """Processes of this machine, which divide its cores; yields their scheduler's address."""
+  import distributed
+
+  threads = str(max(1, len(os.sched_getaffinity(0)) // count))
+  logging.info('Starting %d processes of %s threads', count, threads)
+  with distributed.LocalCluster(
+    n_workers=count,
+    threads_per_worker=1,
+    processes=True,
+    # What a field of view takes is known, and what Dask would do about it is to end the process.
+    memory_limit=0,
+    dashboard_address=None,
+    silence_logs=python_logging.CRITICAL,
+    env=dict.fromkeys(_THREAD_VARIABLES, threads) | {'TF_CPP_MIN_LOG_LEVEL': '3'},
+  ) as cluster:
+    yield cluster.scheduler_address
+
+
+@contextlib.contextmanager
+def _client(address: str) -> Iterator[Any]:
+  import distributed
+
+  try:
+    client = distributed.Client(address, timeout=_SECONDS_TO_CONNECT, set_as_default=False)
+  except (OSError, ValueError) as e:
+    raise ValueError(
+      f'--dask_scheduler {address!r} cannot be reached ({type(e).__name__}); expected the address'
+      ' of a Dask scheduler that runs, as in tcp://host:8786'
+    ) from e
+  with client:
+    yield client
+
+
+# In the workers.
+
+_lock = threading.Lock()
+_current: tuple[str, FieldRun] | None = None
+
+
+def _label(key: str, settings: Settings, field: ImageFiles) -> tuple[FieldRecord | Exception, str]:
+  """Labels a field of view; returns its record, or what went wrong, and who did it."""
+  import distributed
+
+  # A process has one network, and may have several threads.
+  with _lock:
+    try:
+      result: FieldRecord | Exception = _field_run(key, settings).label(field, None)
+    except (ValueError, OSError) as e:
+      # Not itself, since what it holds may not be sendable.
+      result = (OSError if isinstance(e, OSError) else ValueError)(str(e))
+  return result, distributed.get_worker().address
+
+
+def _field_run(key: str, settings: Settings) -> FieldRun:
+  """This process's, which has loaded the checkpoint once."""
+  global _current
+  if _current is None or _current[0] != key:
+    if _current is not None:
+      _current[1].labeler.close()
+    base = settings.experiment.base_directory
+    if not base.is_dir():
+      raise ValueError(f'{str(base)!r} is not there on this worker; expected a shared file system')
+    _current = key, FieldRun(settings)
+  return _current[1]

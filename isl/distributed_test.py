@@ -1,0 +1,210 @@
+"""Trainings on many machines: real servers, workers and kills, on loopback."""
+
+from __future__ import annotations
+
+import re
+import signal
+
+import pytest
+
+from isl import checkpoints, distributed_testing, testing
+
+
+@pytest.fixture(scope='module', autouse=True)
+def shallow():
+  with pytest.MonkeyPatch.context() as monkeypatch:
+    testing.make_fovea_shallow(monkeypatch)
+    yield
+
+
+@pytest.fixture(scope='module')
+def images(tmp_path_factory):
+  folder = tmp_path_factory.mktemp('images')
+  testing.write_image_set(folder, rows=160, columns=160)
+  return folder
+
+
+@pytest.fixture
+def make_machines(images, tmp_path):
+  made = []
+
+  def make(*flags, servers=1, workers=2):
+    base = tmp_path / f'base{len(made)}'
+    made.append(
+      distributed_testing.Machines(images, base, servers=servers, workers=workers, flags=flags)
+    )
+    return made[-1]
+
+  yield make
+  for machines in made:
+    machines.kill_all()
+
+
+def _steps_done(log):
+  """How many steps a worker did."""
+  return int(re.search(r'Worker \d of \d did (\d+) steps', log)[1])
+
+
+class TestAsynchronous:
+  """One parameter server and two workers, of which one is killed, and comes back."""
+
+  @pytest.fixture(scope='class')
+  def run(self, images, tmp_path_factory):
+    machines = distributed_testing.Machines(
+      images,
+      tmp_path_factory.mktemp('base'),
+      servers=1,
+      workers=2,
+      flags=['--learning_rate=2e-3', '--save_interval_secs=2'],
+    )
+    try:
+      own = f'--master=grpc://{machines.worker_hosts[0]}'
+      chief = machines.worker(0, own, '--ps_tasks=1')
+      # The same in both ways, which may be mixed.
+      killed = machines.from_environment('worker', 1)
+      chief.wait_for('Waiting for parameter servers: ' + machines.ps_hosts[0])
+      server = machines.server(0)
+      killed.wait_for(r'step \d+: ')
+      chief.wait_for(r'step \d+: ')
+      killed.kill()
+      before = machines.steps_saved()[-1]
+      # Alone, it goes on.
+      chief.wait_for('Saved', count=chief.log.count('Saved') + 2)
+      after = machines.steps_saved()[-1]
+      again = machines.worker(1)
+      again.wait_for(r'step \d+: ', count=2)
+      chief.process.send_signal(signal.SIGTERM)
+      statuses = [machine.end() for machine in (chief, again, server)]
+    finally:
+      machines.kill_all()
+    return {
+      'machines': machines,
+      'chief': chief,
+      'killed': killed,
+      'again': again,
+      'server': server,
+      'statuses': statuses,
+      'alone': (before, after),
+    }
+
+  def test_all_end_with_the_chief(self, run):
+    assert run['statuses'] == [0, 0, 0]
+    assert 'Stopped by SIGTERM' in run['chief'].log
+    assert all('The chief is done' in run[name].log for name in ('again', 'server'))
+
+  def test_the_steps_of_both_count(self, run):
+    own, of_other = (_steps_done(run[name].log) for name in ('chief', 'again'))
+    assert own > 0 and of_other > 0
+    last = run['machines'].steps_saved()[-1]
+    assert last > own
+    # Without those of the killed one, and a few that came after the last was saved.
+    assert own + of_other < last + 20
+
+  def test_the_others_go_on_without_a_killed_worker(self, run):
+    before, after = run['alone']
+    assert after > before
+
+  def test_loss_falls(self, run):
+    losses = [loss for _, loss in run['chief'].losses()]
+    assert losses[-1] < losses[0] - 0.01
+
+  def test_only_the_chief_writes(self, run):
+    assert 'Saved' in run['chief'].log
+    assert 'Saved' not in run['killed'].log + run['again'].log + run['server'].log
+    folder = run['machines'].base / 'train'
+    checkpoint = checkpoints.Checkpoint(checkpoints.find_newest(folder))
+    checkpoint.verify()
+    assert len(list(folder.glob('events.*'))) == 1
+
+  def test_a_training_that_is_done_ends_its_servers(self, run):
+    machines = run['machines']
+    server, chief = machines.server(0), machines.worker(0, '--number_of_steps=1')
+    assert (chief.end(), server.end()) == (0, 0)
+    assert 'Nothing to do' in chief.log
+
+
+def test_synchronous(make_machines):
+  machines = make_machines('--number_of_steps=12', '--sync_replicas', '--random_seed=3', servers=2)
+  servers = [machines.server(0), machines.from_environment('ps', 1)]
+  workers = [machines.worker(0), machines.worker(1)]
+  assert [machine.end() for machine in (*workers, *servers)] == [0] * 4
+  # A step is of one batch of each.
+  assert [_steps_done(worker.log) for worker in workers] == [12, 12]
+  assert machines.steps_saved()[-1] == 12
+  # With the same seed, they have different crops.
+  first = [worker.losses()[0] for worker in workers]
+  assert first[0][0] == first[1][0] and first[0][1] != first[1][1]
+
+
+def test_a_signal_ends_who_waits(make_machines):
+  machines = make_machines()
+  worker = machines.worker(1)
+  worker.wait_for('Waiting for parameter servers')
+  worker.process.send_signal(signal.SIGTERM)
+  assert worker.end() == 0
+  assert 'Stopped by SIGTERM' in worker.log
+
+
+def test_taken_port(make_machines):
+  machines = make_machines()
+  server = machines.server(0)
+  server.wait_for('listens on')
+  second = machines.server(0)
+  assert second.end() == 1
+  assert re.search(
+    rf'isl-launch: port \d+ of {machines.ps_hosts[0]} cannot be listened on', second.log
+  )
+  server.process.send_signal(signal.SIGINT)
+  assert server.end() == 130
+
+
+@pytest.mark.soak
+def test_lost_servers_and_chiefs(make_machines):
+  """kill -9 of the parameter server, then of the chief: each time the newest checkpoint goes on."""
+  machines = make_machines('--save_interval_secs=2')
+  server, chief, other = machines.server(0), machines.worker(0), machines.worker(1)
+  chief.wait_for('Saved', count=3)
+  other.wait_for(r'step \d+: ')
+  server.kill()
+  saved = machines.steps_saved()[-1]
+  server = machines.server(0)
+  assert int(chief.wait_for(r'Resuming from \S+, step (\d+)')[1]) >= saved
+  chief.wait_for('Saved', count=chief.log.count('Saved') + 2)
+  other.wait_for(r'step \d+: ', count=len(other.losses()) + 2)
+  chief.kill()
+  saved = machines.steps_saved()[-1]
+  # The others go on without it.
+  other.wait_for(r'step \d+: ', count=len(other.losses()) + 2)
+  chief = machines.worker(0)
+  assert int(chief.wait_for(r'Resuming from \S+, step (\d+)')[1]) >= saved
+  chief.wait_for('Saved', count=2)
+  chief.process.send_signal(signal.SIGTERM)
+  assert [machine.end() for machine in (chief, other, server)] == [0, 0, 0]
+  assert machines.steps_saved()[-1] > saved
+  checkpoints.Checkpoint(checkpoints.find_newest(machines.base / 'train')).verify()
+
+
+@pytest.mark.soak
+def test_a_lost_worker_of_a_synchronous_training(make_machines):
+  machines = make_machines('--number_of_steps=100', '--sync_replicas', '--save_interval_secs=2')
+  server, chief, other = machines.server(0), machines.worker(0), machines.worker(1)
+  other.wait_for(r'step \d+: ')
+  chief.wait_for('Saved', count=2)
+  other.kill()
+  again = machines.worker(1)
+  assert [machine.end() for machine in (chief, again, server)] == [0, 0, 0]
+  assert machines.steps_saved()[-1] == 100
+
+
+@pytest.mark.soak
+def test_two_signals_end_who_waits_in_a_step(make_machines):
+  machines = make_machines('--sync_replicas')
+  server, chief, other = machines.server(0), machines.worker(0), machines.worker(1)
+  chief.wait_for(r'step \d+: ')
+  other.kill()
+  chief.process.send_signal(signal.SIGTERM)
+  chief.wait_for('a second signal stops at once')
+  chief.process.send_signal(signal.SIGTERM)
+  assert chief.end() == 128 + signal.SIGTERM
+  server.process.send_signal(signal.SIGTERM)
+  server.end()
