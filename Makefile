@@ -28,6 +28,7 @@ lint: $(INSTALLED)
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+	$(BIN)/mypy --follow-imports=silent benchmarks/distributed.py
 
 soak: $(INSTALLED)
 	$(BIN)/python -m pytest -m soak

@@ -143,8 +143,14 @@ _SHARDS = '--dataset_pattern=/no/such/shard-%d'
     (['--dataset_pattern=shard'], "--dataset_pattern must have one %d .*'shard'"),
     (['--dataset_pattern=%s%d'], "--dataset_pattern must have one %d .*'%s%d'"),
     (['--dataset_pattern=5%'], "--dataset_pattern must have one %d .*'5%'"),
-    ([_SHARDS, '--dataset_num_shards=1'], '--dataset_num_shards 1 leaves none for --mode TRAIN: of eight'),
-    ([_SHARDS, '--dataset_num_shards=1', '--mode=EVAL_TRAIN'], 'leaves none for --mode EVAL_TRAIN: of eight'),
+    (
+      [_SHARDS, '--dataset_num_shards=1'],
+      '--dataset_num_shards 1 leaves none for --mode TRAIN: of eight',
+    ),
+    (
+      [_SHARDS, '--dataset_num_shards=1', '--mode=EVAL_TRAIN'],
+      'leaves none for --mode EVAL_TRAIN: of eight',
+    ),
     ([_SHARDS, '--nois_recordio'], '--is_recordio must be true: shards are TFRecord files'),
   ],
 )
@@ -181,7 +187,7 @@ _HOSTS = ('--ps_hosts=a:1', '--worker_hosts=b:1,c:1')
         ('--sync_replicas', '--sync_replicas'),
       )
     ),
-    (['--mode=PS', *_HOSTS, '--master=grpc://a:1'], "--master goes with --mode TRAIN, not PS; got"),
+    (['--mode=PS', *_HOSTS, '--master=grpc://a:1'], '--master goes with --mode TRAIN, not PS; got'),
     (['--export_format=ONNX'], '--export_format goes with --mode EXPORT, not TRAIN'),
     (['--dask_workers=2'], '--dask_workers goes with --metric INFER_FULL and --mode EVAL_EVAL'),
     (['--dask_scheduler=tcp://a:1'], '--dask_scheduler goes with --metric INFER_FULL and'),

@@ -64,9 +64,10 @@ ROOMS = (
   ('isl.field_prediction', 'isl.fields'),
   ('isl.field_labeling', 'isl.field_record'),
   ('isl.run_results', 'isl.calibration_fit', 'isl.predictor', 'isl.export_graph'),
-  ('isl.onnx_export', 'isl.field_run'),
-  ('isl.dask_fields',),
+  ('isl.onnx_export',),
   ('isl',),  # The package itself, which has the Predictor.
+  ('isl.field_run', 'isl.dask_start'),
+  ('isl.dask_fields',),
   ('isl.training_hooks', 'isl.training_summaries', 'isl.cluster_session', 'isl.first_values'),
   (
     'isl.train',

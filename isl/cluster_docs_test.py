@@ -263,7 +263,7 @@ def test_dask_jobqueue(cluster):
   assert experiment.dask is not None
   scheduler = experiment.dask.scheduler
   submitted = set(cluster.recorded('sbatch'))
-  assert len(cluster.recorded('sbatch')) == int(re.search(r'jobs=(\d+)', _DASK)[1])
+  assert len(cluster.recorded('sbatch')) == int(*re.findall(r'jobs=(\d+)', _DASK))
   # But for the numbers of the workers, the printed one.
   anonymous = {re.sub(r'--name \S+', '--name dummy-name', job) for job in submitted}
   (job,) = anonymous
@@ -273,7 +273,7 @@ def test_dask_jobqueue(cluster):
   *_, command = job.strip().splitlines()
   assert f'distributed.cli.dask_worker {scheduler} ' in command and '--nthreads 1 ' in command
   # What the page says of it.
-  quoted = re.search(r'^    (#!/usr/bin/env bash\n.*?)^    \S+/python', _PAGE, re.M | re.S)[1]
+  (quoted,) = re.findall(r'^    (#!/usr/bin/env bash\n.*?)^    \S+/python', _PAGE, re.M | re.S)
   assert set(textwrap.dedent(f'    {quoted}').split('\n')) <= set(job.split('\n'))
 
 
@@ -285,9 +285,14 @@ def test_tables_are_those_of_the_benchmark():
     check=True,
     timeout=120,
   )
-  printed = [re.findall(r"[\d.]+", line) for line in done.stdout.splitlines() if re.match(r" *\d", line)]
-  rows = [re.findall(r'[\d.]+', line) for line in _PAGE.splitlines() if re.match(r'\| \d', line)]
+  printed = _rows(done.stdout, r' *\d')
+  rows = _rows(_PAGE, r'\| \d')
   assert rows == printed and len(rows) > 10
+
+
+def _rows(text: str, start: str) -> list[list[str]]:
+  """The numbers of the lines that start so."""
+  return [re.findall(r'[\d.]+', line) for line in text.splitlines() if re.match(start, line)]
 
 
 def _first_free_port(count: int) -> int:
@@ -320,7 +325,8 @@ def test_slurm_script_trains(cluster, tmp_path):
   testing.write_image_set(images, rows=160, columns=160)
   flags = ['--model=FOVEA', '--base_depth=6', '--num_z_values=3', '--loss_crop_size=130']
   environment = cluster.environment(
-    **_slurm(1, 3, BASE=base, IMAGES=images, FIRST_PORT=_first_free_port(3)) | {'SLURM_JOB_NODELIST': 'localhost'}
+    **_slurm(1, 3, BASE=base, IMAGES=images, FIRST_PORT=_first_free_port(3))
+    | {'SLURM_JOB_NODELIST': 'localhost'}
   )
 
   def train(*more: str, stop_after: str | None = None) -> tuple[int, str]:

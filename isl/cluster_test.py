@@ -94,7 +94,7 @@ def test_single_process_needs_no_cluster(job):
     (_config({'worker': ['a:1'], 'ps': ['c:1']}, 'chief'), 'it has worker, ps'),
     (_config({'worker': ['a:1'], 'ps': ['c:1']}, None), 'a None, which its cluster lacks'),
     (_config({'worker': ['a:1'], 'ps': ['c:1']}, ['worker']), "a ['worker'], which its cluster"),
-    (_config({'worker': ['a:1', 'b:1'], 'ps': ['c:1']}, 'worker', 2), "has the index 2; its cluste"),
+    (_config({'worker': ['a:1', 'b:1'], 'ps': ['c:1']}, 'worker', 2), "has the index 2; its"),
     (_config({'worker': ['a:1', 'b:1'], 'ps': ['c:1']}, 'worker', 2), "has 'worker' from 0 to 1"),
     (_config({'worker': ['a:1'], 'ps': ['c:1']}, 'worker', -1), 'has the index -1'),
     (_config({'worker': ['a:1'], 'ps': ['c:1']}, 'worker', None), 'has the index None'),
@@ -108,7 +108,7 @@ def test_single_process_needs_no_cluster(job):
   ],
 )  # fmt: skip
 def test_error_of_the_environment(text, words):
-  with pytest.raises(ValueError, match='^TF_CONFIG') as caught:
+  with pytest.raises(ValueError, match=r'^TF_CONFIG') as caught:
     cluster.from_tf_config(text)
   assert words in str(caught.value)
   assert '\n' not in str(caught.value)
@@ -137,7 +137,7 @@ def test_what_is_no_address(host):
   ],
 )
 def test_error_of_flags(arguments, words):
-  with pytest.raises(ValueError, match='^--') as caught:
+  with pytest.raises(ValueError, match=r'^--') as caught:
     _from_hosts(**arguments)
   assert words in str(caught.value)
 
@@ -152,6 +152,6 @@ def test_error_of_flags(arguments, words):
 )
 def test_list_that_is_missing(arguments, words, is_ps):
   """Whichever process it is: a server without workers would wait for ever."""
-  with pytest.raises(ValueError, match='^--ps_hosts and --worker_hosts') as caught:
+  with pytest.raises(ValueError, match=r'^--ps_hosts and --worker_hosts') as caught:
     _from_hosts(**arguments, is_ps=is_ps)
   assert words in str(caught.value)

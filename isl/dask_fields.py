@@ -14,7 +14,6 @@ from typing import Any, Self
 from absl import logging
 
 import isl
-from isl import quiet
 from isl.experiment import DaskWorkers
 from isl.field_record import FieldRecord
 from isl.field_run import FieldRun, Settings
@@ -135,13 +134,16 @@ class Workers:
     """Waits for the first, and checks all that there are."""
     import distributed
 
+    from isl import dask_start
+
     while not self._names():
       logging.info('Waiting for a worker of the Dask scheduler %s', self._workers.scheduler)
       with contextlib.suppress(TimeoutError, distributed.TimeoutError):
         self._client.wait_for_workers(1, timeout=_SECONDS_BETWEEN_LINES)
     try:
+      versions = self._client.run(dask_start.version)
       # Before this module is, which loads TensorFlow.
-      versions = self._client.run(quiet.load, __name__)
+      self._client.register_plugin(dask_start.Start(__name__))
     except Exception as e:
       # Whatever a worker raises that cannot import what it is to run.
       raise ValueError(
@@ -161,6 +163,8 @@ def _local_cluster(count: int) -> Iterator[str]:
   import distributed
 
   threads = str(max(1, len(os.sched_getaffinity(0)) // count))
+  # Of what a killed process leaves behind; the system tidies it up.
+  os.environ.setdefault('PYTHONWARNINGS', 'ignore:resource_tracker:UserWarning')
   logging.info('Starting %d processes of %s threads', count, threads)
   with distributed.LocalCluster(
     n_workers=count,

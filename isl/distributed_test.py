@@ -26,7 +26,7 @@ def images(tmp_path_factory):
 
 @pytest.fixture
 def make_machines(images, tmp_path):
-  made = []
+  made: list[distributed_testing.Machines] = []
 
   def make(*flags, servers=1, workers=2):
     base = tmp_path / f'base{len(made)}'
@@ -42,7 +42,8 @@ def make_machines(images, tmp_path):
 
 def _steps_done(log):
   """How many steps a worker did."""
-  return int(re.search(r'Worker \d of \d did (\d+) steps', log)[1])
+  (steps,) = re.findall(r'Worker \d of \d did (\d+) steps', log)
+  return int(steps)
 
 
 class TestAsynchronous:

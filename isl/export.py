@@ -34,7 +34,7 @@ from isl.experiment import Experiment, ExportFormat
 from isl.export_graph import INPUT, ExportedGraph
 
 _PREDICT, _DESCRIBE = 'predict', 'describe'
-_ONNX, _RECORD = 'model.onnx', 'run.json'
+_SAVED_MODEL, _ONNX, _RECORD = 'saved_model.pb', 'model.onnx', 'run.json'
 
 
 def run(experiment: Experiment) -> None:
@@ -46,7 +46,7 @@ def run(experiment: Experiment) -> None:
   """
   assert experiment.export is not None
   is_onnx = experiment.export.format is ExportFormat.ONNX
-  name = _ONNX if is_onnx else tf.saved_model.constants.SAVED_MODEL_FILENAME_PB
+  name = _ONNX if is_onnx else _SAVED_MODEL
   if is_onnx:
     onnx_export.require()
   checkpoint = Checkpoint(checkpoints.find_newest(experiment.checkpoint_directory))
@@ -64,7 +64,7 @@ def run(experiment: Experiment) -> None:
   step = checkpoint.describe().global_step
   folder = experiment.export.directory / str(step)
   logging.info('Checkpoint %s, step %d', checkpoint.prefix, step)
-  with folders.whole_folder(folder, lambda older: _is_export(older, name)) as partial:
+  with folders.whole_folder(folder, lambda older: _may_replace(older, name)) as partial:
     if is_onnx:
       onnx_export.write(graph, partial / name, _description(graph))
     else:
@@ -74,9 +74,25 @@ def run(experiment: Experiment) -> None:
   logging.info('Wrote %s', folder)
 
 
-def _is_export(folder: pathlib.Path, name: str) -> bool:
-  """Whether a folder is an older export of the same format, which is replaced."""
-  return all((folder / inside).is_file() for inside in (_RECORD, name))
+def _may_replace(folder: pathlib.Path, name: str) -> bool:
+  """Whether a folder is an older export, which is replaced.
+
+  Args:
+    folder: has something in it.
+    name: of the new export's model.
+
+  Raises:
+    ValueError: it is an export of the other format, which may still be wanted.
+  """
+  if not (folder / _RECORD).is_file():
+    return False
+  for other in {_SAVED_MODEL, _ONNX} - {name}:
+    if (folder / other).is_file():
+      raise ValueError(
+        f'{str(folder)!r} has a {other} of an older export, which a {name} will not replace; give'
+        ' each --export_format an --export_directory of its own'
+      )
+  return (folder / name).is_file()
 
 
 def _description(graph: ExportedGraph) -> dict[str, Any]:

@@ -19,7 +19,7 @@ INPUT = 'transmission'
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ExportedGraph:
-  """A network that is predicted with, as a graph of any crop's size.
+  """A network that is predicted with, as a graph for z-stacks of any size.
 
   Attributes:
     plan: the network.
@@ -44,8 +44,10 @@ class ExportedGraph:
     depth = self.plan.input_depth // 2
     return tf.placeholder(tf.float32, [None, None, None, depth], name=INPUT)
 
-  def predict_whole(self, stacks: tf.Tensor) -> dict[str, tf.Tensor]:
-    """Computes all of a crop at once, for which memory grows with its area.
+  def predict(self, stacks: tf.Tensor) -> dict[str, tf.Tensor]:
+    """Computes predictions tile by tile: beside input and output, memory is constant.
+
+    Tiles have the shapes and the places that INFER_FULL gives them.
 
     Args:
       stacks: float32 [n, row, column, z], intensities in [0, 1].
@@ -53,14 +55,6 @@ class ExportedGraph:
     Returns:
       float32 [n, row, column] by `output_name`, a further axis for classes in DISTRIBUTION. The
       network's margin is missing on each side, and what makes no block at the bottom and right.
-    """
-    blocks = [self._num_blocks(size) for size in ops.shape_of(stacks)[1:3]]
-    return self._predict(self._cut(stacks, [0, 0], blocks))
-
-  def predict(self, stacks: tf.Tensor) -> dict[str, tf.Tensor]:
-    """`predict_whole`, tile by tile: beside input and output, memory is constant.
-
-    Tiles have the shapes and the places that INFER_FULL gives them.
     """
     patch = self.plan.spec.geometry.patch
     size = tf.shape(stacks)
@@ -107,25 +101,33 @@ class ExportedGraph:
 
   def _predict(self, stacks: tf.Tensor) -> dict[str, tf.Tensor]:
     """All outputs of a crop that is whole blocks."""
-    pictures = [s for s in self.statistics if s is not Statistic.DISTRIBUTION]
+    results: dict[str, tf.Tensor] = {}
     with tf.variable_scope('', custom_getter=self.checkpoint.custom_getter, reuse=tf.AUTO_REUSE):
       features = towers.features(model_util.with_masks(stacks), self.plan)
-      results = {}
       for key in self.keys:
         head = model_util.head_variables(self.plan.output_depth, key)
-        logits = model_util.head_logits(features, head)
-        size = ops.shape_of(logits)[:3]
-        flat = tf.reshape(logits, [-1, NUM_CLASSES])
-        # None of these looks at the truth.
-        nobody = tf.zeros([1], tf.int32)
-        for s, value in zip(
-          pictures, ops.distribution_statistics(flat, nobody, pictures), strict=True
-        ):
-          # Rounding may leave a little more than 1, or less than 0.
-          results[self.output_name(key, s)] = tf.clip_by_value(tf.reshape(value, size), 0, 1)
-        if Statistic.DISTRIBUTION in self.statistics:
-          name = self.output_name(key, Statistic.DISTRIBUTION)
-          results[name] = tf.reshape(tf.nn.softmax(flat), [*size, NUM_CLASSES])
+        # One after the other: the logits of one head are all that exist at a time.
+        with tf.control_dependencies(list(results.values())):
+          logits = model_util.head_logits(tf.identity(features), head)
+        results |= self._report(key, logits)
+    return results
+
+  def _report(self, key: ImageKey, logits: tf.Tensor) -> dict[str, tf.Tensor]:
+    """A label's outputs from its logits, [n, row, column, class]."""
+    pictures = [s for s in self.statistics if s is not Statistic.DISTRIBUTION]
+    size = ops.shape_of(logits)[:3]
+    flat = tf.reshape(logits, [-1, NUM_CLASSES])
+    # None of these looks at the truth.
+    nobody = tf.zeros([1], tf.int32)
+    values = ops.distribution_statistics(flat, nobody, pictures)
+    # Rounding may leave a little more than 1, or less than 0.
+    results = {
+      self.output_name(key, s): tf.clip_by_value(tf.reshape(value, size), 0, 1)
+      for s, value in zip(pictures, values, strict=True)
+    }
+    if Statistic.DISTRIBUTION in self.statistics:
+      name = self.output_name(key, Statistic.DISTRIBUTION)
+      results[name] = tf.reshape(tf.nn.softmax(flat), [*size, NUM_CLASSES])
     return results
 
   def _join(self, tiles: tf.Tensor, rows: _Direction, columns: _Direction) -> tf.Tensor:

@@ -164,7 +164,7 @@ def test_onnx_equals_inference(model, base_depth, sizes, tmp_path):
   session = onnxruntime.InferenceSession(folder / 'model.onnx')
   names = [output.name for output in session.get_outputs()]
   stacks = _stacks(sizes)
-  found = {}
+  found: dict[str, np.ndarray] = {}
   for name, stack in stacks.items():
     predicted = session.run(names, {'transmission': stack})
     found |= {f'{name}/{n}': value for n, value in zip(names, predicted, strict=True)}

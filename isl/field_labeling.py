@@ -189,9 +189,7 @@ class FieldLabeler:
       thumbnail=thumbnail,
     )
 
-  def fill(
-    self, prediction: FieldPrediction, layout: visualize.Layout, title: str | None
-  ) -> None:
+  def fill(self, prediction: FieldPrediction, layout: visualize.Layout, title: str | None) -> None:
     """Computes what panels, scores and files want of a field of view.
 
     Args:

@@ -47,7 +47,8 @@ def check_inference(mode: Mode, metric: Metric) -> None:
   if FLAGS.calibrate and FLAGS.infer_continuously:
     raise ValueError('--calibrate fits one checkpoint; it does not go with --infer_continuously')
   asks_all = Statistic.DISTRIBUTION.name in FLAGS.infer_statistics
-  if asks_all and mode is not Mode.EXPORT and FLAGS.prediction_format != PredictionFormat.OME_ZARR.name:
+  to_zarr = mode is Mode.EXPORT or FLAGS.prediction_format == PredictionFormat.OME_ZARR.name
+  if asks_all and not to_zarr:
     raise ValueError(
       '--infer_statistics DISTRIBUTION has 256 channels and needs --prediction_format OME_ZARR, not'
       f' {FLAGS.prediction_format}'

@@ -148,9 +148,7 @@ def test_capacity_and_threads_of_shards(shards, monkeypatch):
   for records in in_turn:
     assert [record for record in both if record in records] == records
   shuffled = _order(monkeypatch, *shards, '--data_batch_capacity=8', '--data_batch_num_threads=1')
-  assert any(
-    [record for record in shuffled if record in records] != records for records in in_turn
-  )
+  assert any([record for record in shuffled if record in records] != records for records in in_turn)
 
 
 class _Infer(testing.InferSetting):
@@ -167,8 +165,8 @@ def infer(tmp_path_factory):
 @pytest.mark.parametrize(
   ('flag', 'shapes'),
   [
-    # Tiles of 3 blocks: of four rows, the last is in a second tile.
-    ('--infer_size=3', {(1, 36 + 2 * 8, 36 + 2 * 8)}),
+    # At most 3 blocks: the four rows of blocks are in tiles of two, the six columns of three.
+    ('--infer_size=3', {(1, 36 + 1 * 8, 36 + 2 * 8)}),
     ('--infer_size=16', {(1, 36 + 3 * 8, 36 + 5 * 8)}),
     ('--infer_method=PATCHES', {(field_labeling.PATCHES_AT_ONCE, 36, 36)}),
   ],

@@ -38,8 +38,8 @@ def require() -> None:
 def write(graph: ExportedGraph, path: pathlib.Path, description: Mapping[str, Any]) -> None:
   """Writes a model, after it was compared with the graph that it is made of.
 
-  It computes all of an input at once. Its input and its outputs are named as those of the
-  SavedModel; the description is in its metadata, each value as JSON.
+  Its input and its outputs are named as those of the SavedModel; the description is in its
+  metadata, each value as JSON.
 
   Args:
     graph: of the predictions.
@@ -51,35 +51,54 @@ def write(graph: ExportedGraph, path: pathlib.Path, description: Mapping[str, An
     OSError: the file cannot be written.
   """
   import onnx
-  import tf2onnx
 
-  # It tells much of what it does.
-  logging.getLogger('tf2onnx').setLevel(logging.ERROR)
   with tf.Graph().as_default() as tf_graph:
-    stacks = graph.make_input()
-    outputs = {
-      name: tf.identity(tensor, name=name) for name, tensor in graph.predict_whole(stacks).items()
-    }
-    # Its own optimizer takes minutes, ten times as long as all else, and onnxruntime has one.
-    converted = tf2onnx.tfonnx.process_tf_graph(
-      tf_graph,
-      opset=_OPSET,
-      input_names=[stacks.name],
-      output_names=[tensor.name for tensor in outputs.values()],
-      tensors_to_rename={stacks.name: INPUT, **{t.name: n for n, t in outputs.items()}},
-    )
-    model = converted.make_model('in silico labeling')
-    for value in (*model.graph.input, *model.graph.output):
-      for axis, name in enumerate(('n', 'rows', 'columns')):
-        value.type.tensor_type.shape.dim[axis].dim_param = (
-          name if value.name == INPUT or name == 'n' else f'predicted_{name}'
-        )
+    # tf2onnx mistakes names within the loop over tiles for those of the graph, unless these are in
+    # a scope.
+    with tf.name_scope('whole'):
+      stacks = graph.make_input()
+      # A label may be called what a node cannot be.
+      outputs = {
+        name: tf.identity(tensor, name=f'output_{i}')
+        for i, (name, tensor) in enumerate(graph.predict(stacks).items())
+      }
+    model = _convert(tf_graph, {INPUT: stacks}, outputs)
     onnx.helper.set_model_props(model, {n: json.dumps(v) for n, v in description.items()})
     onnx.checker.check_model(model)
     encoded = model.SerializeToString()
     with tf.Session(graph=tf_graph) as session:
       _compare(graph, encoded, lambda stack: session.run(outputs, {stacks: stack}))
   path.write_bytes(encoded)
+
+
+def _convert(
+  tf_graph: tf.Graph, inputs: Mapping[str, tf.Tensor], outputs: Mapping[str, tf.Tensor]
+) -> Any:
+  """A ModelProto of a graph, whose inputs and outputs have these names."""
+  from tf2onnx import optimizer, tfonnx
+  from tf2onnx.optimizer.const_fold_optimizer import ConstFoldOptimizer
+  from tf2onnx.optimizer.identity_optimizer import IdentityOptimizer
+
+  # It tells much of what it does.
+  logging.getLogger('tf2onnx').setLevel(logging.ERROR)
+  converted = tfonnx.process_tf_graph(
+    tf_graph,
+    opset=_OPSET,
+    input_names=[tensor.name for tensor in inputs.values()],
+    output_names=[tensor.name for tensor in outputs.values()],
+    tensors_to_rename={t.name: name for name, t in (*inputs.items(), *outputs.items())},
+  )
+  # All of its passes take ten times as long as all else, and onnxruntime has its own. Without these
+  # two, a loop is not valid and convolutions transpose their weights.
+  passes = {'remove_identity': IdentityOptimizer, 'fold_constants': ConstFoldOptimizer}
+  optimized = optimizer.optimize_graph(converted, catch_errors=False, optimizers=passes)
+  model = optimized.make_model('in silico labeling')
+  for value in (*model.graph.input, *model.graph.output):
+    for axis, name in enumerate(('n', 'rows', 'columns')):
+      value.type.tensor_type.shape.dim[axis].dim_param = (
+        name if value.name in inputs or name == 'n' else f'predicted_{name}'
+      )
+  return model
 
 
 def _compare(graph: ExportedGraph, encoded: bytes, compute: Any) -> None:

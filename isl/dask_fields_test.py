@@ -1,0 +1,229 @@
+"""INFER_FULL on Dask's workers: real schedulers, workers and kills, on loopback."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import pathlib
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from isl import launch, testing
+
+_RUN = f'from {launch.__name__} import run; run()'
+_WELLS = [f'A{number}' for number in range(1, 5)]
+# What of a record is of when it was made.
+_TIMES = ('seconds', 'started', 'flags')
+
+
+@pytest.fixture(scope='module')
+def setting(tmp_path_factory):
+  return testing.InferSetting(launch.run, tmp_path_factory)
+
+
+@pytest.fixture(scope='module')
+def plate(setting):
+  folder = setting.new_folder()
+  testing.write_image_set(
+    folder, rows=setting.rows, columns=setting.columns, depths=3, wells=_WELLS
+  )
+  return folder
+
+
+def _process(flags, **environment):
+  with pytest.MonkeyPatch.context() as monkeypatch:
+    for name, value in environment.items():
+      monkeypatch.setenv(name, value)
+    return testing.python_process(_RUN, *flags)
+
+
+def _contents(folder):
+  """Of all files, by name, without times."""
+
+  def without_times(value):
+    if isinstance(value, dict):
+      return {k: without_times(v) for k, v in value.items() if k not in _TIMES}
+    return [without_times(v) for v in value] if isinstance(value, list) else value
+
+  result = {}
+  for name in testing.files_in(folder):
+    data = (folder / name).read_bytes()
+    if name == 'report.html':
+      # It has the flags, and when it was made.
+      continue
+    result[name] = without_times(json.loads(data)) if name.endswith('.json') else data
+  return result
+
+
+class TestLocalProcesses:
+  """Two processes of one thread beside one of one thread; one of the two is killed."""
+
+  @pytest.fixture(scope='class')
+  def here(self, setting, plate):
+    base = setting.new_folder()
+    flags = [*setting.flags(base, plate), '--infer_panels=TARGET']
+    outcome = testing.finish(_process(flags, TF_NUM_INTRAOP_THREADS='1', OMP_NUM_THREADS='1'))
+    assert outcome.status == 0, outcome.stderr
+    return testing.InferRun(base / 'eval_eval_infer' / '00001000', outcome)
+
+  @pytest.fixture(scope='class')
+  def spread(self, setting, plate):
+    base = setting.new_folder()
+    flags = [*setting.flags(base, plate), '--infer_panels=TARGET', '--dask_workers=2']
+    # As many threads each as there are cores for two: one, where there are two.
+    process = _process(flags)
+    killed = None
+    lines = []
+    assert process.stderr is not None
+    for line in process.stderr:
+      lines.append(line)
+      if killed is None and 'Field ' in line:
+        # The one that has labeled none yet, or the other: both have begun some.
+        killed = _workers_of(process.pid)[0]
+        os.kill(killed, signal.SIGKILL)
+    assert killed is not None, ''.join(lines)
+    outcome = testing.Outcome(status=process.wait(), stdout='', stderr=''.join(lines))
+    assert outcome.status == 0, outcome.stderr
+    return testing.InferRun(base / 'eval_eval_infer' / '00001000', outcome)
+
+  def test_nothing_is_missing(self, spread):
+    assert [
+      field['field'].count(f'well-{well},')
+      for field, well in zip(spread.record['fields'], _WELLS, strict=True)
+    ] == [1] * len(_WELLS)
+    assert not spread.record['failures']
+    assert (spread.folder / 'report.html').is_file()
+
+  def test_is_told(self, spread):
+    log = spread.outcome.stderr
+    assert not spread.outcome.error_lines
+    assert re.search(r'Lost tcp://\S+; what they had begun, others do', log)
+    assert len(re.findall(r'Field \d of 4: \S+, by tcp://', log)) == len(_WELLS)
+    assert "Pearson's r" in log and '4 of 4 fields done' in log
+
+  @pytest.mark.skipif(
+    len(os.sched_getaffinity(0)) // 2 != 1, reason='the processes have more threads here'
+  )
+  def test_same_files_to_the_byte(self, here, spread):
+    assert _contents(spread.folder) == _contents(here.folder)
+
+
+def _workers_of(pid):
+  """The processes that a program has started to label fields of view."""
+  children = [
+    int(path.parent.name)
+    for path in pathlib.Path('/proc').glob('[0-9]*/stat')
+    if _parent(path) == pid and b'spawn_main' in (path.parent / 'cmdline').read_bytes()
+  ]
+  assert children
+  return children
+
+
+def _parent(stat):
+  with contextlib.suppress(OSError):
+    return int(stat.read_text().rpartition(')')[2].split()[1])
+  return None
+
+
+class TestCluster:
+  """A scheduler and its worker, started by hand."""
+
+  @pytest.fixture(scope='class')
+  def cluster(self, tmp_path_factory):
+    """(the scheduler's address, how to start a worker)."""
+    folder = tmp_path_factory.mktemp('dask')
+    started = []
+
+    def start(module, *arguments):
+      process = subprocess.Popen(
+        [sys.executable, '-m', module, *arguments],
+        cwd=folder,
+        stderr=subprocess.DEVNULL,
+        env={**os.environ, 'PYTHONPATH': os.pathsep.join(sys.path)},
+      )
+      started.append(process)
+      return process
+
+    file = folder / 'scheduler.json'
+    start(
+      'distributed.cli.dask_scheduler',
+      '--host=127.0.0.1',
+      '--port=0',
+      '--no-dashboard',
+      f'--scheduler-file={file}',
+      '--no-show',
+    )
+    deadline = time.monotonic() + 60
+    while not file.exists() and time.monotonic() < deadline:
+      os.sched_yield()
+    address = json.loads(file.read_text())['address']
+
+    def start_worker():
+      return start(
+        'distributed.cli.dask_worker', address, '--nthreads=1', '--no-dashboard', '--no-nanny'
+      )
+
+    yield address, start_worker
+    for process in started:
+      process.kill()
+      process.wait()
+
+  def test_waits_for_workers_and_labels_with_them(self, setting, plate, cluster):
+    address, start_worker = cluster
+    base = setting.new_folder()
+    # Relative paths are those of who asks.
+    flags = [f for f in setting.flags(base, plate) if not f.startswith('--base')]
+    with contextlib.chdir(base):
+      process = _process([*flags, '--base_directory=out', f'--dask_scheduler={address}'])
+    assert process.stderr is not None
+    lines = []
+    for line in process.stderr:
+      lines.append(line)
+      if 'Waiting for a worker of the Dask scheduler' in line:
+        start_worker()
+    assert process.wait() == 0, ''.join(lines)
+    run = testing.InferRun(
+      base / 'out' / 'eval_eval_infer' / '00001000',
+      testing.Outcome(status=0, stdout='', stderr=''.join(lines)),
+    )
+    assert len(run.record['fields']) == len(_WELLS)
+
+
+def _error(setting, *flags):
+  return testing.run_in_process(launch.run, *setting.flags(setting.new_folder()), *flags).error
+
+
+def test_bad_input(setting):
+  message = _error(setting, '--dask_scheduler=tcp://127.0.0.1:1')
+  assert "--dask_scheduler 'tcp://127.0.0.1:1' cannot be reached" in message
+  message = _error(setting, '--dask_scheduler=nowhere://x')
+  assert "--dask_scheduler 'nowhere://x' cannot be reached" in message
+  assert 'exclude each other' in _error(setting, '--dask_scheduler=tcp://x:1', '--dask_workers=2')
+
+
+def test_without_dask(setting, monkeypatch):
+  monkeypatch.setitem(sys.modules, 'distributed', None)
+  assert "pip install 'isl[dask]'" in _error(setting, '--dask_workers=2')
+
+
+def test_ctrl_c(setting, plate):
+  """Ends the processes, too, and what is done is not lost."""
+  base = setting.new_folder()
+  process = _process([*setting.flags(base, plate), '--dask_workers=1'])
+  assert process.stderr is not None
+  workers = []
+  for line in process.stderr:
+    if 'Field 1 of 4' in line:
+      workers = _workers_of(process.pid)
+      process.send_signal(signal.SIGINT)
+      break
+  outcome = testing.finish(process)
+  assert outcome.status == 130 and 'Traceback' not in outcome.stderr, outcome.stderr
+  assert workers and not any(pathlib.Path(f'/proc/{worker}').exists() for worker in workers)
+  assert list((base / 'eval_eval_infer' / '00001000').glob('*/field.json'))
