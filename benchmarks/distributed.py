@@ -2,11 +2,10 @@
 
     python benchmarks/distributed.py
 
-Prints a table and, last, one JSON line. One parameter server and two workers, each limited to one
-thread of computation (TF_NUM_INTRAOP_THREADS=1), are processes of this machine. The first worker
-trains alone, then beside the second, which is then killed, and so on in turns: each time with two
-is compared with those with one before and after it. Steps are the parameter server's, so those of
-both workers. CPU shares are of one core.
+Prints a table and, last, one JSON line. One parameter server and two workers, each bound to a core
+of its own, are processes of this machine. The first worker trains alone, then beside the second,
+which is then killed, and so on in turns: each time with two is compared with those with one before
+and after it. Steps are the parameter server's, so those of both workers. CPU shares are of one core.
 
 The images are noise.
 """
@@ -51,13 +50,13 @@ class Process:
     step: the last that it spoke of; 0: of none.
   """
 
-  def __init__(self, folder: pathlib.Path, flags: list[str]):
-    """Starts it; what it writes is in the folder."""
+  def __init__(self, folder: pathlib.Path, flags: list[str], core: int | None = None):
+    """Starts it, to compute on one core or on all; what it writes is in the folder."""
     command = [sys.executable, '-P', '-m', 'isl.launch', *flags]
-    environment = {**os.environ, 'TF_NUM_INTRAOP_THREADS': '1', 'OMP_NUM_THREADS': '1'}
-    self._process = subprocess.Popen(
-      command, stderr=subprocess.PIPE, text=True, env=environment, cwd=folder
-    )
+    self._process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=folder)
+    if core is not None:
+      # By number of threads alone, operations would still run beside others.
+      os.sched_setaffinity(self._process.pid, {core})
     self._log: list[str] = []
     self.step = 0
     self._reader = threading.Thread(target=self._read, daemon=True)
@@ -129,16 +128,19 @@ def run(arguments: argparse.Namespace, folder: pathlib.Path) -> dict[str, list[d
     '--save_interval_secs=1000000',
     '--save_summaries_secs=1000000',
   ]
+  cores = sorted(os.sched_getaffinity(0))
+  if len(cores) < 2:
+    sys.exit('distributed: needs two cores, one for each worker')
   started = [Process(folder, [*flags, '--mode=PS'])]
   server = started[0]
   ones, twos = [], []
   try:
-    chief = Process(folder, [*flags, '--mode=TRAIN'])
+    chief = Process(folder, [*flags, '--mode=TRAIN'], cores[0])
     started.append(chief)
     chief.wait_for_step(0)
     ones.append(measure(chief, {'parameter server': server}, arguments.seconds))
     for _ in range(arguments.rounds):
-      second = Process(folder, [*flags, '--mode=TRAIN', '--task=1'])
+      second = Process(folder, [*flags, '--mode=TRAIN', '--task=1'], cores[1])
       started.append(second)
       second.wait_for_step(0)
       others = {'worker 1': second, 'parameter server': server}

@@ -91,6 +91,7 @@ TESTING = (
   'isl.microscope_testing',
   'isl.browser_testing',
   'isl.distributed_testing',
+  'isl.shard_testing',
 )
 
 BINARIES = ('isl.launch',)

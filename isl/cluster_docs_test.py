@@ -14,6 +14,7 @@ import sys
 import textwrap
 import threading
 
+import kubernetes_validate
 import pytest
 import yaml
 from absl.testing import flagsaver
@@ -211,24 +212,24 @@ class TestTfjob:
 
   def test_kinds(self, documents, replicas):
     assert documents['TFJob']['apiVersion'] == 'kubeflow.org/v1'
-    assert documents['PersistentVolumeClaim']['apiVersion'] == 'v1'
     assert replicas.keys() == {'PS', 'Chief', 'Worker'}
     assert replicas['Chief']['replicas'] == 1
 
   def test_pods(self, documents, replicas):
+    newest = kubernetes_validate.latest_version()
+    kubernetes_validate.validate(documents['PersistentVolumeClaim'], newest, strict=True)
     for replica in replicas.values():
       assert replica['restartPolicy'] in ('Always', 'OnFailure', 'Never', 'ExitCode')
-      pod = replica['template']['spec']
-      (container,) = pod['containers']
+      pod = {'apiVersion': 'v1', 'kind': 'Pod', 'metadata': {'name': 'isl'}, **replica['template']}
+      kubernetes_validate.validate(pod, newest, strict=True)
+      (container,) = pod['spec']['containers']
       # The one that is given a TF_CONFIG.
       assert container['name'] == 'tensorflow'
-      (volume,) = pod['volumes']
+      (volume,) = pod['spec']['volumes']
       claim = documents['PersistentVolumeClaim']['metadata']['name']
       assert volume['persistentVolumeClaim']['claimName'] == claim
       (mount,) = container['volumeMounts']
       assert mount['name'] == volume['name']
-      # Kubernetes takes no numbers here.
-      assert all(isinstance(x, str) for x in [*container['command'], container['env'][0]['value']])
 
   def test_commands(self, replicas):
     addresses = {

@@ -180,6 +180,8 @@ def _write_shard(
           )
           number += 1
         progress.add(1)
+      if not count:
+        writer.write(shard_examples.EMPTY)
   except tf.errors.OpError as e:
     raise OSError(f'{str(path)!r} cannot be written: {" ".join(e.message.split())}') from e
 

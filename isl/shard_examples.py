@@ -19,7 +19,9 @@ size. Features, of which that in brackets may be missing:
     range/low       float xm  the 0.1 percentile, as an intensity from 0 to 1
     range/high      float xm  the 99.9 percentile
 
-8-bit images were multiplied by 257 and keep their intensities exactly.
+8-bit images were multiplied by 257 and keep their intensities exactly. A shard to which no field
+of view belongs has one Example, whose only feature is the record (0, 0). One of no bytes is
+damaged.
 """
 
 from __future__ import annotations
@@ -132,6 +134,10 @@ def encode(
   }
   if pixel_size is not None:
     features['pixel_size'] = _floats(pixel_size)
+  return _serialize(features)
+
+
+def _serialize(features: Mapping[str, tf.train.Feature]) -> bytes:
   example = tf.train.Example(features=tf.train.Features(feature=features))
   # Else the features are in whatever order.
   data: bytes = example.SerializeToString(deterministic=True)
@@ -273,3 +279,7 @@ class _Features:
         raise DamagedError(f'{self._shown} has a range at z {depth!r}; {_WANTED}')
       by_kind[depth][channel] = (low, high)
     return Percentiles(inputs=by_kind[_STACK], targets=by_kind[MAXPROJECT])
+
+
+# All that a shard has to which no field of view belongs.
+EMPTY: bytes = _serialize({'record': _integers((0, 0))})

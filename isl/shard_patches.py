@@ -22,7 +22,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import tensorflow.compat.v1 as tf
 
-from isl import data_provider, shard_crops, shard_reading, training_data
+from isl import data_provider, shard_crops, shard_examples, shard_reading, training_data
 from isl.experiment import Corruption, Geometry, InputRange, Sampling, ShardReading
 from isl.image_io import ImageSet
 from isl.shard_reading import Record, Shards
@@ -216,6 +216,7 @@ class ShardPatches:
       )
       # What ends early is looked at more closely at its end: TensorFlow does not name it.
       read = tf.data.TFRecordDataset(path, kind).ignore_errors(log_warning=False)
+      read = read.filter(lambda data: tf.not_equal(data, shard_examples.EMPTY))
       end = tf.data.Dataset.from_tensors(('', True))
       examples = read.map(lambda data: (data, False)).concatenate(end).enumerate()
       return examples.map(lambda number, example: (shard, number, *example))

@@ -2,11 +2,9 @@
 
 import dataclasses
 import pathlib
-import threading
 
 import numpy as np
 import pytest
-import tensorflow.compat.v1 as tf
 
 from isl import (
   data_provider,
@@ -17,36 +15,35 @@ from isl import (
   testing,
   training_data,
 )
-from isl.experiment import Corruption, Geometry, InputRange, Sampling, ShardReading
+from isl.experiment import Corruption, InputRange
 from isl.image_io import ImageSet
 from isl.make_shards import Cut
-from isl.shard_patches import Preparation, ShardPatches
+from isl.shard_testing import (
+  CHANNELS,
+  GEOMETRY,
+  PER_CROP,
+  SAMPLING,
+  is_same,
+  make_patches,
+  read_batches,
+  write_images,
+  write_shards,
+)
 from isl.stack import input_stack, target_stack
 
-_GEOMETRY = Geometry(patch=20, output=4)
 _MARGIN = 8
-_NONE = Corruption(multiplier_std=0, offset_std=0, noise_std=0)
-_SAMPLING = Sampling(
-  crop_size=33, patch_stride=6, output_size=4, batch_size=2, num_threads=2, capacity=1
-)
-_PER_CROP = 3 * 3
-_CHANNELS = ('DAPI_CONFOCAL', 'MAP2_CONFOCAL', 'NFH_CONFOCAL')
-_WELLS = ('A1', 'A2', 'A3', 'B1', 'B2')
-_ROWS, _COLUMNS = 47, 60
 
 
 @pytest.fixture(scope='module')
 def images(tmp_path_factory) -> pathlib.Path:
   """A folder of five fields of view."""
-  folder = tmp_path_factory.mktemp('images')
-  testing.write_image_set(folder, rows=_ROWS, columns=_COLUMNS, wells=_WELLS, depths=5)
-  return folder
+  return write_images(tmp_path_factory.mktemp('images'))
 
 
 @pytest.fixture(scope='module')
 def whole(images, tmp_path_factory) -> list[pathlib.Path]:
   """Three shards of these."""
-  return _shards(tmp_path_factory.mktemp('whole'), images, 3)
+  return write_shards(tmp_path_factory.mktemp('whole'), images, 3)
 
 
 @pytest.fixture(scope='module')
@@ -55,72 +52,6 @@ def tiles(images, tmp_path_factory) -> list[pathlib.Path]:
   found = fields.find_in([images])[:1]
   pattern = str(tmp_path_factory.mktemp('tiles') / 't-%d')
   return make_shards.write_shards(found, pattern, 1, Cut(tile_size=26, overlap=_MARGIN))
-
-
-def _shards(folder: pathlib.Path, images: pathlib.Path, count: int) -> list[pathlib.Path]:
-  return make_shards.write_shards(fields.find_in([images]), str(folder / 's-%d'), count, Cut())
-
-
-def _patches(
-  paths,
-  *,
-  input_range=None,
-  stretch=(),
-  skip_corrupt=False,
-  num_threads=1,
-  batch_size=1,
-  capacity=1,
-  channels=_CHANNELS,
-  leave_out=False,
-  seed=1,
-  augment=False,
-  corruption=_NONE,
-  z=3,
-  shuffled=1,
-  **sampling,
-) -> ShardPatches:
-  return ShardPatches(
-    ShardReading(
-      paths=tuple(paths),
-      num_threads=num_threads,
-      batch_size=batch_size,
-      capacity=capacity,
-      skip_corrupt=skip_corrupt,
-    ),
-    Preparation(input_range=input_range, stretch_targets=stretch, leave_out_others=leave_out),
-    sampling=dataclasses.replace(_SAMPLING, capacity=shuffled, **sampling),
-    geometry=_GEOMETRY,
-    inputs=input_stack(z),
-    targets=target_stack(channels),
-    seed=seed,
-    augment=augment,
-    corruption=corruption,
-  )
-
-
-def _batches(patches: ShardPatches, count: int, size=_PER_CROP, first=0) -> list[list[np.ndarray]]:
-  """As a training reads them."""
-  with tf.Graph().as_default():
-    batches = patches.dataset(first, size, 2)
-    iterator = tf.data.make_initializable_iterator(batches)
-    batch = iterator.get_next()
-    assert [t.shape.as_list() for t in batch] == [
-      [size, *patches.input_shape],
-      [size, *patches.target_shape],
-      [size, patches.target_shape[-1]],
-      [size, *patches.input_shape[:2]],
-    ]
-    with tf.Session() as session:
-      session.run(iterator.initializer)
-      return [session.run(batch) for _ in range(count)]
-
-
-def _same(first, second) -> bool:
-  return all(
-    np.array_equal(a, b)
-    for one, other in zip(first, second, strict=True)
-    for a, b in zip(one, other, strict=True)
-  )
 
 
 def _padded(image_set: ImageSet) -> ImageSet:
@@ -133,10 +64,10 @@ def _padded(image_set: ImageSet) -> ImageSet:
 def _from_folder(image_set: ImageSet, *, seed, augment, corruption) -> training_data.Patches:
   return training_data.Patches(
     [[image_set]],
-    sampling=_SAMPLING,
-    geometry=_GEOMETRY,
+    sampling=SAMPLING,
+    geometry=GEOMETRY,
     inputs=input_stack(3),
-    targets=target_stack(_CHANNELS),
+    targets=target_stack(CHANNELS),
     seed=seed,
     augment=augment,
     corruption=corruption,
@@ -152,7 +83,7 @@ def test_every_patch_is_a_window_of_its_padded_field_of_view(kind, images, reque
   paths = request.getfixturevalue(kind)
   # What a folder gives of it.
   padded = [_padded(field.read()) for field in fields.find_in([images])]
-  batches = _batches(_patches(paths), 8)
+  batches = read_batches(make_patches(paths), 8)
   num_touching = 0
   for inputs, classes, target_masks, masks in batches:
     assert (target_masks == 1).all()
@@ -174,12 +105,12 @@ def test_every_patch_is_a_window_of_its_padded_field_of_view(kind, images, reque
       assert not light[mask == 0].any()
       target = data_provider.target_crop(
         image_set,
-        target_stack(_CHANNELS),
+        target_stack(CHANNELS),
         slice(row + _MARGIN, row + _MARGIN + 4),
         slice(column + _MARGIN, column + _MARGIN + 4),
       )
       np.testing.assert_array_equal(truth, data_provider.classes_of(target[:, :, 0, :, 0]))
-  assert 0 < num_touching < 8 * _PER_CROP
+  assert 0 < num_touching < 8 * PER_CROP
 
 
 def _light(image_set: ImageSet, position: int) -> np.ndarray:
@@ -188,14 +119,14 @@ def _light(image_set: ImageSet, position: int) -> np.ndarray:
 
 
 def test_crop_of_a_shard_is_the_crop_of_a_folder(whole, images):
-  patches = _patches(
+  patches = make_patches(
     whole, augment=True, corruption=Corruption(multiplier_std=0.1, offset_std=0.2, noise_std=0.1)
   )
   record = next(patches.shards.every_record())
   crop = patches._crop(record, 5)
   assert crop is not None
   (image_set,) = crop._folders[0]
-  batch = crop.batch(0, _PER_CROP)
+  batch = crop.batch(0, PER_CROP)
   masks = batch[3]
   # Flips and turns take the padding with them, and noise leaves it dark.
   assert 0 < masks.mean() < 1
@@ -207,7 +138,7 @@ def test_crop_of_a_shard_is_the_crop_of_a_folder(whole, images):
     seed=seed,
     augment=True,
     corruption=crop._corruption,
-  ).batch(0, _PER_CROP)
+  ).batch(0, PER_CROP)
   np.testing.assert_array_equal(batch[0], bare[0] * masks[..., np.newaxis])
   for ours, theirs in zip(batch[1:3], bare[1:3], strict=True):
     np.testing.assert_array_equal(ours, theirs)
@@ -231,7 +162,7 @@ def test_ranges_are_of_the_whole_field_of_view(tiles, images):
   stretch = ('DAPI_CONFOCAL',)
   field = fields.find_in([images])[0].read()
   prepared = data_provider.prepared(field, auto, stretch)
-  patches = _patches(tiles, input_range=auto, stretch=stretch)
+  patches = make_patches(tiles, input_range=auto, stretch=stretch)
   (image_set,) = patches._first_crop(0)._folders[0]
   for found, wanted in (
     (image_set.ranges, prepared.ranges),
@@ -244,185 +175,21 @@ def test_ranges_are_of_the_whole_field_of_view(tiles, images):
       )
 
 
-def test_stream_is_a_function_of_seed_and_first_patch(whole):
-  many = {'num_threads': 3, 'batch_size': 4, 'capacity': 4}
-  first, again, elsewhere, other = (
-    _batches(_patches(whole, seed=seed, **many), 4, first=start)
-    for seed, start in ((1, 0), (1, 0), (1, 8), (2, 0))
-  )
-  assert _same(first, again)
-  assert not _same(first, elsewhere)
-  assert not _same(first, other)
-
-
-def test_batches_for_evaluation_are_always_the_same(whole):
-  patches = _patches(whole)
-  first, again = (list(patches.batches(4, 3)) for _ in range(2))
-  assert _same(first, again)
-  assert _same(first, list(_patches(whole).batches(4, 3)))
-
-
-def _wells(patches: ShardPatches, count: int, monkeypatch) -> list[str]:
-  """The fields of view that crops are of, in the order in which they are drawn."""
-  drawn: dict[int, str] = {}
-  crop = patches._crop
-
-  def noting(record, *number):
-    drawn[number[0]] = record.decode().files.name.partition('well-')[2][:2]
-    return crop(record, *number)
-
-  monkeypatch.setattr(patches, '_crop', noting)
-  _batches(patches, count)
-  return [drawn[number] for number in sorted(drawn)]
-
-
-def test_each_pass_has_every_example_once_in_another_order(whole, monkeypatch):
-  wells = _wells(_patches(whole), 20, monkeypatch)
-  passes = [wells[5 * i : 5 * i + 5] for i in range(4)]
-  assert all(sorted(one) == sorted(_WELLS) for one in passes)
-  assert len({tuple(one) for one in passes}) > 1
-
-
-def test_shards_are_mixed_that_are_read_at_the_same_time(images, tmp_path, monkeypatch):
-  """Two wells a shard: one after the other, or those of several shards in turns."""
-  paths = _shards(tmp_path, images, 2)
-  in_shard = [
-    [r.decode().files.name.partition('well-')[2][:2] for r in shard_reading.records(path)]
-    for path in paths
-  ]
-  orders = {}
-  for num_threads in (1, 2):
-    with monkeypatch.context() as patch:
-      orders[num_threads] = _wells(_patches(paths, num_threads=num_threads), 5, patch)[:5]
-  assert orders[1] in (in_shard[0] + in_shard[1], in_shard[1] + in_shard[0])
-  assert orders[2] not in (in_shard[0] + in_shard[1], in_shard[1] + in_shard[0])
-  for wells in in_shard:
-    # Within a shard, the order stays.
-    assert [well for well in orders[2] if well in wells] == wells
-
-
-def test_capacity_is_how_far_examples_are_shuffled(images, tmp_path, monkeypatch):
-  (path,) = _shards(tmp_path, images, 1)
-  orders = {}
-  for capacity in (1, 2, 5):
-    with monkeypatch.context() as patch:
-      orders[capacity] = _wells(_patches([path], capacity=capacity), 20, patch)[:20]
-  assert orders[1] == [*_WELLS] * 4
-  for capacity in (2, 5):
-    assert orders[capacity] != orders[1]
-    # What is drawn is among so many that come next, the ends of shards being among them.
-    for i, well in enumerate(orders[capacity]):
-      before = orders[capacity][:i].count(well)
-      assert before * len(_WELLS) + _WELLS.index(well) < i + capacity + i // len(_WELLS) + 1
-
-
-@pytest.mark.parametrize('batch_size', [1, 3])
-def test_so_many_examples_are_decoded_at_once(whole, batch_size, monkeypatch):
-  patches = _patches(whole, batch_size=batch_size)
-  crop, cutting, most = patches._crop, [], []
-  together = threading.Barrier(batch_size)
-
-  def noting(record, *number):
-    cutting.append(number)
-    most.append(len(cutting))
-    if number[0] < batch_size:
-      together.wait(timeout=60)  # Breaks, which is an error, unless as many come here.
-    cutting.remove(number)
-    return crop(record, *number)
-
-  monkeypatch.setattr(patches, '_crop', noting)
-  with tf.Graph().as_default(), tf.Session() as session:
-    iterator = tf.data.make_initializable_iterator(patches.dataset(0, 1, 8))
-    session.run(iterator.initializer)
-    session.run(iterator.get_next())
-  assert max(most) == batch_size
-
-
-def test_patches_of_several_crops_are_shuffled(whole):
-  """Of so many patches, the next is any; without, those of a crop follow each other."""
-  capacity = 3 * _PER_CROP
-  in_order = np.concatenate([batch[0] for batch in _batches(_patches(whole), 6)])
-  drawn = _batches(_patches(whole, shuffled=capacity), 3)
-  numbers = [
-    int(np.flatnonzero((in_order == patch).all(axis=(1, 2, 3)))[0])
-    for batch in drawn
-    for patch in batch[0]
-  ]
-  assert numbers != sorted(numbers)
-  assert len(set(numbers)) == len(numbers)
-  assert all(number < i + capacity for i, number in enumerate(numbers))
-
-
-def _damaged(tmp_path: pathlib.Path, paths, number: int) -> list[pathlib.Path]:
-  """Copies, of which the one that has most is cut off in its last Example."""
-  copies = []
-  for i, path in enumerate(paths):
-    data = path.read_bytes()
-    copies.append(tmp_path / path.name)
-    copies[-1].write_bytes(data[: len(data) - 50] if i == number else data)
-  return copies
-
-
-def _fullest(paths) -> int:
-  return max(range(len(paths)), key=lambda i: paths[i].stat().st_size)
-
-
-def test_damaged_shard_is_named(whole, tmp_path):
-  number = _fullest(whole)
-  paths = _damaged(tmp_path, whole, number)
-  patches = _patches(paths, num_threads=2, batch_size=2, capacity=2)
-  with pytest.raises(tf.errors.OpError):
-    _batches(patches, 30)
-  assert isinstance(patches.failure, ValueError)
-  assert f'shard {str(paths[number])!r} is damaged or cut off' in str(patches.failure)
-  with pytest.raises(ValueError, match='is damaged or cut off'):
-    list(_patches(paths).batches(2, 30))
-
-
-def test_rest_of_a_damaged_shard_is_left_out(whole, tmp_path, monkeypatch):
-  number = _fullest(whole)
-  paths = _damaged(tmp_path, whole, number)
-  lost = [r.decode().files.name for r in shard_reading.records(whole[number])][-1]
-  patches = _patches(paths, skip_corrupt=True)
-  wells = _wells(patches, 16, monkeypatch)
-  assert set(wells) == set(_WELLS) - {lost.partition('well-')[2][:2]}
-  (reason,) = patches.shards.left_out.values()
-  assert str(paths[number]) in reason
-
-
-def test_example_whose_png_is_damaged_is_named_or_left_out(whole, tmp_path):
-  paths = [tmp_path / path.name for path in whole]
-  (first, *_), *_ = [list(shard_reading.records(p)) for p in whole if p.stat().st_size]
-  for path, source in zip(paths, whole, strict=True):
-    with tf.io.TFRecordWriter(str(path)) as writer:
-      for record in shard_reading.records(source):
-        data = record.data
-        if data == first.data:
-          example = tf.train.Example.FromString(data)
-          pngs = example.features.feature['image/png'].bytes_list.value
-          for i, png in enumerate(pngs):
-            pngs[i] = png[:200] + bytes([png[200] ^ 1]) + png[201:]
-          data = example.SerializeToString()
-        writer.write(data)
-  with pytest.raises(ValueError, match=r'shard .*example 0, .* is damaged'):
-    list(_patches(paths).batches(2, 30))
-  patches = _patches(paths, skip_corrupt=True)
-  assert len(list(patches.batches(_PER_CROP, 12))) == 12
-  assert list(patches.shards.left_out) == [f'example 0 of {str(tmp_path / first.path.name)!r}']
-
-
 @pytest.mark.parametrize(
   ('arguments', 'what'),
   [
     ({'crop_size': 64}, r'example 0 is 47 rows x 60 columns; .* at most 63'),
     ({'crop_size': 19}, '--loss_crop_size must be at least 20'),
-    ({'channels': _CHANNELS[:1]}, 'has images of MAP2_CONFOCAL, NFH_CONFOCAL at z MAXPROJECT'),
+    (
+      {'channels': CHANNELS[:1]},
+      'has images of MAP2_CONFOCAL, NFH_CONFOCAL at z MAXPROJECT',
+    ),
     ({'channels': ('GFP',), 'leave_out': True}, 'none of 64 examples drawn'),
   ],
 )
 def test_what_does_not_fit_is_said(whole, arguments, what):
   with pytest.raises(ValueError, match=what):
-    list(_patches(whole, **arguments).batches(_PER_CROP, 70))
+    list(make_patches(whole, **arguments).batches(PER_CROP, 70))
 
 
 def test_tiles_with_too_little_overlap_are_refused(images, tmp_path):
@@ -430,28 +197,28 @@ def test_tiles_with_too_little_overlap_are_refused(images, tmp_path):
   cut = Cut(tile_size=26, overlap=_MARGIN - 1)
   paths = make_shards.write_shards(found, str(tmp_path / 's-%d'), 1, cut)
   with pytest.raises(ValueError, match=f'--tile_overlap {_MARGIN} or more'):
-    _patches(paths)
+    make_patches(paths)
 
 
 def test_no_example_at_all(images, tmp_path):
   paths = make_shards.write_shards([], str(tmp_path / 's-%d'), 2, Cut())
   with pytest.raises(ValueError, match='none of 2 shards'):
-    _patches(paths)
+    make_patches(paths)
 
 
 def test_patches_beside_the_stream_are_of_the_first_example(whole):
-  patches = _patches(whole)
-  batch = patches.batch(3, _PER_CROP + 2)
-  assert [len(array) for array in batch] == [_PER_CROP + 2] * 4
-  assert _same([batch], [patches.batch(3, _PER_CROP + 2)])
-  assert not _same([batch], [patches.batch(4, _PER_CROP + 2)])
+  patches = make_patches(whole)
+  batch = patches.batch(3, PER_CROP + 2)
+  assert [len(array) for array in batch] == [PER_CROP + 2] * 4
+  assert is_same([batch], [patches.batch(3, PER_CROP + 2)])
+  assert not is_same([batch], [patches.batch(4, PER_CROP + 2)])
   # One input at the middle depth, then the labels.
   assert patches.crop_images(0).shape == (4, 33, 33)
 
 
 _READS_MANY = """
 import pathlib, sys
-from isl import shard_patches_test
+from isl import shard_testing
 
 def peak_mb():
   status = pathlib.Path('/proc/self/status').read_text()
@@ -460,7 +227,7 @@ def peak_mb():
 shards = [pathlib.Path(name) for name in sys.argv[1:]]
 many = {'num_threads': 2, 'batch_size': 2, 'capacity': 4, 'channels': ('GFP',)}
 for paths, count in ((shards[:4], 40), (shards, 2 * len(shards))):
-  patches = shard_patches_test._patches(paths, **many)
+  patches = shard_testing.make_patches(paths, **many)
   for _ in patches.batches(9, count):
     pass
   print(peak_mb())

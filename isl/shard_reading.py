@@ -7,10 +7,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import gzip
 import pathlib
 import threading
-import zlib
 from collections.abc import Iterator
 
 import tensorflow.compat.v1 as tf
@@ -79,10 +77,13 @@ def compression(path: pathlib.Path) -> str:
 
 
 def _read(path: pathlib.Path) -> Iterator[bytes]:
-  kind = compression(path)
   count = 0
+  says_so = False
   try:
-    for data in tf.io.tf_record_iterator(str(path), tf.io.TFRecordOptions(kind)):
+    for data in tf.io.tf_record_iterator(str(path), tf.io.TFRecordOptions(compression(path))):
+      if data == shard_examples.EMPTY:
+        says_so = True
+        continue
       yield data
       count += 1
   except tf.errors.OpError as e:
@@ -91,19 +92,8 @@ def _read(path: pathlib.Path) -> Iterator[bytes]:
     raise DamagedError(
       f'shard {str(path)!r} is damaged or cut off after {count} examples: {reason}'
     ) from e
-  if not count and not _is_empty(path, kind):
+  if not count and not says_so:
     raise DamagedError(f'shard {str(path)!r} is cut off before its first example')
-
-
-def _is_empty(path: pathlib.Path, kind: str) -> bool:
-  """Whether a shard holds nothing, not even the beginning of an Example."""
-  if not kind:
-    return not path.stat().st_size
-  try:
-    with gzip.open(path) as stream:
-      return not stream.read(1)
-  except (EOFError, gzip.BadGzipFile, zlib.error):
-    return False
 
 
 class Shards:

@@ -205,3 +205,12 @@ def test_shards_without_an_example_are_an_error_if_all_are(shard, tmp_path, gzip
   assert len(shard_reading.find_fields(_reading(empty, shard))) == _COUNT
   with pytest.raises(ValueError, match=r"none of 1 shards, from '.*empty-0' on, has an example"):
     shard_reading.find_fields(_reading(empty))
+
+
+def test_shard_of_no_bytes_is_damaged(shard, tmp_path):
+  """As an interrupted copy leaves it: one to which no field of view belongs says so."""
+  empty = tmp_path / 'empty'
+  empty.touch()
+  with pytest.raises(DamagedError, match=r"empty' is cut off before its first example"):
+    shard_reading.find_fields(_reading(empty, shard))
+  assert len(shard_reading.find_fields(_reading(empty, shard, skip_corrupt=True))) == _COUNT
