@@ -5,7 +5,7 @@
 Prints a table and, last, one JSON line. One parameter server and two workers, each bound to a core
 of its own, are processes of this machine. The first worker trains alone, then beside the second,
 which is then killed, and so on in turns: each time with two is compared with those with one before
-and after it. Steps are the parameter server's, so those of both workers. CPU shares are of one core.
+and after it. Steps are the parameter server's, so those of both workers. CPU shares are of a core.
 
 The images are noise.
 """
