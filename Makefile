@@ -21,8 +21,9 @@ demo: $(INSTALLED)
 	  --dataset_eval_directory data_sample/synthetic_evaluation \
 	  --infer_channel_whitelist DAPI_CONFOCAL,MAP2_CONFOCAL,NFH_CONFOCAL
 
+# Two at a time: TensorFlow builds graphs on one core, and steps of small networks leave cores idle.
 test: lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check

@@ -13,8 +13,9 @@ WORKER = 'worker'
 # Kubernetes' TFJob knows the chief by either name.
 _CHIEFS = ('chief', 'master')
 _JOBS = (*_CHIEFS, WORKER, PS)
-_ADDRESS = re.compile(r'(\[[0-9A-Fa-f:.]+\]|[^\s:\[\],/]+):(\d{1,5})')
+_ADDRESS = re.compile(r'(\[[0-9A-Fa-f:.]+\]|[^\s:\[\],/]+):([0-9]{1,5})')
 _WANTED = 'expected host:port'
+_FLAGS = '--ps_hosts and --worker_hosts'
 _EXAMPLE = (
   '{"cluster": {"ps": ["host:port"], "worker": ["host:port", ..]},'
   ' "task": {"type": "worker", "index": 0}}'
@@ -127,6 +128,7 @@ def from_tf_config(text: str) -> Cluster | None:
     )
   if sum(map(len, hosts.values())) == 1 and job != PS:
     return None
+  _check_jobs(hosts, 'TF_CONFIG')
   return _make(hosts, job, number, 'TF_CONFIG')
 
 
@@ -152,19 +154,24 @@ def from_hosts(
   """
   hosts = {WORKER: tuple(worker_hosts), PS: tuple(ps_hosts)}
   job = PS if is_ps else WORKER
+  _check_jobs(hosts, _FLAGS)
   if not 0 <= task < len(hosts[job]):
     raise ValueError(f'--task must be 0 to {len(hosts[job]) - 1}, one of --{job}_hosts, got {task}')
-  return _make(hosts, job, task, '--ps_hosts and --worker_hosts')
+  return _make(hosts, job, task, _FLAGS)
 
 
-def _make(hosts: Mapping[str, tuple[str, ...]], job: str, task: int, origin: str) -> Cluster:
-  """Checks what both ways have in common."""
+def _check_jobs(hosts: Mapping[str, tuple[str, ...]], origin: str) -> None:
+  """There is a task of each kind."""
   if not hosts.get(PS):
     raise ValueError(
       f'{origin} must name a parameter server (ps), which holds the variables; got none'
     )
-  if set(hosts) == {PS}:
+  if not any(of_job for job, of_job in hosts.items() if job != PS):
     raise ValueError(f'{origin} must name a worker, which computes; got none')
+
+
+def _make(hosts: Mapping[str, tuple[str, ...]], job: str, task: int, origin: str) -> Cluster:
+  """Checks what both ways have in common."""
   every = [host for of_job in hosts.values() for host in of_job]
   for host in every:
     match = _ADDRESS.fullmatch(host)

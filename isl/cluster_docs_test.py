@@ -264,7 +264,7 @@ def test_dask_jobqueue(cluster):
   assert experiment.dask is not None
   scheduler = experiment.dask.scheduler
   submitted = set(cluster.recorded('sbatch'))
-  assert len(cluster.recorded('sbatch')) == int(*re.findall(r'jobs=(\d+)', _DASK))
+  assert len(cluster.recorded('sbatch')) == int(re.findall(r'jobs=(\d+)', _DASK)[0])
   # But for the numbers of the workers, the printed one.
   anonymous = {re.sub(r'--name \S+', '--name dummy-name', job) for job in submitted}
   (job,) = anonymous

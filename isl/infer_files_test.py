@@ -7,6 +7,7 @@ import shutil
 
 import numpy as np
 import pytest
+from absl import logging
 
 from isl import launch, png_io, random_checkpoint, testing, watching
 from isl.stack import MAXPROJECT
@@ -174,7 +175,9 @@ def test_continuously_takes_up_each_new_checkpoint(setting, monkeypatch):
   assert (one != other).any()
 
 
-def test_names_of_odd_bytes_and_of_nothing(setting, tmp_path):
+def test_names_of_odd_bytes_and_of_nothing(setting, tmp_path, monkeypatch):
+  # pytest keeps the log, and cannot send such names from one of its processes to another.
+  monkeypatch.setattr(logging.get_absl_logger(), 'propagate', False)
   images = tmp_path / 'images'
   images.mkdir()
   for path in setting.images.iterdir():

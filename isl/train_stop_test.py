@@ -105,7 +105,8 @@ def _pausing(name):
   """Code of a process that stops twice before a function, until it reads a line."""
   return f"""
   os.environ['TF_CPP_MIN_LOG_LEVEL'] = '3'
-  with launch._quiet_stderr():
+  from isl import quiet
+  with quiet.quiet_stderr():
     from isl import train, training_hooks
   wrapped = {name}
   def pausing(*arguments):
