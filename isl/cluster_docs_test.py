@@ -347,6 +347,7 @@ def test_slurm_script_trains(cluster, tmp_path):
       if stop_after and re.search(stop_after, line):
         stop_after = None
         os.kill(int((cluster.records / 'srun.pid').read_text()), signal.SIGTERM)
+    process.stderr.close()
     status = process.wait()
     timer.cancel()
     return status, log
