@@ -33,8 +33,8 @@ import tensorflow.compat.v1 as tf
 import training
 from absl import logging
 
-from isl import fields, make_shards, random_field, restoration, train
-from isl.make_shards import Cut
+from isl import fields, random_field, restoration, shard_writing, train
+from isl.shard_writing import Cut
 
 _ROWS, _COLUMNS, _DEPTHS = 1024, 704, 13
 _TILES = {'whole': None, 'tiles': 520}
@@ -66,7 +66,7 @@ def write_shards(folder: pathlib.Path, name: str, tile_size: int | None, compres
   same = [dataclasses.replace(field, name=f'field {i}') for i in range(_FIELDS_PER_SHARD)]
   pattern = str(folder / f'{name}-%05d')
   cut = Cut(tile_size=tile_size, compression=compression)
-  (first,) = make_shards.write_shards(same, pattern, 1, cut)
+  (first,) = shard_writing.write_shards(same, pattern, 1, cut)
   for i in range(1, max(_NUMBERS)):
     pathlib.Path(pattern % i).hardlink_to(first)
   return pattern

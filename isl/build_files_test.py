@@ -76,7 +76,8 @@ ROOMS = (
     'isl.export',
     'isl.parameter_server',
   ),  # A room a mode.
-  ('isl.dry_run', 'isl.make_shards'),
+  ('isl.dry_run', 'isl.shard_writing'),
+  ('isl.make_shards',),
   ('isl.flag_groups',),
   ('isl.program_flags',),
   ('isl.flag_checks',),

@@ -21,15 +21,15 @@ from isl import (
   field_labeling,
   fields,
   launch,
-  make_shards,
   restoration,
   shard_patches,
   shard_reading,
+  shard_writing,
   testing,
   train,
   training_data,
 )
-from isl.make_shards import Cut
+from isl.shard_writing import Cut
 
 _WELLS = ('A1', 'A2', 'A3', 'A4', 'B1', 'B2', 'B3', 'B4')
 
@@ -54,7 +54,7 @@ def images(tmp_path_factory):
 def shards(images, tmp_path_factory):
   """The flags that name two shards of them."""
   pattern = str(tmp_path_factory.mktemp('shards') / 's-%d')
-  make_shards.write_shards(fields.find_in([images]), pattern, 2, Cut())
+  shard_writing.write_shards(fields.find_in([images]), pattern, 2, Cut())
   return (f'--dataset_pattern={pattern}', '--dataset_num_shards=2', '--train_on_full_dataset')
 
 

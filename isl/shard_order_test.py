@@ -34,9 +34,10 @@ def whole(images, tmp_path_factory) -> list[pathlib.Path]:
 
 
 def test_stream_is_a_function_of_seed_and_first_patch(whole):
-  many = {'num_threads': 3, 'batch_size': 4, 'capacity': 4}
   first, again, elsewhere, other = (
-    read_batches(make_patches(whole, seed=seed, **many), 4, first=start)
+    read_batches(
+      make_patches(whole, seed=seed, num_threads=3, batch_size=4, capacity=4), 4, first=start
+    )
     for seed, start in ((1, 0), (1, 0), (1, 8), (2, 0))
   )
   assert is_same(first, again)

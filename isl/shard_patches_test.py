@@ -9,15 +9,14 @@ import pytest
 from isl import (
   data_provider,
   fields,
-  make_shards,
   shard_crops,
   shard_reading,
+  shard_writing,
   testing,
   training_data,
 )
 from isl.experiment import Corruption, InputRange
 from isl.image_io import ImageSet
-from isl.make_shards import Cut
 from isl.shard_testing import (
   CHANNELS,
   GEOMETRY,
@@ -29,6 +28,7 @@ from isl.shard_testing import (
   write_images,
   write_shards,
 )
+from isl.shard_writing import Cut
 from isl.stack import input_stack, target_stack
 
 _MARGIN = 8
@@ -51,7 +51,7 @@ def tiles(images, tmp_path_factory) -> list[pathlib.Path]:
   """One shard of the first one's tiles, 2 x 2."""
   found = fields.find_in([images])[:1]
   pattern = str(tmp_path_factory.mktemp('tiles') / 't-%d')
-  return make_shards.write_shards(found, pattern, 1, Cut(tile_size=26, overlap=_MARGIN))
+  return shard_writing.write_shards(found, pattern, 1, Cut(tile_size=26, overlap=_MARGIN))
 
 
 def _padded(image_set: ImageSet) -> ImageSet:
@@ -195,13 +195,13 @@ def test_what_does_not_fit_is_said(whole, arguments, what):
 def test_tiles_with_too_little_overlap_are_refused(images, tmp_path):
   found = fields.find_in([images])[:1]
   cut = Cut(tile_size=26, overlap=_MARGIN - 1)
-  paths = make_shards.write_shards(found, str(tmp_path / 's-%d'), 1, cut)
+  paths = shard_writing.write_shards(found, str(tmp_path / 's-%d'), 1, cut)
   with pytest.raises(ValueError, match=f'--tile_overlap {_MARGIN} or more'):
     make_patches(paths)
 
 
 def test_no_example_at_all(images, tmp_path):
-  paths = make_shards.write_shards([], str(tmp_path / 's-%d'), 2, Cut())
+  paths = shard_writing.write_shards([], str(tmp_path / 's-%d'), 2, Cut())
   with pytest.raises(ValueError, match='none of 2 shards'):
     make_patches(paths)
 
@@ -240,7 +240,7 @@ def test_memory_does_not_grow_with_the_shards(tmp_path):
     tmp_path / 'images', rows=900, columns=900, depths=6, channels=('GFP',), bits=8
   )
   found = fields.find_in([tmp_path / 'images'])
-  (path,) = make_shards.write_shards(found, str(tmp_path / 's-%d'), 1, Cut())
+  (path,) = shard_writing.write_shards(found, str(tmp_path / 's-%d'), 1, Cut())
   paths = [tmp_path / f'link-{i}' for i in range(62)]
   for link in paths:
     link.hardlink_to(path)

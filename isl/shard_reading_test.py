@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import tensorflow.compat.v1 as tf
 
-from isl import datasets, fields, make_shards, shard_reading, testing
+from isl import datasets, fields, shard_reading, shard_writing, testing
 from isl.experiment import ShardReading
-from isl.make_shards import Cut
 from isl.shard_examples import DamagedError
 from isl.shard_reading import Shards
+from isl.shard_writing import Cut
 
 _COUNT = 3
 _WELLS = ('A1', 'A2', 'A3')
@@ -35,7 +35,9 @@ def images(tmp_path_factory) -> pathlib.Path:
 def shard(request, images, tmp_path) -> pathlib.Path:
   """A shard of all of them."""
   pattern = str(tmp_path / 's-%d')
-  (path,) = make_shards.write_shards(fields.find_in([images]), pattern, 1, Cut(gzip=request.param))
+  (path,) = shard_writing.write_shards(
+    fields.find_in([images]), pattern, 1, Cut(gzip=request.param)
+  )
   return path
 
 
@@ -201,7 +203,7 @@ def test_shards_with_one_example_twice_are_refused(shard, tmp_path):
 
 @pytest.mark.parametrize('gzip', [False, True])
 def test_shards_without_an_example_are_an_error_if_all_are(shard, tmp_path, gzip):
-  (empty,) = make_shards.write_shards([], str(tmp_path / 'empty-%d'), 1, Cut(gzip=gzip))
+  (empty,) = shard_writing.write_shards([], str(tmp_path / 'empty-%d'), 1, Cut(gzip=gzip))
   assert len(shard_reading.find_fields(_reading(empty, shard))) == _COUNT
   with pytest.raises(ValueError, match=r"none of 1 shards, from '.*empty-0' on, has an example"):
     shard_reading.find_fields(_reading(empty))

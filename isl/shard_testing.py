@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 import tensorflow.compat.v1 as tf
 
-from isl import fields, make_shards, testing
+from isl import fields, shard_writing, testing
 from isl.experiment import Corruption, Geometry, InputRange, Sampling, ShardReading
-from isl.make_shards import Cut
 from isl.shard_patches import Preparation, ShardPatches
 from isl.shard_reading import Record
+from isl.shard_writing import Cut
 from isl.stack import input_stack, target_stack
 
 GEOMETRY = Geometry(patch=20, output=4)
@@ -37,7 +37,7 @@ def write_images(folder: pathlib.Path) -> pathlib.Path:
 
 def write_shards(folder: pathlib.Path, images: pathlib.Path, count: int) -> list[pathlib.Path]:
   """Writes fields of view as wholes."""
-  return make_shards.write_shards(fields.find_in([images]), str(folder / 's-%d'), count, Cut())
+  return shard_writing.write_shards(fields.find_in([images]), str(folder / 's-%d'), count, Cut())
 
 
 def make_patches(

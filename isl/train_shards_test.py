@@ -8,16 +8,16 @@ import pytest
 from isl import (
   fields,
   launch,
-  make_shards,
   png_io,
   restoration,
   shard_examples,
   shard_reading,
+  shard_writing,
   testing,
   train,
 )
-from isl.make_shards import Cut
 from isl.shard_examples import Place
+from isl.shard_writing import Cut
 from isl.testing import TrainSetting, run_in_process
 from isl.training_graph import TrainingGraph
 
@@ -51,7 +51,7 @@ class _Setting:
     )
     self.pattern = str(folder / 's-%d')
     (field,) = fields.find_in([self.images])
-    make_shards.write_shards([field], self.pattern, 2, Cut())
+    shard_writing.write_shards([field], self.pattern, 2, Cut())
     full = max((folder / 's-0', folder / 's-1'), key=lambda path: path.stat().st_size)
     (tile,) = (record.decode() for record in shard_reading.records(full))
     inner = Place(
@@ -314,7 +314,7 @@ def test_damage_behind_the_first_example_ends_a_training(setting, tmp_path, monk
   wells = [f'A{i}' for i in range(4)]
   testing.write_image_set(images, rows=60, columns=60, wells=wells)
   found = fields.find_in([images])
-  (path,) = make_shards.write_shards(found, str(tmp_path / 's-%d'), 1, Cut())
+  (path,) = shard_writing.write_shards(found, str(tmp_path / 's-%d'), 1, Cut())
   path.write_bytes(path.read_bytes()[:-20])
   flags = [*setting.shards(str(tmp_path / 's-%d'), 1), '--train_on_full_dataset']
   outcome = _train(tmp_path / 'base', *flags, '--data_batch_capacity=1')
