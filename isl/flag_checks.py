@@ -6,6 +6,9 @@ from isl.experiment import ExportFormat, Metric, Mode, PredictionFormat
 from isl.program_flags import FLAGS
 from isl.statistic import Statistic
 
+# Parameter servers take the flags of the training that they serve.
+_TRAINING = (Mode.TRAIN, Mode.PS)
+
 
 def check_together(mode: Mode, metric: Metric) -> None:
   """Flags that exclude or need each other.
@@ -23,7 +26,7 @@ def check_together(mode: Mode, metric: Metric) -> None:
     )
   if mode is Mode.DESCRIBE:
     return
-  if mode is not Mode.TRAIN and not (FLAGS.restore_logits and FLAGS.restore_inputs):
+  if mode not in _TRAINING and not (FLAGS.restore_logits and FLAGS.restore_inputs):
     raise ValueError(
       '--norestore_logits and --norestore_inputs go with --mode TRAIN: without these layers'
       ' nothing can be predicted'
@@ -53,7 +56,7 @@ def check_inference(mode: Mode, metric: Metric) -> None:
       '--infer_statistics DISTRIBUTION has 256 channels and needs --prediction_format OME_ZARR, not'
       f' {FLAGS.prediction_format}'
     )
-  if mode is not Mode.TRAIN:
+  if mode not in _TRAINING:
     for name in ('input_channels', 'target_channels'):
       if FLAGS[name].value:
         raise ValueError(
@@ -79,7 +82,7 @@ def check_machines(mode: Mode, metric: Metric) -> None:
       '--dask_scheduler and --dask_workers exclude each other: a cluster, or processes here'
     )
   for name in ('ps_hosts', 'worker_hosts', 'sync_replicas', 'ps_tasks', 'task'):
-    if FLAGS[name].value and mode not in (Mode.TRAIN, Mode.PS):
+    if FLAGS[name].value and mode not in _TRAINING:
       raise ValueError(f'--{name} goes with --mode TRAIN or PS, not {mode.name}')
   if FLAGS.master not in ('', 'local') and mode is not Mode.TRAIN:
     raise ValueError(f'--master goes with --mode TRAIN, not {mode.name}; got {FLAGS.master!r}')

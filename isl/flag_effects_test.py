@@ -201,3 +201,18 @@ def test_network_that_starts_from_nothing_is_as_asked_for(images, tmp_path):
   assert (held.model, held.global_step) == ('FOVEA', 1)
   assert 5 in held.base_depths
   assert held.inputs.z_values == (0.0, 1.0)
+
+
+@pytest.mark.parametrize(
+  'flag',
+  [
+    *('--target_channels=GFP', '--input_channels=GFP', '--norestore_logits', '--norestore_inputs'),
+    *('--sync_replicas', '--optimizer=MOMENTUM', '--random_seed=3', '--number_of_steps=7'),
+  ],
+)
+def test_parameter_server_takes_the_flags_of_its_training(flag):
+  given = ['--mode=PS', '--ps_hosts=a:1', '--worker_hosts=b:1', flag]
+  with flagsaver.flagsaver():
+    flags.FLAGS(['isl-launch', *given])
+    cluster = command_line.make_experiment().cluster
+  assert cluster is not None and cluster.is_ps

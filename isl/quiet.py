@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import logging
 import os
 import pathlib
 import sys
@@ -31,5 +32,7 @@ def load(module: str) -> str:
   """Loads a module of isl; returns isl's version."""
   with quiet_stderr():
     importlib.import_module(module)
+  # It warns of functions that are old, over several lines.
+  logging.getLogger('tensorflow').setLevel(logging.ERROR)
   version: str = sys.modules['isl'].__version__
   return version
