@@ -227,3 +227,37 @@ def test_held_out_losses_are_those_of_inference(tmp_path, monkeypatch):
   assert len(metrics) >= 3
   for row in metrics:
     assert losses[row['channel']] == pytest.approx(float(row['cross_entropy']), rel=1e-4)
+
+
+@pytest.mark.soak
+def test_distributed():
+  network = ('--model=FOVEA', '--base_depth=6', '--num_z_values=2', '--batch=2')
+  table, result = _run('distributed.py', *network, '--seconds=6', '--rounds=1')
+  assert len(result['one']) == 2
+  assert len(result['two']) == len(result['ratios']) == 1
+  # Bound to a core each.
+  for name in ('worker 0', 'worker 1'):
+    assert 0 < result['two'][0][name] < 1.1
+  assert result['one'][0]['parameter server'] > 0
+  assert [line.split()[0] for line in table[1:]] == ['steps', 'CPU,', 'CPU,', 'CPU,', 'ratio']
+
+
+@pytest.mark.soak
+def test_dask_inference():
+  network = ('--model=FOVEA', '--base_depth=6', '--size=160')
+  table, result = _run('dask_inference.py', *network, '--fields=6', '--rounds=1')
+  (one,), (two,) = result['found']['1'], result['found']['2']
+  assert (one['workers'], two['workers']) == (1, 2)
+  assert result['ratio'] == pytest.approx(two['fields_per_minute'] / one['fields_per_minute'])
+  assert table[-1].split() == ['ratio', f'{result["ratio"]:.2f}']
+
+
+@pytest.mark.soak
+def test_shards():
+  network = ('--model=FOVEA', '--base_depth=6', '--batches=2')
+  _, result = _run('shards.py', *network, '--rounds=1', '--patches=4', '--steps=1')
+  (batch,) = result['batches']
+  for kind in ('whole', 'tiles'):
+    ratio = batch['read_per_s'][kind] / batch['consumed_per_s']
+    assert batch['ratio'][kind] == pytest.approx(ratio)
+    assert result['peak_mb'][kind].keys() == {'8', '64'}
