@@ -188,6 +188,7 @@ _HOSTS = ('--ps_hosts=a:1', '--worker_hosts=b:1,c:1')
       )
     ),
     (['--mode=PS', *_HOSTS, '--master=grpc://a:1'], '--master goes with --mode TRAIN, not PS; got'),
+    (['--mode=PS', *_HOSTS, '--dry_run'], '--dry_run does not go with --mode PS'),
     (['--export_format=ONNX'], '--export_format goes with --mode EXPORT, not TRAIN'),
     (['--dask_workers=2'], '--dask_workers goes with --metric INFER_FULL and --mode EVAL_EVAL'),
     (['--dask_scheduler=tcp://a:1'], '--dask_scheduler goes with --metric INFER_FULL and'),
@@ -223,12 +224,25 @@ def test_machines_that_cannot_be(arguments, words):
       {'cluster': {'worker': ['b:1'], 'ps': ['a:1']}, 'task': {'type': 'evaluator', 'index': 0}},
       'which does not train; give it --mode EVAL_EVAL or EVAL_TRAIN',
     ),
+    (
+      'TRAIN --task=1',
+      {
+        'cluster': {'worker': ['b:1', 'c:1'], 'ps': ['a:1']},
+        'task': {'type': 'worker', 'index': 0},
+      },
+      '--task 1 is not what TF_CONFIG says: worker 0; leave it out',
+    ),
+    (
+      'TRAIN --master=grpc://a:1',
+      {'cluster': {'worker': ['b:1']}, 'task': {'type': 'worker', 'index': 0}},
+      "--master must be '' or local, without --ps_hosts; got 'grpc://a:1'",
+    ),
   ],
 )
 def test_environment_that_cannot_be(mode, config, words, monkeypatch):
   monkeypatch.setenv('TF_CONFIG', config if isinstance(config, str) else json.dumps(config))
   images = ['--read_pngs', '--dataset_train_directory=/no/such/folder']
-  assert words in _run(f'--mode={mode}', *images).error
+  assert words in _run(*f'--mode={mode}'.split(), *images).error
 
 
 def test_flagfile_that_is_no_text(tmp_path):

@@ -26,15 +26,19 @@ _NOBODY = -1
 _MANY = 1 << 20
 
 
+# What a session raises whose parameter server has gone, or was started anew.
+LOST = (tf.errors.UnavailableError, tf.errors.AbortedError)
+
+
 class StoppedError(Exception):
-  """A signal came while a session was waited for."""
+  """A session that was waited for is not wanted any more."""
 
 
 def make_server(cluster: Cluster) -> tf.train.Server:
   """Starts this process's server.
 
   Raises:
-    ValueError: the address is not this machine's, or is taken.
+    ValueError: the port is taken.
   """
   host, _, port = cluster.address.rpartition(':')
   # TensorFlow's own server listens on all addresses of the machine, and would say nothing of a
@@ -129,10 +133,10 @@ def _queue(name: str, shape: list[int], device: str) -> tf.QueueBase:
 class AttendanceHook(tf.train.SessionRunHook):
   """Tells the parameter servers that a worker is there, and ends it when the chief is done."""
 
-  def __init__(self, cluster: Cluster):
-    """Adds the queues to the current graph."""
+  def __init__(self, cluster: Cluster, attendance: Attendance):
+    """Takes this process's cluster, and the queues in its graph."""
     self._cluster = cluster
-    self._attendance = Attendance(cluster)
+    self._attendance = attendance
     self._steps = 0
 
   def after_create_session(self, session: Any, coord: Any) -> None:
@@ -158,14 +162,15 @@ class AttendanceHook(tf.train.SessionRunHook):
     self._attendance.tell(session, self._cluster, is_there=False)
 
 
-def say_goodbye(cluster: Cluster, is_stopped: Callable[[], bool]) -> None:
-  """Ends a training of which nothing is left to be done.
+def say_goodbye(cluster: Cluster, server: tf.train.Server, is_stopped: Callable[[], bool]) -> None:
+  """Ends the parameter servers of a training that its chief need not begin.
 
-  Raises:
-    ValueError: see `make_server`.
+  Args:
+    cluster: of which this process is the chief.
+    server: this process's.
+    is_stopped: whether not to wait for servers that are not there yet.
   """
-  server = make_server(cluster)
-  with contextlib.suppress(StoppedError), tf.Graph().as_default():
+  with contextlib.suppress(StoppedError, *LOST), tf.Graph().as_default():
     wait_for(cluster.ps_hosts, is_stopped)
     attendance = Attendance(cluster)
     with tf.Session(server.target, config=session_config(cluster)) as session:
@@ -191,7 +196,7 @@ class SessionCreator(tf.train.SessionCreator):
       cluster: of which this process is a worker.
       server: this process's.
       scaffold: of the training.
-      is_stopped: whether to give up waiting.
+      is_stopped: whether to give up waiting: a signal came, or the training is over.
     """
     self._cluster = cluster
     self._server = server
@@ -203,7 +208,7 @@ class SessionCreator(tf.train.SessionCreator):
     """Waits for the parameter servers, and for the chief.
 
     Raises:
-      StoppedError: a signal came.
+      StoppedError: it is not wanted any more.
     """
     if self._sessions:
       logging.warning('The session was lost with a parameter server, or one that was started anew')
@@ -255,7 +260,7 @@ def wait_for(addresses: Sequence[str], is_stopped: Callable[[], bool]) -> None:
   TensorFlow would wait, too, but say nothing and let no signal through.
 
   Raises:
-    StoppedError: a signal came.
+    StoppedError: it is not wanted any more.
   """
   missing, lines = list(addresses), _Lines()
   while True:

@@ -120,9 +120,14 @@ def _cluster(mode: Mode) -> Cluster | None:
   elif text := os.environ.get('TF_CONFIG'):
     made = cluster.from_tf_config(text)
     if made is None and not is_ps:
+      _check_master(None)
       return None
     if made is None or (is_ps and not made.is_ps):
       raise ValueError('--mode PS is for parameter servers; TF_CONFIG makes this process none')
+    if FLAGS['task'].present and FLAGS.task != made.task:
+      raise ValueError(
+        f'--task {FLAGS.task} is not what TF_CONFIG says: {made.job} {made.task}; leave it out'
+      )
     found = made
   elif is_ps or FLAGS.ps_tasks or FLAGS.task or FLAGS.sync_replicas:
     raise ValueError(

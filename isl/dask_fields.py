@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
 import dataclasses
 import logging as python_logging
@@ -60,6 +61,7 @@ class Workers:
     self._workers = workers
     self._stack = contextlib.ExitStack()
     self._client: Any = None
+    self._is_loaded = False
 
   def __enter__(self) -> Self:
     """Connects, or starts processes.
@@ -67,8 +69,10 @@ class Workers:
     Raises:
       ValueError: the scheduler cannot be reached.
     """
-    # It tells of every process that comes and goes.
-    python_logging.getLogger('distributed').setLevel(python_logging.CRITICAL)
+    # They tell of every process that comes and goes; some have levels of their own.
+    for name in list(python_logging.root.manager.loggerDict):
+      if name.split('.')[0] == 'distributed':
+        python_logging.getLogger(name).setLevel(python_logging.CRITICAL)
     try:
       if self._workers.scheduler is None:
         address = self._stack.enter_context(_local_cluster(self._workers.num_local or 1))
@@ -86,6 +90,12 @@ class Workers:
     error: BaseException | None,
     traceback: TracebackType | None,
   ) -> None:
+    if self._is_loaded:
+      # Workers that come to a scheduler later are others' again.
+      with contextlib.suppress(Exception):
+        from isl import dask_start
+
+        self._client.unregister_worker_plugin(dask_start.Start.name)
     self._stack.close()
 
   def label(self, settings: Settings, fields: Sequence[ImageFiles]) -> Iterator[Done]:
@@ -99,6 +109,7 @@ class Workers:
 
     Raises:
       ValueError: a worker has no isl, or another version.
+      OSError: the scheduler is lost.
     """
     import distributed
 
@@ -108,19 +119,42 @@ class Workers:
       self._client.submit(_label, key, settings, field, pure=False, key=f'{key}-{number}'): number
       for number, field in enumerate(fields)
     }
-    there = self._names()
-    for future in distributed.as_completed(futures, loop=self._client.loop):
-      lost = there - (now := self._names())
-      if lost:
-        logging.warning('Lost %s; what they had begun, others do', ', '.join(sorted(lost)))
-      there = now
-      yield self._done(future, futures[future])
+    there, pending = self._names(), set(futures)
+    while pending:
+      try:
+        with self._client.as_current():
+          finished = distributed.wait(pending, _SECONDS_BETWEEN_LINES, 'FIRST_COMPLETED').done
+      except (TimeoutError, distributed.TimeoutError):
+        finished = set()
+      except concurrent.futures.CancelledError as e:
+        raise _lost_scheduler() from e
+      there = self._say_who_is_lost(there)
+      for future in finished:
+        yield self._done(future, futures[future])
+      pending -= finished
+
+  def _say_who_is_lost(self, there: set[str]) -> set[str]:
+    """Logs which of some workers are not there any more; returns those that are there."""
+    try:
+      now = self._names()
+    except OSError as e:
+      raise _lost_scheduler() from e
+    if lost := there - now:
+      logging.warning('Lost %s; what they had begun, others do', ', '.join(sorted(lost)))
+    if not now:
+      self._say_waiting()
+    return now
+
+  def _say_waiting(self) -> None:
+    logging.info('Waiting for a worker of the Dask scheduler %s', self._client.scheduler.address)
 
   def _done(self, future: Any, number: int) -> Done:
     import distributed
 
     try:
       result, worker = future.result()
+    except concurrent.futures.CancelledError as e:
+      raise _lost_scheduler() from e
     except distributed.KilledWorker as e:
       result, worker = OSError(f'it was begun by several workers, which were all lost: {e}'), ''
     future.release()
@@ -137,13 +171,14 @@ class Workers:
     from isl import dask_start
 
     while not self._names():
-      logging.info('Waiting for a worker of the Dask scheduler %s', self._workers.scheduler)
+      self._say_waiting()
       with contextlib.suppress(TimeoutError, distributed.TimeoutError):
         self._client.wait_for_workers(1, timeout=_SECONDS_BETWEEN_LINES)
     try:
       versions = self._client.run(dask_start.version)
       # Before this module is, which loads TensorFlow.
-      self._client.register_plugin(dask_start.Start(__name__))
+      self._client.register_plugin(dask_start.Start(__name__, isl.__version__))
+      self._is_loaded = True
     except Exception as e:
       # Whatever a worker raises that cannot import what it is to run.
       raise ValueError(
@@ -185,13 +220,19 @@ def _client(address: str) -> Iterator[Any]:
 
   try:
     client = distributed.Client(address, timeout=_SECONDS_TO_CONNECT, set_as_default=False)
-  except (OSError, ValueError) as e:
+  except (OSError, ValueError, TypeError, ImportError) as e:
     raise ValueError(
       f'--dask_scheduler {address!r} cannot be reached ({type(e).__name__}); expected the address'
       ' of a Dask scheduler that runs, as in tcp://host:8786'
     ) from e
   with client:
     yield client
+
+
+def _lost_scheduler() -> OSError:
+  return OSError(
+    'the connection to the Dask scheduler was lost; the same command goes on from what is done'
+  )
 
 
 # In the workers.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import os
 import pathlib
@@ -14,7 +15,7 @@ import time
 
 import pytest
 
-from isl import launch, testing
+from isl import fields, launch, microscope_testing, png_folders, shard_writing, testing
 
 _RUN = f'from {launch.__name__} import run; run()'
 _WELLS = [f'A{number}' for number in range(1, 5)]
@@ -131,27 +132,20 @@ def _parent(stat):
   return None
 
 
-class TestCluster:
-  """A scheduler and its worker, started by hand."""
+class _Cluster:
+  """A scheduler and its workers, started by hand.
 
-  @pytest.fixture(scope='class')
-  def cluster(self, tmp_path_factory):
-    """(the scheduler's address, how to start a worker)."""
-    folder = tmp_path_factory.mktemp('dask')
-    started = []
+  Attributes:
+    address: the scheduler's.
+    scheduler: its process.
+    workers: processes.
+  """
 
-    def start(module, *arguments):
-      process = subprocess.Popen(
-        [sys.executable, '-m', module, *arguments],
-        cwd=folder,
-        stderr=subprocess.DEVNULL,
-        env={**os.environ, 'PYTHONPATH': os.pathsep.join(sys.path)},
-      )
-      started.append(process)
-      return process
-
+  def __init__(self, folder: pathlib.Path):
+    self._folder = folder
     file = folder / 'scheduler.json'
-    start(
+    self.workers: list[subprocess.Popen[bytes]] = []
+    self.scheduler = self._start(
       'distributed.cli.dask_scheduler',
       '--host=127.0.0.1',
       '--port=0',
@@ -162,37 +156,87 @@ class TestCluster:
     deadline = time.monotonic() + 60
     while not file.exists() and time.monotonic() < deadline:
       os.sched_yield()
-    address = json.loads(file.read_text())['address']
+    self.address = json.loads(file.read_text())['address']
 
-    def start_worker():
-      return start(
-        'distributed.cli.dask_worker', address, '--nthreads=1', '--no-dashboard', '--no-nanny'
-      )
+  def _start(self, module: str, *arguments: str) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+      [sys.executable, '-m', module, *arguments],
+      cwd=self._folder,
+      stderr=subprocess.DEVNULL,
+      env={**os.environ, 'PYTHONPATH': os.pathsep.join(sys.path)},
+    )
 
-    yield address, start_worker
-    for process in started:
+  def start_worker(self) -> None:
+    flags = ('--nthreads=1', '--no-dashboard', '--no-nanny')
+    self.workers.append(self._start('distributed.cli.dask_worker', self.address, *flags))
+
+  def kill_all(self) -> None:
+    for process in (*self.workers, self.scheduler):
       process.kill()
       process.wait()
 
-  def test_waits_for_workers_and_labels_with_them(self, setting, plate, cluster):
-    address, start_worker = cluster
-    base = setting.new_folder()
-    # Relative paths are those of who asks.
-    flags = [f for f in setting.flags(base, plate) if not f.startswith('--base')]
-    with contextlib.chdir(base):
-      process = _process([*flags, '--base_directory=out', f'--dask_scheduler={address}'])
-    assert process.stderr is not None
-    lines = []
-    for line in process.stderr:
-      lines.append(line)
-      if 'Waiting for a worker of the Dask scheduler' in line:
-        start_worker()
-    assert process.wait() == 0, ''.join(lines)
-    run = testing.InferRun(
-      base / 'out' / 'eval_eval_infer' / '00001000',
-      testing.Outcome(status=0, stdout='', stderr=''.join(lines)),
-    )
-    assert len(run.record['fields']) == len(_WELLS)
+
+@pytest.fixture
+def cluster(tmp_path):
+  made = _Cluster(tmp_path)
+  yield made
+  made.kill_all()
+
+
+def _run_on(cluster, flags, base, reactions):
+  """Runs the program in `base`, and does something once it says certain words."""
+  with contextlib.chdir(base):
+    process = _process([*flags, f'--dask_scheduler={cluster.address}'])
+  assert process.stderr is not None
+  waiting = dict(reactions)
+  lines = []
+  for line in process.stderr:
+    lines.append(line)
+    for words in [words for words in waiting if words in line]:
+      waiting.pop(words)()
+  assert not waiting, ''.join(lines)
+  outcome = testing.finish(process)
+  return dataclasses.replace(outcome, stderr=''.join(lines))
+
+
+def test_waits_for_workers_and_labels_with_them(setting, cluster):
+  """Microscopes' files, which each worker opens itself."""
+  folder, base = setting.new_folder(), setting.new_folder()
+  (field,) = png_folders.find_png_fields(setting.images)
+  microscope_testing.write_ome_tiff(folder / 'a.ome.tif', field)
+  microscope_testing.write_ome_zarr(folder / 'b.ome.zarr', field, chunk=64)
+  # Relative paths are those of who asks.
+  flags = [f for f in setting.flags(base, folder) if not f.startswith('--base')]
+  outcome = _run_on(
+    cluster,
+    [*flags, '--base_directory=out'],
+    base,
+    {'Waiting for a worker of the Dask scheduler': cluster.start_worker},
+  )
+  assert outcome.status == 0, outcome.stderr
+  run = testing.InferRun(base / 'out' / 'eval_eval_infer' / '00001000', outcome)
+  assert len(run.record['fields']) == 2
+
+
+def test_shards_by_relative_names_until_all_are_lost(setting, plate, cluster):
+  """First the only worker, then, while another is waited for, the scheduler."""
+  base = setting.new_folder()
+  shard_writing.write_shards(fields.find_in([plate]), str(base / 's-%d'), 1, shard_writing.Cut())
+  flags = [f for f in setting.flags(base, plate) if 'pngs' not in f and 'dataset' not in f]
+  cluster.start_worker()
+  outcome = _run_on(
+    cluster,
+    [*flags, '--dataset_pattern=s-%d', '--dataset_num_shards=1'],
+    base,
+    {
+      'Field 1 of 4': lambda: cluster.workers[0].kill(),
+      'Lost tcp://': cluster.scheduler.kill,
+    },
+  )
+  assert outcome.status == 1
+  assert 'Waiting for a worker of the Dask scheduler' in outcome.stderr
+  assert 'the connection to the Dask scheduler was lost' in outcome.error
+  assert len(list((base / 'eval_eval_infer').glob('*/*/field.json'))) >= 1
 
 
 def _error(setting, *flags):

@@ -12,14 +12,20 @@ class Start(distributed.WorkerPlugin):
 
   name = 'isl'
 
-  def __init__(self, module: str):
-    """Takes the module to load."""
+  def __init__(self, module: str, version: str):
+    """Takes the module to load, and the version of isl that it must be of."""
     self._module = module
+    self._version = version
 
   def setup(self, worker: distributed.Worker) -> None:
-    """Loads it."""
+    """Loads it.
+
+    Raises:
+      RuntimeError: it is of another version, with which no worker starts.
+    """
     del worker
-    quiet.load(self._module)
+    if quiet.load(self._module) != self._version:
+      raise RuntimeError(f'isl is {version()} here, and {self._version} where the run was started')
 
 
 def version() -> str:

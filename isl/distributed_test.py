@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import signal
 
 import pytest
@@ -119,9 +120,29 @@ class TestAsynchronous:
 
   def test_a_training_that_is_done_ends_its_servers(self, run):
     machines = run['machines']
-    server, chief = machines.server(0), machines.worker(0, '--number_of_steps=1')
-    assert (chief.end(), server.end()) == (0, 0)
-    assert 'Nothing to do' in chief.log
+    started = [machines.server(0), *(machines.worker(i, '--number_of_steps=1') for i in (0, 1))]
+    assert [machine.end() for machine in started] == [0, 0, 0]
+    assert all('Nothing to do' in worker.log for worker in started[1:])
+
+  def test_a_worker_that_missed_the_end_ends(self, run, make_machines):
+    """While it waits for servers, which are not there any more."""
+    machines = make_machines('--number_of_steps=1')
+    worker = machines.worker(1)
+    worker.wait_for('Waiting for parameter servers')
+    shutil.copytree(run['machines'].base / 'train', machines.base / 'train')
+    assert worker.end() == 0
+    assert 'The chief is done' in worker.log
+
+
+def test_a_chief_that_is_stopped_early_ends_its_servers(make_machines):
+  machines = make_machines()
+  server = machines.server(0)
+  server.wait_for('listens on')
+  chief = machines.worker(0)
+  chief.wait_for('Training starts')
+  chief.process.send_signal(signal.SIGTERM)
+  assert (chief.end(), server.end()) == (0, 0)
+  assert 'Stopped by SIGTERM' in chief.log and 'step 1: ' not in chief.log
 
 
 def test_synchronous(make_machines):
@@ -204,8 +225,30 @@ def test_two_signals_end_who_waits_in_a_step(make_machines):
   chief.wait_for(r'step \d+: ')
   other.kill()
   chief.process.send_signal(signal.SIGTERM)
-  chief.wait_for('a second signal stops at once')
-  chief.process.send_signal(signal.SIGTERM)
+  chief.wait_for('a second signal stops in')
+  # Or more, from those who have no patience.
+  for _ in range(3):
+    chief.process.send_signal(signal.SIGTERM)
   assert chief.end() == 128 + signal.SIGTERM
   server.process.send_signal(signal.SIGTERM)
   server.end()
+
+
+@pytest.mark.soak
+def test_one_of_two_lost_servers_ends_a_synchronous_training(make_machines):
+  """With an error, since the others of its queues are closed; all of it started again goes on."""
+  machines = make_machines('--sync_replicas', '--save_interval_secs=2', servers=2)
+  servers, workers = [machines.server(0), machines.server(1)], [machines.worker(0)]
+  workers.append(machines.worker(1))
+  workers[0].wait_for('Saved', count=2)
+  servers[1].kill()
+  servers[1] = machines.server(1)
+  assert [worker.end() for worker in workers] == [1, 1]
+  assert all('was broken off' in worker.log for worker in workers)
+  for server in servers:
+    server.kill()
+  again = [machines.server(0), machines.server(1)]
+  again += [machines.worker(i, '--number_of_steps=1000') for i in (0, 1)]
+  again[2].wait_for(r'step \d+: ', count=2)
+  again[2].process.send_signal(signal.SIGTERM)
+  assert [machine.end() for machine in again] == [0] * 4

@@ -121,14 +121,17 @@ def _write_saved_model(graph: ExportedGraph, folder: pathlib.Path) -> None:
     # TensorFlow's Builder makes the folder.
     inside = folder / 'model'
     builder = tf.saved_model.Builder(str(inside))
-    with tf.Session(graph=tf_graph) as session:
-      builder.add_meta_graph_and_variables(
-        session,
-        [tf.saved_model.tag_constants.SERVING],
-        signature_def_map={_PREDICT: predict, _DESCRIBE: describe},
-        strip_default_attrs=True,
-      )
-    builder.save()
+    try:
+      with tf.Session(graph=tf_graph) as session:
+        builder.add_meta_graph_and_variables(
+          session,
+          [tf.saved_model.tag_constants.SERVING],
+          signature_def_map={_PREDICT: predict, _DESCRIBE: describe},
+          strip_default_attrs=True,
+        )
+      builder.save()
+    except tf.errors.OpError as e:
+      raise OSError(f'{str(folder)!r} cannot be written: {" ".join(e.message.split())}') from e
   for path in inside.iterdir():
     path.rename(folder / path.name)
   inside.rmdir()

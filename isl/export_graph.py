@@ -45,7 +45,7 @@ class ExportedGraph:
     return tf.placeholder(tf.float32, [None, None, None, depth], name=INPUT)
 
   def predict(self, stacks: tf.Tensor) -> dict[str, tf.Tensor]:
-    """Computes predictions tile by tile: beside input and output, memory is constant.
+    """Computes predictions tile by tile, in a constant memory and some times that of the output.
 
     Tiles have the shapes and the places that INFER_FULL gives them.
 

@@ -84,6 +84,8 @@ def check_machines(mode: Mode, metric: Metric) -> None:
   for name in ('ps_hosts', 'worker_hosts', 'sync_replicas', 'ps_tasks', 'task'):
     if FLAGS[name].value and mode not in _TRAINING:
       raise ValueError(f'--{name} goes with --mode TRAIN or PS, not {mode.name}')
+  if mode is Mode.PS and FLAGS.dry_run:
+    raise ValueError('--dry_run does not go with --mode PS, which reads and writes no files')
   if FLAGS.master not in ('', 'local') and mode is not Mode.TRAIN:
     raise ValueError(f'--master goes with --mode TRAIN, not {mode.name}; got {FLAGS.master!r}')
   if FLAGS.export_format != ExportFormat.SAVED_MODEL.name and mode is not Mode.EXPORT:

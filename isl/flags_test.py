@@ -101,7 +101,7 @@ _OBSERVED_BY = {
   'ps_hosts': 'distributed_test::test_taken_port',
   'worker_hosts': 'distributed_test::test_synchronous',
   'sync_replicas': 'distributed_test::test_synchronous',
-  'dask_scheduler': 'dask_fields_test::TestCluster::test_waits_for_workers_and_labels_with_them',
+  'dask_scheduler': 'dask_fields_test::test_waits_for_workers_and_labels_with_them',
   'dask_workers': 'dask_fields_test::TestLocalProcesses::test_is_told',
 }
 

@@ -80,12 +80,15 @@ def run(experiment: Experiment) -> list[str]:
 
 
 def _with_absolute_paths(experiment: Experiment) -> Experiment:
-  restored = experiment.restore_directory
+  restored, shards = experiment.restore_directory, experiment.shards
+  if shards is not None:
+    shards = dataclasses.replace(shards, paths=tuple(path.absolute() for path in shards.paths))
   return dataclasses.replace(
     experiment,
     base_directory=experiment.base_directory.absolute(),
     restore_directory=restored and restored.absolute(),
     image_directories=tuple(path.absolute() for path in experiment.image_directories),
+    shards=shards,
   )
 
 

@@ -10,6 +10,7 @@ How, says `shard_writing.py`, and what is in them, `shard_examples.py`. Train fr
 from __future__ import annotations
 
 import argparse
+import os
 import pathlib
 import sys
 from collections.abc import Callable, Sequence
@@ -20,8 +21,9 @@ from isl import quiet, shard_names
 
 with quiet.quiet_stderr():
   from isl import fields, shard_writing
-  from isl.image_io import ImageFiles
+  from isl.image_io import ImageFiles, parts_of
   from isl.shard_writing import Cut
+  from isl.stack import MAXPROJECT
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -64,7 +66,10 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def _names(text: str) -> list[str]:
-  return text.split(',')
+  names = text.split(',')
+  if not all(names):
+    raise argparse.ArgumentTypeError(f'must be names between commas, got {text!r}')
+  return names
 
 
 def _from(least: int) -> Callable[[str], int]:
@@ -84,11 +89,34 @@ def find_fields(arguments: argparse.Namespace) -> list[ImageFiles]:
     ValueError: one cannot be read, or lacks a channel.
     OSError: a folder is missing.
   """
-  found = fields.find_in(map(pathlib.Path, arguments.dataset_directory))
-  if arguments.input_channels is None and arguments.target_channels is None:
+  found = fields.find_in(pathlib.Path(_home(name)) for name in arguments.dataset_directory)
+  inputs, targets = arguments.input_channels, arguments.target_channels
+  if inputs is None and targets is None:
     return found
-  inputs, targets = arguments.input_channels or (), arguments.target_channels or ()
-  return [field.select(inputs, targets) for field in found]
+  recorded = {key.channel for field in found for key in field.sources if key.z == MAXPROJECT}
+  for channel in targets or ():
+    if not recorded.intersection(parts_of(channel)):
+      raise ValueError(
+        f'no field of view has an image of {channel}, which --target_channels names; the labels'
+        f' there are: {", ".join(sorted(recorded)) or "none"}'
+      )
+  return [
+    field.select(
+      _channels(field, is_label=False) if inputs is None else inputs,
+      _channels(field, is_label=True) if targets is None else targets,
+    )
+    for field in found
+  ]
+
+
+def _channels(field: ImageFiles, *, is_label: bool) -> list[str]:
+  """All channels of a field of view that are labels, or are not."""
+  return sorted({key.channel for key in field.sources if (key.z == MAXPROJECT) == is_label})
+
+
+def _home(path: str) -> str:
+  """Replaces ~ at its beginning."""
+  return os.path.expanduser(path)  # noqa: PTH111, of a pattern.
 
 
 def main() -> None:
@@ -107,7 +135,7 @@ def main() -> None:
   try:
     paths = shard_writing.write_shards(
       find_fields(arguments),
-      arguments.output,
+      _home(arguments.output),
       arguments.num_shards,
       cut,
       overwrite=arguments.overwrite,

@@ -59,6 +59,10 @@ class MicroscopeFile:
       weakref.WeakValueDictionary()
     )
 
+  def __reduce__(self) -> tuple[type[MicroscopeFile], tuple[pathlib.Path]]:
+    # Another process opens the file itself.
+    return MicroscopeFile, (self.path,)
+
   @property
   def scenes(self) -> tuple[Scene, ...]:
     """What is in it; raises OSError or ValueError as `microscope_scenes.open_scenes` does."""

@@ -205,6 +205,8 @@ class ShardPatches:
       as a `training_data.Patch` has them.
     """
     reading = self.shards.reading
+    # With more, shards of the next passes would be read beside those of this one.
+    num_open = min(reading.num_threads, len(reading.paths))
     first = tf.cast(first_patch, tf.int64)
     shuffle_seed = first + int(self._draw(_SHUFFLE).generate_state(1)[0])
     shapes = (self.input_shape, self.target_shape, self.target_shape[-1:], self.input_shape[:2])
@@ -230,9 +232,7 @@ class ShardPatches:
 
     return (
       tf.data.Dataset.range(_INT64_MAX)
-      .interleave(
-        open_shard, cycle_length=reading.num_threads, num_parallel_calls=reading.num_threads
-      )
+      .interleave(open_shard, cycle_length=num_open, num_parallel_calls=num_open)
       .shuffle(reading.capacity, seed=shuffle_seed)
       .enumerate()
       .map(cut, num_parallel_calls=reading.batch_size)

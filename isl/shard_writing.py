@@ -4,8 +4,8 @@ A fixed hash of a field of view's name decides its shard: the same field of view
 always on the same side of training and evaluation, which has every eighth shard. The same images
 give the same bytes. One field of view is in memory at a time.
 
-Nothing has its final name before all shards are whole. A program that is killed while it renames
-them leaves some of the new ones and none of the old.
+Nothing has its final name before all shards are whole and on the disk. A program that is killed
+while it renames them leaves some of the new ones, and some of older ones that they replace.
 """
 
 from __future__ import annotations
@@ -125,9 +125,9 @@ def write_shards(
     for path, of_shard in zip(paths, by_shard, strict=True):
       partial = stack.enter_context(files.whole_file(path))
       _write_shard(partial, of_shard, cut, progress)
-    # Now, when nothing can be wrong any more: no name may remain of another set.
-    for path in older:
-      path.unlink()
+  # Those that were not replaced.
+  for path in set(older) - set(paths):
+    path.unlink()
   return paths
 
 
@@ -173,11 +173,16 @@ def _write_shard(
         writer.write(shard_examples.EMPTY)
   except tf.errors.OpError as e:
     raise OSError(f'{str(path)!r} cannot be written: {" ".join(e.message.split())}') from e
+  # Where some file systems find out that the disk is full: before the first one is renamed.
+  with path.open('r+b') as stream:
+    os.fsync(stream.fileno())
 
 
 def _size(field: ImageFiles) -> tuple[int, int]:
   if field.problem is not None:
     raise ValueError(field.problem)
+  if not field.sources:
+    raise ValueError(f'field of view {field.name!r} has none of the images that are to be written')
   return next(iter(field.sources.values())).size
 
 

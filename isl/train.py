@@ -20,6 +20,7 @@ import glob
 import pathlib
 import platform
 import secrets
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -29,6 +30,7 @@ from absl import logging
 import isl
 from isl import (
   channels_file,
+  checkpoints,
   cluster_session,
   data_provider,
   files,
@@ -66,25 +68,48 @@ def run(experiment: Experiment) -> None:
       _hold(folder, stack)
       packed_variables.complete_state_file(folder)
     start = restoration.find_start(experiment)
-    if _is_done(experiment, start):
-      if experiment.cluster is not None:
-        cluster_session.say_goodbye(experiment.cluster, lambda: stop.received is not None)
+    cluster = experiment.cluster
+    is_done = _is_done(experiment, start)
+    if is_done and (cluster is None or not cluster.is_chief):
       return
     # Before the images are read, which may take minutes.
-    cluster = experiment.cluster
     server = cluster_session.make_server(cluster) if cluster else None
-    seed = _seed(experiment)
-    patches = make_patches(experiment, start, seed)
-    if _is_stopped(stop):
-      return
-    if writes:
-      files.check_writable(folder / 'checkpoint.test')
-      if is_new:
-        _hold(folder, stack)
-      packed_variables.remove_partial(folder)
-    with tf.Graph().as_default(), tf.device(cluster.device if cluster else None):
-      training = _Training(experiment, start, patches, seed, stop)
-      training.run(server)
+    has_trained = not is_done and _train(experiment, start, stop, server, is_new, stack)
+    if not has_trained and cluster is not None and server is not None and cluster.is_chief:
+      # Without having begun it is done all the same, which its servers wait for.
+      cluster_session.say_goodbye(cluster, server, lambda: stop.received is not None)
+
+
+def _train(
+  experiment: Experiment,
+  start: Start,
+  stop: training_hooks.StopOnSignal,
+  server: tf.train.Server | None,
+  is_new: bool,
+  stack: contextlib.ExitStack,
+) -> bool:
+  """Trains; returns False where a signal came before the first step.
+
+  Args:
+    experiment: the run.
+    start: where it starts from.
+    stop: knows of signals.
+    server: this process's, of a cluster.
+    is_new: whether BASE/train is yet to be made.
+    stack: lasts as long as the training.
+  """
+  folder, cluster = experiment.train_directory, experiment.cluster
+  seed = _seed(experiment)
+  patches = make_patches(experiment, start, seed)
+  if _is_stopped(stop):
+    return False
+  if cluster is None or cluster.is_chief:
+    files.check_writable(folder / 'checkpoint.test')
+    if is_new:
+      _hold(folder, stack)
+    packed_variables.remove_partial(folder)
+  with tf.Graph().as_default(), tf.device(cluster.device if cluster else None):
+    return _Training(experiment, start, patches, seed, stop).run(server)
 
 
 def _seed(experiment: Experiment) -> int:
@@ -215,6 +240,7 @@ class _Training:
     self._stop = stop
     self._graph = TrainingGraph(experiment, start, patches)
     self._starts = 0
+    self._attendance: cluster_session.Attendance | None = None
 
   def _start_now(self) -> Start:
     """Where variables start from: where they are lost later, the newest checkpoint."""
@@ -224,11 +250,15 @@ class _Training:
     packed_variables.complete_state_file(self._experiment.train_directory)
     return restoration.find_start(self._experiment)
 
-  def run(self, server: tf.train.Server | None) -> None:
-    """Trains to the end.
+  def run(self, server: tf.train.Server | None) -> bool:
+    """Trains to the end; returns False where it was stopped before the first step.
 
     Args:
       server: this process's, of a cluster.
+
+    Raises:
+      ValueError: as `_do_step`, or a parameter server was lost at the end.
+      OSError: a file cannot be read or written.
     """
     stop, cluster = self._stop, self._experiment.cluster
     initializer = Initializer(self._graph, self._start_now, self._seed)
@@ -247,25 +277,58 @@ class _Training:
     )
     # What is written from here on binds later starts to these flags.
     if _is_stopped(stop):
-      return
+      return False
     if savers:
       self._write_what_it_is()
     creator: tf.train.SessionCreator
     if cluster is None or server is None:
       creator = tf.train.ChiefSessionCreator(scaffold, config=cluster_session.session_config(None))
     else:
-      creator = cluster_session.SessionCreator(
-        cluster, server, scaffold, lambda: stop.received is not None
-      )
-    # A signal may come before there is a session.
-    with (
-      contextlib.suppress(cluster_session.StoppedError),
+      creator = cluster_session.SessionCreator(cluster, server, scaffold, self._gives_up)
+    try:
       # The thread that applies the gradients of all workers waits for more until the session ends.
-      tf.train.MonitoredSession(creator, hooks, stop_grace_period_secs=1) as session,
-    ):
-      while not session.should_stop() and stop.received is None:
-        _do_step(session, self._graph, self._patches)
+      with tf.train.MonitoredSession(creator, hooks, stop_grace_period_secs=1) as session:
+        while not session.should_stop() and stop.received is None:
+          _do_step(session, self._graph, self._patches, lambda: self._is_chief_done(server))
+    except cluster_session.StoppedError:
+      # Before there was a session.
+      if not _is_stopped(stop):
+        logging.info('The chief is done')
+      return False
+    except cluster_session.LOST as e:
+      if cluster is None:
+        raise
+      raise ValueError(
+        'a parameter server was lost while this process ended; start the training again, with all'
+        ' its servers'
+      ) from e
     _is_stopped(stop)
+    return True
+
+  def _gives_up(self) -> bool:
+    """Whether a session need not be waited for any more."""
+    cluster, last = self._experiment.cluster, self._experiment.training.number_of_steps
+    if self._stop.received is not None:
+      return True
+    if last is None or cluster is None or cluster.is_chief:
+      return False
+    # The others may have ended while this worker was away.
+    with contextlib.suppress(ValueError, OSError):
+      newest = checkpoints.find_newest(self._experiment.train_directory)
+      return checkpoints.step_in_name(newest) >= last
+    return False
+
+  def _is_chief_done(self, server: tf.train.Server | None) -> bool:
+    """Whether the training ended in good order, asked after a session of it did."""
+    cluster = self._experiment.cluster
+    if cluster is None or server is None or self._attendance is None:
+      return True
+    with (
+      contextlib.suppress(*cluster_session.LOST),
+      tf.Session(server.target, config=cluster_session.session_config(cluster)) as session,
+    ):
+      return bool(session.run(self._attendance.chief_is_done))
+    return False
 
   def _hooks(self) -> list[tf.train.SessionRunHook]:
     """What happens between the steps."""
@@ -279,14 +342,17 @@ class _Training:
         training_hooks.CheckpointSaver(folder, training.save_interval_secs, graph, patches),
       ]
     hooks.append(self._stop)
-    if training.number_of_steps is not None:
+    # Synchronous workers end when the chief does: it may be lost while it saves, and needs them.
+    ends = graph.synchronizer is None or (cluster is not None and cluster.is_chief)
+    if training.number_of_steps is not None and ends:
       hooks.append(tf.train.StopAtStepHook(last_step=training.number_of_steps))
     if cluster is not None:
       if graph.synchronizer is not None:
         # Without tokens at the beginning, of which one worker could make steps alone.
         hooks.append(graph.synchronizer.make_session_run_hook(cluster.is_chief, num_tokens=0))
       # The last, since its end is the servers'.
-      hooks.append(cluster_session.AttendanceHook(cluster))
+      self._attendance = cluster_session.Attendance(cluster)
+      hooks.append(cluster_session.AttendanceHook(cluster, self._attendance))
     return hooks
 
   def _write_what_it_is(self) -> None:
@@ -306,13 +372,22 @@ def _is_stopped(stop: training_hooks.StopOnSignal) -> bool:
 
 
 def _do_step(
-  session: tf.train.MonitoredSession, graph: TrainingGraph, patches: PatchStream
+  session: tf.train.MonitoredSession,
+  graph: TrainingGraph,
+  patches: PatchStream,
+  is_chief_done: Callable[[], bool],
 ) -> None:
   """Does a step.
 
+  Args:
+    session: of the training.
+    graph: likewise.
+    patches: what is trained on.
+    is_chief_done: whether a synchronous training whose queue is closed ended in good order.
+
   Raises:
-    ValueError: the machine lacks the memory, a check of --tensorcheck_enable_checks failed, or the
-      patches could not be read.
+    ValueError: the machine lacks the memory, a check of --tensorcheck_enable_checks failed, the
+      patches could not be read, or a synchronous training was broken off.
     OSError: a shard could not be read.
   """
   try:
@@ -326,6 +401,11 @@ def _do_step(
       ) from e
     if isinstance(e, tf.errors.InvalidArgumentError):
       raise ValueError(f'a check failed: {tensorcheck.reason(e)}') from e
+    if isinstance(e, tf.errors.OutOfRangeError) and not is_chief_done():
+      raise ValueError(
+        'the synchronous training was broken off, by a chief that failed or one of several'
+        ' parameter servers that was lost; start it again, with all its servers'
+      ) from e
     raise
 
 

@@ -211,6 +211,8 @@ class CheckpointSaver(tf.train.CheckpointSaverHook):
     try:
       self.saver.save(session, str(prefix), global_step=step, write_meta_graph=False)
     except (tf.errors.OpError, OSError, ValueError) as e:
+      # Raises what it does where not the disk is to blame, but a parameter server that was lost.
+      session.run(self._graph.global_step)
       self._fail(f'{prefix}-{step}', step, e)
       return
     self._failure = None
@@ -281,10 +283,16 @@ class StopOnSignal(tf.train.SessionRunHook):
       return
     second = self._next_signal(_SECONDS_TO_STOP)
     if second is None:
-      logging.info('Stopping after this step; a second signal stops at once')
+      logging.info('Stopping after this step; a second signal stops in %d s', _SECONDS_TO_STOP)
       second = self._next_signal(None)
-    if second and self._next_signal(_SECONDS_TO_STOP) is None:
-      os._exit(128 + second)
+    if not second:
+      return
+    # Further signals do not help where Python does not get to handle them.
+    until = time.monotonic() + _SECONDS_TO_STOP
+    while (left := until - time.monotonic()) > 0:
+      if self._next_signal(left) == 0:
+        return
+    os._exit(128 + second)
 
   def _next_signal(self, seconds: float | None) -> int | None:
     """A signal's number; 0 at the end of the training, None after so many seconds."""
