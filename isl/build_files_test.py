@@ -69,6 +69,7 @@ ROOMS = (
   ('isl.field_run', 'isl.dask_start'),
   ('isl.dask_fields',),
   ('isl.training_hooks', 'isl.training_summaries', 'isl.cluster_session', 'isl.first_values'),
+  ('isl.training_run',),
   (
     'isl.train',
     'isl.evaluate',

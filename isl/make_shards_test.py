@@ -51,8 +51,29 @@ def test_program_writes_the_channels_that_are_asked_for(tmp_path):
 
 
 @pytest.mark.parametrize(
+  ('flag', 'channels'),
+  [
+    ('--target_channels=GFP', ('GFP', 'PHASE_CONTRAST')),
+    ('--input_channels=TRANSMISSION', ('GFP', 'MAP2_CONFOCAL', 'NFH_CONFOCAL', 'PHASE_CONTRAST')),
+  ],
+)
+def test_channels_of_the_other_kind_are_all_written(tmp_path, flag, channels, monkeypatch):
+  _images(tmp_path / 'a')
+  monkeypatch.setenv('HOME', str(tmp_path))
+  outcome = _run('--dataset_directory=~/a', '--output=~/s-%d', '--num_shards=1', flag)
+  assert outcome.status == 0, outcome.stderr
+  (field,) = _read([tmp_path / 's-0'])
+  assert field.channels == channels
+
+
+@pytest.mark.parametrize(
   ('flags', 'what'),
   [
+    (
+      ('--output={}/s-%d', '--target_channels=GFP,MAP2'),
+      'no field of view has an image of MAP2, which --target_channels names; the labels there are:'
+      ' GFP, MAP2_CONFOCAL, NFH_CONFOCAL',
+    ),
     ((), "--output must have one %d (or %05d) for the number of the shard, got 'shards'"),
     (('--output={}/s-%d-%d',), '--output must have one %d'),
     (('--output={}/s-%s',), '--output must have one %d'),
@@ -69,7 +90,9 @@ def test_bad_flags_are_said_in_a_line(tmp_path, flags, what):
   assert not list(tmp_path.glob('s-*'))
 
 
-@pytest.mark.parametrize('flag', ['--num_shards=0', '--tile_size=x', '--png_compression=10'])
+@pytest.mark.parametrize(
+  'flag', ['--num_shards=0', '--tile_size=x', '--png_compression=10', '--dataset_directory=a,']
+)
 def test_numbers_out_of_range_are_refused(tmp_path, flag):
   outcome = _run('--dataset_directory=a', '--output=s-%d', '--num_shards=1', flag)
   assert outcome.status == 2 and flag.partition('=')[0] in outcome.stderr

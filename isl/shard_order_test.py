@@ -59,6 +59,11 @@ def test_each_pass_has_every_example_once_in_another_order(whole, monkeypatch):
   assert len({tuple(one) for one in passes}) > 1
 
 
+def test_examples_do_not_repeat_where_threads_are_more_than_shards(images, tmp_path, monkeypatch):
+  (path,) = write_shards(tmp_path, images, 1)
+  assert drawn_wells(make_patches([path], num_threads=4), 20, monkeypatch)[:20] == [*WELLS] * 4
+
+
 def test_shards_are_mixed_that_are_read_at_the_same_time(images, tmp_path, monkeypatch):
   """Two wells a shard: one after the other, or those of several shards in turns."""
   paths = write_shards(tmp_path, images, 2)

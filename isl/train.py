@@ -15,39 +15,30 @@ Started again with the same BASE, it goes on where it was.
 from __future__ import annotations
 
 import contextlib
-import datetime
 import glob
 import pathlib
-import platform
 import secrets
-from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import tensorflow.compat.v1 as tf
 from absl import logging
 
-import isl
 from isl import (
-  channels_file,
-  checkpoints,
   cluster_session,
   data_provider,
   files,
   packed_variables,
   restoration,
   shard_patches,
-  tensorcheck,
   training_data,
   training_fields,
   training_hooks,
-  training_record,
 )
 from isl.experiment import Experiment
 from isl.first_values import Initializer
 from isl.restoration import Start
 from isl.training_graph import PatchStream, TrainingGraph
-from isl.training_summaries import SummaryHook
+from isl.training_run import TrainingRun, is_stopped
 
 
 def run(experiment: Experiment) -> None:
@@ -101,7 +92,7 @@ def _train(
   folder, cluster = experiment.train_directory, experiment.cluster
   seed = _seed(experiment)
   patches = make_patches(experiment, start, seed)
-  if _is_stopped(stop):
+  if is_stopped(stop):
     return False
   if cluster is None or cluster.is_chief:
     files.check_writable(folder / 'checkpoint.test')
@@ -109,7 +100,7 @@ def _train(
       _hold(folder, stack)
     packed_variables.remove_partial(folder)
   with tf.Graph().as_default(), tf.device(cluster.device if cluster else None):
-    return _Training(experiment, start, patches, seed, stop).run(server)
+    return TrainingRun(experiment, start, patches, seed, stop).run(server)
 
 
 def _seed(experiment: Experiment) -> int:
@@ -220,220 +211,3 @@ def _is_done(experiment: Experiment, start: Start) -> bool:
   if step >= last:
     logging.info('Nothing to do: step %d is reached, --number_of_steps is %d', step, last)
   return step >= last
-
-
-class _Training:
-  """A training in the current graph: its hooks, its session, its steps."""
-
-  def __init__(
-    self,
-    experiment: Experiment,
-    start: Start,
-    patches: PatchStream,
-    seed: int,
-    stop: training_hooks.StopOnSignal,
-  ):
-    self._experiment = experiment
-    self._start = start
-    self._patches = patches
-    self._seed = seed
-    self._stop = stop
-    self._graph = TrainingGraph(experiment, start, patches)
-    self._starts = 0
-    self._attendance: cluster_session.Attendance | None = None
-
-  def _start_now(self) -> Start:
-    """Where variables start from: where they are lost later, the newest checkpoint."""
-    self._starts += 1
-    if self._starts == 1:
-      return self._start
-    packed_variables.complete_state_file(self._experiment.train_directory)
-    return restoration.find_start(self._experiment)
-
-  def run(self, server: tf.train.Server | None) -> bool:
-    """Trains to the end; returns False where it was stopped before the first step.
-
-    Args:
-      server: this process's, of a cluster.
-
-    Raises:
-      ValueError: as `_do_step`, or a parameter server was lost at the end.
-      OSError: a file cannot be read or written.
-    """
-    stop, cluster = self._stop, self._experiment.cluster
-    initializer = Initializer(self._graph, self._start_now, self._seed)
-    hooks = self._hooks()
-    savers = [h.saver for h in hooks if isinstance(h, training_hooks.CheckpointSaver)]
-    local, ready = [self._graph.iterator.initializer], None
-    if self._graph.synchronizer is not None:
-      local.append(self._graph.synchronizer.local_step_init_op)
-      ready = self._graph.synchronizer.ready_for_local_init_op
-    scaffold = tf.train.Scaffold(
-      init_op=tf.no_op(),
-      init_fn=initializer,
-      ready_for_local_init_op=ready,
-      local_init_op=tf.group(*local),
-      saver=savers[0] if savers else None,
-    )
-    # What is written from here on binds later starts to these flags.
-    if _is_stopped(stop):
-      return False
-    if savers:
-      self._write_what_it_is()
-    creator: tf.train.SessionCreator
-    if cluster is None or server is None:
-      creator = tf.train.ChiefSessionCreator(scaffold, config=cluster_session.session_config(None))
-    else:
-      creator = cluster_session.SessionCreator(cluster, server, scaffold, self._gives_up)
-    try:
-      # The thread that applies the gradients of all workers waits for more until the session ends.
-      with tf.train.MonitoredSession(creator, hooks, stop_grace_period_secs=1) as session:
-        while not session.should_stop() and stop.received is None:
-          _do_step(session, self._graph, self._patches, lambda: self._is_chief_done(server))
-    except cluster_session.StoppedError:
-      # Before there was a session.
-      if not _is_stopped(stop):
-        logging.info('The chief is done')
-      return False
-    except cluster_session.LOST as e:
-      if cluster is None:
-        raise
-      raise ValueError(
-        'a parameter server was lost while this process ended; start the training again, with all'
-        ' its servers'
-      ) from e
-    _is_stopped(stop)
-    return True
-
-  def _gives_up(self) -> bool:
-    """Whether a session need not be waited for any more."""
-    cluster, last = self._experiment.cluster, self._experiment.training.number_of_steps
-    if self._stop.received is not None:
-      return True
-    if last is None or cluster is None or cluster.is_chief:
-      return False
-    # The others may have ended while this worker was away.
-    with contextlib.suppress(ValueError, OSError):
-      newest = checkpoints.find_newest(self._experiment.train_directory)
-      return checkpoints.step_in_name(newest) >= last
-    return False
-
-  def _is_chief_done(self, server: tf.train.Server | None) -> bool:
-    """Whether the training ended in good order, asked after a session of it did."""
-    cluster = self._experiment.cluster
-    if cluster is None or server is None or self._attendance is None:
-      return True
-    with (
-      contextlib.suppress(*cluster_session.LOST),
-      tf.Session(server.target, config=cluster_session.session_config(cluster)) as session,
-    ):
-      return bool(session.run(self._attendance.chief_is_done))
-    return False
-
-  def _hooks(self) -> list[tf.train.SessionRunHook]:
-    """What happens between the steps."""
-    training, folder = self._experiment.training, self._experiment.train_directory
-    graph, patches, cluster = self._graph, self._patches, self._experiment.cluster
-    # The first looks at losses before another may see what a diverged step leaves.
-    hooks = [training_hooks.LossGuard(graph), training_hooks.ProgressLog(graph)]
-    if cluster is None or cluster.is_chief:
-      hooks += [
-        SummaryHook(folder, training.save_summaries_secs, graph, patches),
-        training_hooks.CheckpointSaver(folder, training.save_interval_secs, graph, patches),
-      ]
-    hooks.append(self._stop)
-    # Synchronous workers end when the chief does: it may be lost while it saves, and needs them.
-    ends = graph.synchronizer is None or (cluster is not None and cluster.is_chief)
-    if training.number_of_steps is not None and ends:
-      hooks.append(tf.train.StopAtStepHook(last_step=training.number_of_steps))
-    if cluster is not None:
-      if graph.synchronizer is not None:
-        # Without tokens at the beginning, of which one worker could make steps alone.
-        hooks.append(graph.synchronizer.make_session_run_hook(cluster.is_chief, num_tokens=0))
-      # The last, since its end is the servers'.
-      self._attendance = cluster_session.Attendance(cluster)
-      hooks.append(cluster_session.AttendanceHook(cluster, self._attendance))
-    return hooks
-
-  def _write_what_it_is(self) -> None:
-    """channels.json and run.json."""
-    channels = channels_file.Channels(
-      inputs=self._start.inputs.channels, targets=self._start.targets.channels
-    )
-    channels_file.write(self._experiment.train_directory, channels)
-    _write_record(self._experiment, self._start, self._seed)
-
-
-def _is_stopped(stop: training_hooks.StopOnSignal) -> bool:
-  """Whether a signal came, which is logged."""
-  if stop.received is not None:
-    logging.info('Stopped by %s', stop.received)
-  return stop.received is not None
-
-
-def _do_step(
-  session: tf.train.MonitoredSession,
-  graph: TrainingGraph,
-  patches: PatchStream,
-  is_chief_done: Callable[[], bool],
-) -> None:
-  """Does a step.
-
-  Args:
-    session: of the training.
-    graph: likewise.
-    patches: what is trained on.
-    is_chief_done: whether a synchronous training whose queue is closed ended in good order.
-
-  Raises:
-    ValueError: the machine lacks the memory, a check of --tensorcheck_enable_checks failed, the
-      patches could not be read, or a synchronous training was broken off.
-    OSError: a shard could not be read.
-  """
-  try:
-    session.run(graph.train)
-  except tf.errors.OpError as e:
-    if patches.failure is not None:
-      raise patches.failure from e
-    if isinstance(e, tf.errors.ResourceExhaustedError):
-      raise ValueError(
-        'too little memory for a step; a smaller --preprocess_batch_size needs less'
-      ) from e
-    if isinstance(e, tf.errors.InvalidArgumentError):
-      raise ValueError(f'a check failed: {tensorcheck.reason(e)}') from e
-    if isinstance(e, tf.errors.OutOfRangeError) and not is_chief_done():
-      raise ValueError(
-        'the synchronous training was broken off, by a chief that failed or one of several'
-        ' parameter servers that was lost; start it again, with all its servers'
-      ) from e
-    raise
-
-
-def _write_record(experiment: Experiment, start: Start, seed: int) -> None:
-  """run.json: how the training began, and when it was started again."""
-  folder = experiment.train_directory
-  now: dict[str, Any] = {
-    'time': datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds'),
-    'global_step': 0,
-    'random_seed': seed,
-    'versions': {
-      'python': platform.python_version(),
-      'isl': isl.__version__,
-      'tensorflow': tf.__version__,
-      'numpy': np.__version__,
-    },
-  }
-  record: dict[str, Any] = {}
-  if start.resumes:
-    assert start.checkpoint is not None
-    now['global_step'] = start.checkpoint.describe().global_step
-    record = training_record.read_record(folder)
-    now['changed_flags'] = training_record.changed_flags(experiment, record)
-  else:
-    record = {
-      'restored_from': str(start.checkpoint.prefix.absolute()) if start.checkpoint else None,
-      'fresh': dict(start.fresh),
-      'flags': dict(experiment.flags),
-    }
-  record['starts'] = [*record.get('starts', []), now]
-  training_record.write_record(folder, record)

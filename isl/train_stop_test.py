@@ -107,7 +107,7 @@ def _pausing(name):
   os.environ['TF_CPP_MIN_LOG_LEVEL'] = '3'
   from isl import quiet
   with quiet.quiet_stderr():
-    from isl import train, training_hooks
+    from isl import training_hooks, training_run
   wrapped = {name}
   def pausing(*arguments):
     for _ in range(2):
@@ -143,7 +143,7 @@ def _stop_in_pause(process, number):
 
 
 def test_signal_while_the_graph_is_built(setting, tmp_path):
-  process = _start(setting, tmp_path, code=_pausing('train.TrainingGraph'))
+  process = _start(setting, tmp_path, code=_pausing('training_run.TrainingGraph'))
   outcome = _stop_in_pause(process, signal.SIGTERM)
   assert 'Stopped by SIGTERM\n' in outcome.stderr
   assert 'step 1: ' not in outcome.stderr
@@ -163,12 +163,14 @@ def test_signal_before_the_first_step(setting, tmp_path):
 def test_signal_while_a_resumed_graph_is_built(setting, two_steps, tmp_path):
   base = shutil.copytree(two_steps.folder.parent, tmp_path / 'base')
   before = {name: (base / name).read_bytes() for name in testing.files_in(base)}
-  process = _start(setting, base, code=_pausing('train.TrainingGraph'))
+  process = _start(setting, base, code=_pausing('training_run.TrainingGraph'))
   _stop_in_pause(process, signal.SIGINT)
   assert {name: (base / name).read_bytes() for name in testing.files_in(base)} == before
 
 
-@pytest.mark.parametrize('name', ['train.TrainingGraph', 'training_hooks.CheckpointSaver.end'])
+@pytest.mark.parametrize(
+  'name', ['training_run.TrainingGraph', 'training_hooks.CheckpointSaver.end']
+)
 def test_second_interrupt_stops_at_once(setting, tmp_path, name):
   process = _start(setting, tmp_path, '--number_of_steps=2', code=_pausing(name))
   for again in (False, True):
