@@ -10,6 +10,7 @@ import json
 import os
 import pathlib
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -65,6 +66,9 @@ def python_process(code: str, *arguments: object) -> subprocess.Popen[str]:
   Returns:
     The process, with pipes for its input and outputs, as text.
   """
+  # A shell's background jobs ignore Ctrl-C, and so would programs that they start.
+  if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
   return subprocess.Popen(
     [sys.executable, '-c', code, *map(str, arguments)],
     stdin=subprocess.PIPE,
