@@ -154,9 +154,12 @@ class _Cluster:
       '--no-show',
     )
     deadline = time.monotonic() + 60
-    while not file.exists() and time.monotonic() < deadline:
+    self.address = ''
+    while not self.address and time.monotonic() < deadline:
       os.sched_yield()
-    self.address = json.loads(file.read_text())['address']
+      # It is there before it is written.
+      with contextlib.suppress(OSError, ValueError):
+        self.address = json.loads(file.read_text())['address']
 
   def _start(self, module: str, *arguments: str) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
