@@ -27,7 +27,7 @@ import time
 
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
 
-from isl import random_checkpoint, random_field
+from isl.programs import random_checkpoint, random_field
 
 _DONE = re.compile(r'I\d{4} (\d\d:\d\d:\d\d\.\d+).* Field \d+ of \d+: .*, by (\S+)')
 _BEGUN = re.compile(r'I\d{4} (\d\d:\d\d:\d\d\.\d+).* Checkpoint ')

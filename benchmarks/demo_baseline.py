@@ -29,9 +29,9 @@ from collections.abc import Iterator, Mapping, Sequence
 import cv2
 import numpy as np
 
-from isl import image_io, png_folders
+from isl.core.channels import MAXPROJECT, ImageKey
+from isl.images import fields_of_view, png_folders
 from isl.models.networks import NETWORKS
-from isl.stack import MAXPROJECT, ImageKey
 
 _DATA = pathlib.Path(__file__).resolve().parents[1] / 'data_sample'
 _PENALTIES = (1e-7, 1e-6, 1e-5, 1e-4, 1e-3)
@@ -68,7 +68,7 @@ def _side(text: str) -> int:
   return int(text)
 
 
-def features(image_set: image_io.ImageSet, windows: Sequence[int]) -> np.ndarray:
+def features(image_set: fields_of_view.ImageSet, windows: Sequence[int]) -> np.ndarray:
   """1, the intensities at all depths, and their means over squares of each of the sides given.
 
   Returns:
@@ -85,7 +85,7 @@ def _intensities(image: np.ndarray) -> np.ndarray:
   return image.astype(np.float32) / np.float32(np.iinfo(image.dtype).max)
 
 
-def _labels(image_set: image_io.ImageSet, channels: Sequence[str]) -> np.ndarray:
+def _labels(image_set: fields_of_view.ImageSet, channels: Sequence[str]) -> np.ndarray:
   """float32 [row, column, channel] in [0, 1]."""
   keys = [ImageKey(MAXPROJECT, channel) for channel in channels]
   missing = [key.channel for key in keys if key not in image_set.images]

@@ -26,7 +26,7 @@ import tempfile
 import threading
 import time
 
-from isl import random_field
+from isl.programs import random_field
 
 _TICKS = os.sysconf('SC_CLK_TCK')
 

@@ -5,7 +5,7 @@
 Prints a table and, last, one JSON line. All is timed in one process, the two methods in turns, and
 medians are compared, so that the ratio holds on a noisy machine, too. What the machine can do is
 measured beside: the speed of a large float32 matrix product. From it and the FLOP that dense
-evaluation cannot do without (isl/models/flop.py: for the outputs asked for, nothing at the crop's
+evaluation cannot do without (benchmarks/flop.py: for the outputs asked for, nothing at the crop's
 borders) follows the least time that the outputs could take; its share of the time measured is
 printed for both methods.
 
@@ -33,14 +33,17 @@ os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
 
 import machine
 import numpy as np
+from flop import dense_flop, patch_flop
 
-from isl import checkpoints, data_provider, png_folders, tiling
-from isl.controller import HeadGroup, Labeler
-from isl.models.flop import dense_flop, patch_flop
+from isl.checkpoints.checkpoint import Checkpoint, find_newest
+from isl.core.channels import ImageKey, input_stack, target_stack
+from isl.core.statistic import PICTURE_STATISTICS, AnyStatistic, Statistic
+from isl.data import data_provider
+from isl.images import png_folders
+from isl.inference import tiling
+from isl.inference.controller import HeadGroup, Labeler
 from isl.models.plan import NetworkPlan
-from isl.random_checkpoint import write_random_checkpoint
-from isl.stack import ImageKey, input_stack, target_stack
-from isl.statistic import PICTURE_STATISTICS, AnyStatistic, Statistic
+from isl.programs.random_checkpoint import write_random_checkpoint
 
 _TRIAL_PATCHES = 64
 _BY_CLASS = (Statistic.MODE.name, Statistic.MEDIAN.name)
@@ -92,7 +95,7 @@ class Method:
   def __init__(
     self,
     plan: NetworkPlan,
-    checkpoint: checkpoints.Checkpoint,
+    checkpoint: Checkpoint,
     heads: Sequence[ImageKey],
     *,
     batch: int,
@@ -155,7 +158,7 @@ def compare(one: Outputs, other: Outputs) -> dict[str, float]:
   return differences
 
 
-def print_peak_memory(arguments: argparse.Namespace, checkpoint: checkpoints.Checkpoint) -> None:
+def print_peak_memory(arguments: argparse.Namespace, checkpoint: Checkpoint) -> None:
   """What `peak_memory_mb` reads: evaluates one batch, then prints this process's peak."""
   batch, side = (int(n) for n in arguments.peak_of.split(','))
   held = checkpoint.describe()
@@ -184,11 +187,11 @@ def main() -> None:
         num_z_values=arguments.num_z_values,
       )
       arguments.checkpoint = folder
-    checkpoint = checkpoints.Checkpoint(checkpoints.find_newest(arguments.checkpoint))
+    checkpoint = Checkpoint(find_newest(arguments.checkpoint))
     (print_peak_memory if arguments.peak_of else measure)(arguments, checkpoint)
 
 
-def measure(arguments: argparse.Namespace, checkpoint: checkpoints.Checkpoint) -> None:
+def measure(arguments: argparse.Namespace, checkpoint: Checkpoint) -> None:
   """All measurements with one checkpoint."""
   held = checkpoint.describe()
   plan = held.plan()

@@ -23,9 +23,10 @@ from collections.abc import Sequence
 
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
 
-from isl import microscope_testing, png_folders
-from isl.random_checkpoint import write_random_checkpoint
-from isl.random_field import write_image_set
+from isl.images import png_folders
+from isl.programs.random_checkpoint import write_random_checkpoint
+from isl.programs.random_field import write_image_set
+from tests.support.microscope import write_ome_zarr
 
 # ru_maxrss would begin with the parent's; this is the process's own.
 _PEAK = r"""if True:
@@ -86,7 +87,7 @@ def main() -> None:
       )
       if 'OME_ZARR' in peaks:
         (field,) = png_folders.find_png_fields(images['PNG'])
-        microscope_testing.write_ome_zarr(images['OME_ZARR'], field, chunk=256)
+        write_ome_zarr(images['OME_ZARR'], field, chunk=256)
       for source, of_source in peaks.items():
         flags = {
           'mode': 'EVAL_EVAL',

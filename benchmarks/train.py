@@ -5,7 +5,7 @@
 Prints a table and, last, one JSON line. Training steps and a large float32 matrix product take
 turns in one process, since a machine's speed may change from one second to the next; a round's
 share is that of its own products' speed, and medians of the rounds are printed. FLOP are those of
-the convolutions of single patches (isl/models/flop.py), three times for forward and backward.
+the convolutions of single patches (benchmarks/flop.py), three times for forward and backward.
 
 Before that, the program itself is run for a few steps: for the time from the command to the end of
 the first step, and for the peak memory, TensorFlow itself (about 400 MB) included.
@@ -30,9 +30,9 @@ os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
 
 import machine
 import training
+from flop import patch_flop
 
-from isl import random_field
-from isl.models.flop import patch_flop
+from isl.programs import random_field
 
 _STEPS_FOR_MEMORY = 4
 

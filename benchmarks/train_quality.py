@@ -35,11 +35,11 @@ os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
 import training
 from curves import Curve, lowest_so_far, seconds_to, times_as_fast
 
-from isl import png_folders, png_io
-from isl.checkpoints import Checkpoint, find_newest
-from isl.image_io import ImageSet
+from isl.checkpoints.checkpoint import Checkpoint, find_newest
+from isl.core.channels import StackSpec, input_stack, target_stack
+from isl.images import png_folders, png_io
+from isl.images.fields_of_view import ImageSet
 from isl.models.networks import NETWORKS
-from isl.stack import StackSpec, input_stack, target_stack
 
 REPOSITORY = pathlib.Path(__file__).resolve().parents[1]
 _DEFAULTS = (8, 16, 1e-4)

@@ -9,14 +9,19 @@ import numpy as np
 import tensorflow.compat.v1 as tf
 from absl import flags
 
-from isl import command_line, data_provider, packed_variables, restoration, tiling, train
-from isl.checkpoints import Checkpoint, find_newest
-from isl.controller import HeadGroup, Labeler
-from isl.experiment import Experiment
-from isl.image_io import ImageSet
-from isl.stack import ImageKey, StackSpec
-from isl.statistic import Statistic
-from isl.training_graph import TrainingGraph
+from isl import command_line
+from isl.checkpoints.checkpoint import Checkpoint, find_newest
+from isl.core.channels import ImageKey, StackSpec
+from isl.core.experiment import Experiment
+from isl.core.statistic import Statistic
+from isl.data import data_provider
+from isl.images.fields_of_view import ImageSet
+from isl.inference import tiling
+from isl.inference.controller import HeadGroup, Labeler
+from isl.training import train
+from isl.training.graph import TrainingGraph
+from isl.training.start import find_start
+from isl.training.variables import make_saver
 
 
 def make_experiment(**options: object) -> Experiment:
@@ -34,7 +39,7 @@ def start_training(**options: object) -> tuple[TrainingGraph, tf.Session]:
     **options: flags of the program, by name.
   """
   experiment = make_experiment(**options)
-  return train.make_session(experiment, restoration.find_start(experiment), seed=0)
+  return train.make_session(experiment, find_start(experiment), seed=0)
 
 
 class HeldOut:
@@ -115,7 +120,7 @@ class Saver:
     folder.mkdir(parents=True, exist_ok=True)
     with session.graph.as_default():
       tensors = graph.variables.named_tensors(graph.optimizer)
-      self._saver = packed_variables.make_saver(tensors, max_to_keep=1)
+      self._saver = make_saver(tensors, max_to_keep=1)
 
   def save(self) -> Checkpoint:
     """A checkpoint of now; the one before is deleted."""

@@ -31,9 +31,9 @@ from cells import Culture
 from optics import TRANSFERS, Microscope, focal_stack
 from specimen import CHANNELS, Specimen
 
-from isl import png_io
-from isl.random_field import image_name
-from isl.stack import MAXPROJECT
+from isl.core.channels import MAXPROJECT
+from isl.images import png_io
+from isl.programs.random_field import image_name
 
 # Intensities are shares of a pixel's full range: light without a specimen, the photons that fill a
 # pixel, the deviation of reading it.

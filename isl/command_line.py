@@ -7,9 +7,10 @@ import os
 import pathlib
 from typing import Any
 
-from isl import cluster, flag_checks, flag_groups, shard_names, statistic
-from isl.cluster import Cluster
-from isl.experiment import (
+from isl import flag_checks, flag_groups
+from isl.core import cluster, shard_names, statistic
+from isl.core.cluster import Cluster
+from isl.core.experiment import (
   Corruption,
   DaskWorkers,
   Evaluation,

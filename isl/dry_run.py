@@ -5,22 +5,16 @@ from __future__ import annotations
 import pathlib
 from collections.abc import Iterator
 
-from isl import (
-  checkpoints,
-  data_provider,
-  field_labeling,
-  fields,
-  image_io,
-  prediction_files,
-  restoration,
-  run_results,
-)
-from isl.checkpoints import Checkpoint
-from isl.experiment import Experiment, Geometry, Metric, Mode
-from isl.image_io import ImageFiles
-from isl.placement import Placement
-from isl.prediction_store import PredictionStore
-from isl.stack import MAXPROJECT, ImageKey, StackSpec
+from isl.checkpoints.checkpoint import Checkpoint, find_newest
+from isl.core.channels import MAXPROJECT, ImageKey, StackSpec
+from isl.core.experiment import Experiment, Geometry, Metric, Mode
+from isl.data import data_provider, field_reading
+from isl.images import fields_of_view
+from isl.images.fields_of_view import ImageFiles
+from isl.images.placement import Placement
+from isl.inference import field_labeling, prediction_files, run_results
+from isl.inference.prediction_store import PredictionStore
+from isl.training.start import check_stretch_targets, find_start
 
 _INDENT = '  '
 
@@ -35,11 +29,11 @@ def run(experiment: Experiment) -> list[str]:
     ValueError: the checkpoint or the only field of view is missing, damaged or does not fit.
     OSError: a file cannot be read.
   """
-  found = fields.find_fields(experiment)
+  found = field_reading.find_fields(experiment)
   network = _Network(experiment)
   print('\n'.join(network.lines()))
   failed = []
-  for title, field in fields.numbered(found):
+  for title, field in field_reading.numbered(found):
     print(f'{title.capitalize()}: {field.name}')
     try:
       lines = list(network.field_lines(field, alone=len(found) == 1))
@@ -66,11 +60,11 @@ class _Network:
     self._experiment = experiment
     self._labeler: field_labeling.FieldLabeler | None = None
     if experiment.mode is Mode.TRAIN:
-      start = restoration.find_start(experiment)
+      start = find_start(experiment)
       self._inputs, self._targets, plan = start.inputs, start.targets, start.plan
       checkpoint, self.folder = start.checkpoint, experiment.train_directory
     else:
-      checkpoint = Checkpoint(checkpoints.find_newest(experiment.checkpoint_directory))
+      checkpoint = Checkpoint(find_newest(experiment.checkpoint_directory))
       held = checkpoint.describe()
       plan = field_labeling.make_network_plan(experiment, checkpoint)
       self._inputs, self._targets = held.inputs, held.targets
@@ -80,7 +74,7 @@ class _Network:
         self._targets = self._labeler.targets
       if experiment.metric is Metric.INFER_FULL:
         self.folder /= f'{held.global_step:08d}'
-    restoration.check_stretch_targets(experiment.stretch_targets, self._targets)
+    check_stretch_targets(experiment.stretch_targets, self._targets)
     self._plan, self._checkpoint = plan, checkpoint
 
   @property
@@ -136,7 +130,7 @@ class _Network:
     if missing:
       yield f'missing labels: {", ".join(missing)}'
     for channel in having:
-      for part in image_io.parts_of(channel):
+      for part in fields_of_view.parts_of(channel):
         if part == channel:
           yield f'{_INDENT}{channel}: {selected.sources[ImageKey(MAXPROJECT, part)].path}'
     read = {key.channel for key in selected.sources}
@@ -176,7 +170,7 @@ class _Network:
 
 def _input_lines(selected: ImageFiles, inputs: StackSpec, channel: str) -> Iterator[str]:
   """Which depth of an input channel fills which of the network's positions."""
-  names = image_io.recorded_channels(channel)
+  names = fields_of_view.recorded_channels(channel)
   keys = [k for k in selected.sources if isinstance(k.z, int) and k.channel in names]
   shown = channel if keys[0].channel == channel else f'{channel} ({keys[0].channel})'
   yield f'{shown}: {len(keys)} depths'

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from isl.experiment import ExportFormat, Metric, Mode, PredictionFormat
+from isl.core.experiment import ExportFormat, Metric, Mode, PredictionFormat
+from isl.core.statistic import Statistic
 from isl.program_flags import FLAGS
-from isl.statistic import Statistic
 
 # Parameter servers take the flags of the training that they serve.
 _TRAINING = (Mode.TRAIN, Mode.PS)

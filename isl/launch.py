@@ -16,10 +16,10 @@ from typing import NoReturn
 
 from absl import app, flags, logging
 
-from isl import quiet
 from isl.command_line import make_experiment
-from isl.experiment import Experiment, Metric, Mode
+from isl.core.experiment import Experiment, Metric, Mode
 from isl.program_flags import FLAGS
+from isl.system import quiet
 
 # The exit status where some fields of view could not be labeled, and the others were.
 _SOME_FAILED = 3
@@ -31,22 +31,19 @@ def _run_mode(experiment: Experiment) -> list[str]:
     # Not at the top: it takes seconds, for which a misspelt flag should not have to wait.
     import tensorflow.compat.v1 as tf
 
-    from isl import (
-      checkpoints,
-      dry_run,
-      evaluate,
-      export,
-      infer,
-      parameter_server,
-      tensorcheck,
-      train,
-    )
+    from isl import dry_run
+    from isl.checkpoints.checkpoint import Checkpoint, find_newest
+    from isl.evaluation import evaluate
+    from isl.export import export
+    from isl.inference import infer
+    from isl.models import tensorcheck
+    from isl.training import parameter_server, train
 
   # It warns of functions that its own Saver uses, over several lines.
   tf.logging.set_verbosity(tf.logging.ERROR)
   tensorcheck.enable(FLAGS.tensorcheck_enable_checks)
   if experiment.mode is Mode.DESCRIBE:
-    checkpoint = checkpoints.Checkpoint(checkpoints.find_newest(experiment.checkpoint_directory))
+    checkpoint = Checkpoint(find_newest(experiment.checkpoint_directory))
     description = checkpoint.describe()
     checkpoint.verify()
     print(f'checkpoint: {checkpoint.prefix}\n{description}')

@@ -19,18 +19,16 @@ from typing import Any, Self
 
 import numpy as np
 
-from isl import calibration, checkpoints, data_provider, field_record, intensities, statistic
-from isl.checkpoints import Checkpoint
-from isl.experiment import (
-  Inference,
-  InferMethod,
-  InputRange,
-  Padding,
-)
-from isl.field_labeling import FieldLabeler, Wanted
-from isl.image_io import ImageSet
-from isl.stack import ImageKey
-from isl.statistic import NUM_CLASSES, AnyStatistic, Statistic
+from isl.checkpoints.checkpoint import Checkpoint, find_newest
+from isl.core import statistic
+from isl.core.channels import ImageKey
+from isl.core.experiment import Inference, InferMethod, InputRange, Padding
+from isl.core.statistic import NUM_CLASSES, AnyStatistic, Statistic
+from isl.data import data_provider
+from isl.images import intensities
+from isl.images.fields_of_view import ImageSet
+from isl.inference import calibration, field_record
+from isl.inference.field_labeling import FieldLabeler, Wanted
 
 
 class Predictor:
@@ -65,7 +63,7 @@ class Predictor:
     """
     if tile_size < 1:
       raise ValueError(f'tile_size must be at least 1, got {tile_size}')
-    self._checkpoint = Checkpoint(checkpoints.find_newest(checkpoint_directory))
+    self._checkpoint = Checkpoint(find_newest(checkpoint_directory))
     held = self._checkpoint.describe()
     self._plan = held.plan()
     self._tile_size = tile_size

@@ -12,28 +12,24 @@ import tensorflow.compat.v1 as tf
 import tifffile
 
 import isl
-from isl import (
-  bare_checkpoint,
-  calibration,
-  checkpoints,
-  field_record,
-  launch,
-  png_folders,
-  random_checkpoint,
-  testing,
-)
-from isl.stack import TARGET_CHANNELS
-from isl.statistic import PICTURE_STATISTICS
+from isl import launch
+from isl.checkpoints.checkpoint import Checkpoint, find_newest
+from isl.core.channels import TARGET_CHANNELS
+from isl.core.statistic import PICTURE_STATISTICS
+from isl.images import png_folders
+from isl.inference import calibration, field_record
+from isl.programs import bare_checkpoint, random_checkpoint
+from tests.support.program import InferSetting, finish, python_process, write_image_set
 
 _NAMES = (*(s.name for s in PICTURE_STATISTICS), 'QUANTILE_5', 'QUANTILE_97.5')
 _LABELS = ('NFH_CONFOCAL', 'DAPI_CONFOCAL')
-_SIZE = testing.InferSetting.size
-_ROWS, _COLUMNS = testing.InferSetting.rows, testing.InferSetting.columns
+_SIZE = InferSetting.size
+_ROWS, _COLUMNS = InferSetting.rows, InferSetting.columns
 
 
 @pytest.fixture(scope='module')
 def setting(tmp_path_factory):
-  return testing.InferSetting(launch.run, tmp_path_factory)
+  return InferSetting(launch.run, tmp_path_factory)
 
 
 def _stack_of(images, channel='PHASE_CONTRAST'):
@@ -179,9 +175,7 @@ def test_two_input_channels(tmp_path, setting):
     target_channels=['GFP'],
   )
   images = tmp_path / 'images'
-  testing.write_image_set(
-    images, rows=118, columns=112, depths=2, further_inputs=['ACTIN'], channels=()
-  )
+  write_image_set(images, rows=118, columns=112, depths=2, further_inputs=['ACTIN'], channels=())
   written = _written(
     setting,
     f'--restore_directory={tmp_path / "c"}',
@@ -206,12 +200,12 @@ def test_two_input_channels(tmp_path, setting):
 
 def test_calibrated(setting, stack, tmp_path):
   folder = shutil.copytree(setting.checkpoint, tmp_path / 'c')
-  prefix = checkpoints.find_newest(folder)
+  prefix = find_newest(folder)
   fit = calibration.Fit(temperature=3, pixels=1, nll_before=1, nll_after=0)
   calibration.Calibration(
     checkpoint=prefix.name,
     step=1000,
-    fingerprint=field_record.checkpoint_fingerprint(checkpoints.Checkpoint(prefix)),
+    fingerprint=field_record.checkpoint_fingerprint(Checkpoint(prefix)),
     folders=(),
     fields={},
     fits={'DAPI_CONFOCAL': fit},
@@ -230,7 +224,7 @@ def test_calibrated(setting, stack, tmp_path):
 
 def test_network_that_is_certain(setting, stack, tmp_path):
   """Its distributions are at the ends of what statistics can be."""
-  source = checkpoints.Checkpoint(checkpoints.find_newest(setting.checkpoint))
+  source = Checkpoint(find_newest(setting.checkpoint))
   values = {name: source.value(name) for name in source.shapes}
   (biases,) = (name for name in values if '/DAPI_CONFOCAL/' in name and name.endswith('biases'))
   values[biases] = np.where(np.arange(256) == 200, 1e4, 0).astype(np.float32)
@@ -316,8 +310,8 @@ print(json.dumps({
 
 def test_eager_execution_stays(setting, stack, tmp_path):
   np.save(tmp_path / 'stack.npy', stack[:, :126, :118])
-  process = testing.python_process(_EAGER, setting.checkpoint, tmp_path / 'stack.npy')
-  outcome = testing.finish(process)
+  process = python_process(_EAGER, setting.checkpoint, tmp_path / 'stack.npy')
+  outcome = finish(process)
   assert outcome.status == 0, outcome.stderr
   said = json.loads(outcome.stdout.splitlines()[-1])
   assert np.array(said.pop('median')).shape == (24, 16)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from absl import flags
 
-from isl import flag_groups, statistic
-from isl.experiment import (
+from isl import flag_groups
+from isl.core import statistic
+from isl.core.experiment import (
   DEFAULT_BASE_DEPTH,
   DEFAULT_MODEL,
   DEFAULT_NUM_Z_VALUES,
@@ -19,7 +20,7 @@ from isl.experiment import (
   Panel,
   PredictionFormat,
 )
-from isl.statistic import Statistic
+from isl.core.statistic import Statistic
 
 FLAGS = flags.FLAGS
 

@@ -1,4 +1,4 @@
-"""How the wheel is built: the tests and their helpers stay in the repository."""
+"""How the wheel is built: the tests stay in the repository."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from setuptools.command.build_py import build_py
 
 
 class BuildWithoutTests(build_py):
-  """setuptools' build_py, less `*_test.py`, `testing.py` and `*_testing.py`."""
+  """setuptools' build_py, less `*_test.py`."""
 
   def find_package_modules(self, package: str, package_dir: str) -> list[tuple[str, str, str]]:
     """The package's modules as (package, module, file)."""
     modules = super().find_package_modules(package, package_dir)
-    return [m for m in modules if not m[1].endswith(('_test', 'testing'))]
+    return [m for m in modules if not m[1].endswith('_test')]

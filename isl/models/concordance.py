@@ -5,7 +5,7 @@ Five towers see the 8 x 8 outputs' surroundings at resolutions from 1 to 1/16, s
 checkpoints were trained; 36 x 36 is what every tower ends with.
 """
 
-from isl.experiment import Geometry
+from isl.core.experiment import Geometry
 from isl.models.plan import TowerSpec
 
 CONCORDANCE = TowerSpec(

@@ -4,7 +4,7 @@ Its first layers see the z-stack itself, and a module is never shallower than it
 number of z depths changes most shapes.
 """
 
-from isl.experiment import Geometry
+from isl.core.experiment import Geometry
 from isl.models.plan import TowerSpec
 
 FOVEA = TowerSpec(

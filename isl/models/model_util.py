@@ -14,10 +14,10 @@ from typing import NamedTuple
 
 import tensorflow.compat.v1 as tf
 
+from isl.core.channels import ImageKey
+from isl.core.statistic import NUM_CLASSES
+from isl.models.ops import crop, shape_of
 from isl.models.plan import ModulePlan, head_scope
-from isl.ops import crop, shape_of
-from isl.stack import ImageKey
-from isl.statistic import NUM_CLASSES
 
 # Added to batch norm's variances.
 EPSILON = 0.001

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import tensorflow.compat.v1 as tf
 
+from isl.core.channels import ImageKey
+from isl.core.statistic import NUM_CLASSES
 from isl.models import model_util
 from isl.models.plan import ModulePlan
-from isl.stack import ImageKey
-from isl.statistic import NUM_CLASSES
 
 _EPSILON = 0.001
 

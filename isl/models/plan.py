@@ -13,9 +13,9 @@ import dataclasses
 import math
 from collections.abc import Iterable, Iterator
 
-from isl.experiment import Geometry
-from isl.stack import ImageKey
-from isl.statistic import NUM_CLASSES
+from isl.core.channels import ImageKey
+from isl.core.experiment import Geometry
+from isl.core.statistic import NUM_CLASSES
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

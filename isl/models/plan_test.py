@@ -4,10 +4,10 @@ import json
 
 import pytest
 
-from isl import testing
+from isl.core.channels import MAXPROJECT, ImageKey, input_stack, target_stack
 from isl.models.networks import NETWORKS
 from isl.models.plan import NetworkPlan, depths, make_plan, next_even, variable_shapes
-from isl.stack import MAXPROJECT, ImageKey, input_stack, target_stack
+from tests.support.program import shared_path
 
 BOTH = pytest.mark.parametrize('model', NETWORKS)
 
@@ -31,7 +31,7 @@ def _size_read(module) -> int:
   ],
 )
 def test_variables_are_the_originals(file, model, base_depth, num_z_values):
-  expected = json.loads(testing.shared_path('reference', file).read_text())
+  expected = json.loads(shared_path('reference', file).read_text())
   plan = make_plan(NETWORKS[model], base_depth, num_z_values)
   found = [[name, list(shape)] for name, shape in _shapes(plan, num_z_values)]
   assert sorted(found) == sorted(expected)

@@ -21,8 +21,8 @@ from typing import Any
 import tensorflow.compat.v1 as tf
 
 from isl.models import model_util, training_layers
+from isl.models.ops import crop, images_to_patches, shape_of
 from isl.models.plan import ModulePlan, NetworkPlan
-from isl.ops import crop, images_to_patches, shape_of
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -9,14 +9,15 @@ import numpy as np
 import pytest
 import tensorflow.compat.v1 as tf
 
-from isl import random_checkpoint, testing
-from isl.checkpoints import Checkpoint
-from isl.controller import HeadGroup, Labeler
+from isl.checkpoints.checkpoint import Checkpoint
+from isl.core.channels import input_stack, target_stack
+from isl.core.statistic import PICTURE_STATISTICS, Statistic
+from isl.inference.controller import HeadGroup, Labeler
 from isl.models import model_util, towers
 from isl.models.networks import NETWORKS
 from isl.models.plan import make_plan
-from isl.stack import input_stack, target_stack
-from isl.statistic import PICTURE_STATISTICS, Statistic
+from isl.programs import random_checkpoint
+from tests.support.program import shared_path
 
 # Of these, neighbouring classes may be equally likely but for rounding.
 _BY_EQUAL_PIXELS = (Statistic.MODE, Statistic.MEDIAN)
@@ -167,7 +168,7 @@ def test_single_patch_is_the_modules_one_after_the_other(tmp_path, model):
 )
 def test_graph_has_the_originals_variables(file, model, base_depth, num_z_values):
   """And no others."""
-  expected = json.loads(testing.shared_path('reference', file).read_text())
+  expected = json.loads(shared_path('reference', file).read_text())
   plan = make_plan(NETWORKS[model], base_depth, num_z_values)
   size = plan.spec.geometry.patch
   with tf.Graph().as_default():

@@ -9,6 +9,8 @@ from collections.abc import Callable, Sequence
 
 import tensorflow.compat.v1 as tf
 
+from isl.core.channels import ImageKey
+from isl.core.statistic import NUM_CLASSES
 from isl.models.model_util import (
   EPSILON,
   activate,
@@ -20,8 +22,6 @@ from isl.models.model_util import (
   make_weights,
 )
 from isl.models.plan import ModulePlan, head_scope
-from isl.stack import ImageKey
-from isl.statistic import NUM_CLASSES
 
 # oneDNN's batch norm in training is four times slower where the depth is not a multiple of this.
 _FAST_DEPTH = 8

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import tensorflow.compat.v1 as tf
 
+from isl.core.channels import ImageKey
 from isl.models import model_util, training_layers
 from isl.models.plan import ModulePlan
-from isl.stack import ImageKey
 
 _EPSILON = 0.001
 _KEYS = (ImageKey(0.0, 'TRANSMISSION'), ImageKey('MAXPROJECT', 'DAPI_CONFOCAL'))

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import tensorflow.compat.v1 as tf
 
+from isl.core.channels import input_stack, target_stack
 from isl.models import model_util, towers, training_layers
 from isl.models.networks import NETWORKS
 from isl.models.plan import NetworkPlan, make_plan, variable_shapes
-from isl.stack import input_stack, target_stack
 
 _NUM_Z_VALUES = 2
 

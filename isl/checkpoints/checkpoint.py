@@ -1,0 +1,377 @@
+"""Checkpoints: which is the newest, what it holds, whether it fits, its values.
+
+A checkpoint is TensorFlow's own: `PREFIX.index`, `PREFIX.data-*` and, in the folder, a state file
+named `checkpoint` that says which is the newest. TensorFlow 1.x wrote the same format. Only the
+model's variables are read; others (an optimizer's slots, say) may be there. Their names say which
+network it is; only the order of its labels is in a file beside it (channels_file.py).
+"""
+
+from __future__ import annotations
+
+import bisect
+import dataclasses
+import itertools
+import os
+import pathlib
+import re
+import shutil
+import tempfile
+import weakref
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow.compat.v1 as tf
+
+from isl.checkpoints import channels_file
+from isl.core.channels import (
+  MAXPROJECT,
+  TRANSMISSION,
+  ImageKey,
+  StackSpec,
+  input_stack,
+  target_stack,
+)
+from isl.models.networks import NETWORKS
+from isl.models.plan import NetworkPlan, make_plan, variable_shapes
+
+_STATE_FILE = 'checkpoint'
+_PART = re.compile(r'(?P<prefix>.+)\.(index|data-\d{5}-of-\d{5})')
+_WIDEST = 1 << 14
+_HEAD = re.compile(r'head/(?P<z>[^/]+)/(?P<channel>[^/]+)/residual_v2_conv/Conv/weights')
+
+Shape = tuple[int, ...]
+
+
+def find_newest(directory: str | os.PathLike[str]) -> pathlib.Path:
+  """The newest checkpoint's prefix: the path of its files without `.index`.
+
+  The state file decides, by the name in it, wherever the checkpoint was when it was written.
+  Without one, the largest step does.
+
+  Raises:
+    ValueError: there is no such folder, no checkpoint in it, or only a part of one.
+  """
+  folder = pathlib.Path(directory)
+  if not folder.is_dir():
+    raise ValueError(f'{str(directory)!r} is not a folder; a folder with a checkpoint is needed')
+  parts = {path: _PART.fullmatch(path.name) for path in folder.iterdir()}
+  prefixes = {folder / part['prefix'] for part in parts.values() if part}
+  prefix = _named_by_state_file(folder)
+  if prefix not in prefixes:
+    if not prefixes:
+      raise ValueError(f'{str(directory)!r} holds no checkpoint: it has no file named *.index')
+    prefix = max(prefixes, key=lambda path: (step_in_name(path), path.name))
+  for part in ('.index', '.data-00000-of-'):
+    if not any(path.name.startswith(prefix.name + part) for path in parts):
+      raise ValueError(f'checkpoint {str(prefix)!r} is incomplete: its {part}* file is missing')
+  return prefix
+
+
+def _named_by_state_file(folder: pathlib.Path) -> pathlib.Path | None:
+  path = folder / _STATE_FILE
+  if not path.is_file():
+    return None
+  named = re.search(r'^model_checkpoint_path: "(.*)"', path.read_text(errors='replace'), re.M)
+  # Only the last part: the folder may have been on another machine.
+  return folder / last_part(named[1]) if named else None
+
+
+def last_part(path: str) -> str:
+  """The name that a path ends with, also one of another system."""
+  return re.split(r'[/\\]', path)[-1]
+
+
+def step_in_name(prefix: pathlib.Path) -> int:
+  """The global step that a prefix ends with; -1 if with none."""
+  step = re.search(r'-(\d+)$', prefix.name)
+  return int(step[1]) if step else -1
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Description:
+  """What a checkpoint holds.
+
+  Attributes:
+    model: the network's name, CONCORDANCE or FOVEA.
+    base_depths: the widths that give this network; 397 to 400 give the same.
+    inputs: the z-stacks that the network reads (and predicts again).
+    targets: the labels that it predicts.
+    global_step: training steps.
+    num_model_variables: variables of the network itself.
+    num_parameters: floats in them.
+    num_other_variables: all others, an optimizer's say.
+  """
+
+  model: str
+  base_depths: range
+  inputs: StackSpec
+  targets: StackSpec
+  global_step: int
+  num_model_variables: int
+  num_parameters: int
+  num_other_variables: int
+
+  @property
+  def base_depth(self) -> int:
+    """The largest of the equivalent widths."""
+    return self.base_depths[-1]
+
+  @property
+  def heads(self) -> tuple[ImageKey, ...]:
+    """Keys of all images that it predicts, inputs first."""
+    return self.inputs.keys + self.targets.keys
+
+  def plan(self) -> NetworkPlan:
+    """The network's layers."""
+    return make_plan(NETWORKS[self.model], self.base_depth, len(self.inputs.keys))
+
+  def __str__(self) -> str:
+    """Lines for a reader."""
+    first, last = self.base_depths[0], self.base_depths[-1]
+    same = f' ({first} to {last} give the same network)' if first != last else ''
+    is_usual = self.inputs.channels == (TRANSMISSION,)
+    return '\n'.join(
+      [
+        f'model: {self.model}',
+        f'base_depth: {last}{same}',
+        f'num_z_values: {len(self.inputs.z_values)}',
+        *([] if is_usual else [f'input channels: {", ".join(self.inputs.channels)}']),
+        f'target channels: {", ".join(self.targets.channels)}',
+        f'global step: {self.global_step}',
+        f'variables: {self.num_model_variables} of the model'
+        f' ({self.num_parameters:,} parameters), {self.num_other_variables} others',
+      ]
+    )
+
+
+class Checkpoint:
+  """A checkpoint that can be read."""
+
+  def __init__(self, prefix: str | os.PathLike[str]):
+    """Opens it and reads its index.
+
+    Raises:
+      ValueError: it cannot be read.
+    """
+    self.prefix = pathlib.Path(prefix)
+    self._description: Description | None = None
+    self._reader = self._reading(lambda: tf.train.load_checkpoint(self._openable()))
+    shapes = self._reading(self._reader.get_variable_to_shape_map)
+    self._shapes: dict[str, Shape] = {name: tuple(shape) for name, shape in shapes.items()}
+
+  @property
+  def shapes(self) -> Mapping[str, Shape]:
+    """The shape of every variable in it, the optimizer's too, by name."""
+    return self._shapes
+
+  def _openable(self) -> str:
+    """The prefix, or that of links to the files: TensorFlow takes brackets for a pattern."""
+    if not re.search(r'[\[\\]', os.fspath(self.prefix)):
+      return os.fspath(self.prefix)
+    links = pathlib.Path(tempfile.mkdtemp(prefix='isl-'))
+    # Not sooner: the data files are opened when a value is read.
+    weakref.finalize(self, shutil.rmtree, links, ignore_errors=True)
+    for path in self.prefix.parent.iterdir():
+      if path.name.startswith(f'{self.prefix.name}.'):
+        ending = path.name.removeprefix(self.prefix.name)
+        (links / f'model{ending}').symlink_to(path.resolve())
+    return os.fspath(links / 'model')
+
+  def _reading(self, read: Callable[[], Any]) -> Any:
+    try:
+      return read()
+    # A damaged index shows as any of these: a block's length in it, not checksummed, is believed.
+    except (tf.errors.OpError, RuntimeError, ValueError, LookupError, MemoryError) as e:
+      reason = ' '.join(str(e).split())
+      raise ValueError(
+        f'checkpoint {str(self.prefix)!r} cannot be read, is it complete? ({reason})'
+      ) from e
+
+  def describe(self) -> Description:
+    """Finds out, once, which network this is.
+
+    Raises:
+      ValueError: it is none that isl knows.
+    """
+    if self._description is None:
+      self._description = self._describe()
+    return self._description
+
+  def _describe(self) -> Description:
+    inputs, targets = self._stacks()
+    keys = inputs.keys + targets.keys
+    model = 'CONCORDANCE' if 'Conv/weights' in self._shapes else 'FOVEA'
+    base_depths = self._base_depths(model, len(inputs.keys), keys)
+    plan = make_plan(NETWORKS[model], base_depths[-1], len(inputs.keys))
+    differing = self._differences(plan, keys)
+    if differing:
+      raise ValueError(
+        f'checkpoint {str(self.prefix)!r} is no {model} as isl knows it; the nearest has'
+        f' base_depth {base_depths[-1]}, but {shown(differing)}'
+      )
+    sizes = [np.prod(shape, dtype=int) for _, shape in variable_shapes(plan, keys)]
+    return Description(
+      model=model,
+      base_depths=base_depths,
+      inputs=inputs,
+      targets=targets,
+      global_step=self._global_step(),
+      num_model_variables=len(sizes),
+      num_parameters=int(sum(sizes)),
+      num_other_variables=len(self._shapes) - len(sizes),
+    )
+
+  def _stacks(self) -> tuple[StackSpec, StackSpec]:
+    """What it reads and predicts, from the names of its heads.
+
+    Raises:
+      ValueError: it has no heads, those of its input are no whole z-stacks, or channels.json is of
+        other channels.
+    """
+    heads = [match for name in self._shapes if (match := _HEAD.fullmatch(name))]
+    labels = {match['channel'] for match in heads if match['z'] == MAXPROJECT}
+    read = {(match['z'], match['channel']) for match in heads if match['z'] != MAXPROJECT}
+    if not labels or not read:
+      raise ValueError(
+        f'checkpoint {str(self.prefix)!r} is of another program: it has no variables named'
+        f' head/{MAXPROJECT}/.. and head/0.0/{TRANSMISSION}/..'
+      )
+    z_values, channels = ({part[i] for part in read} for i in range(2))
+    inputs = input_stack(len(z_values), tuple(channels))
+    missing = [key for key in inputs.keys if (str(key.z), key.channel) not in read]
+    if missing:
+      raise ValueError(
+        f'checkpoint {str(self.prefix)!r} has no head/{missing[0]}: expected a head for each of'
+        f' {", ".join(inputs.channels)} at {len(z_values)} z positions from 0.0 to 1.0, as it has'
+        f' some at {", ".join(sorted(z_values))}'
+      )
+    return inputs, target_stack(channels_file.ordered_targets(self.prefix, inputs.channels, labels))
+
+  def _global_step(self) -> int:
+    if 'global_step' in self._shapes:
+      return int(self._reading(lambda: self._reader.get_tensor('global_step')))
+    return max(step_in_name(self.prefix), 0)
+
+  def _base_depths(self, model: str, num_images: int, heads: Sequence[ImageKey]) -> range:
+    """The widths whose networks have as many parameters as the checkpoint, or else the nearest."""
+    spec = NETWORKS[model]
+
+    def num_parameters(base_depth: int) -> int:
+      plan = make_plan(spec, base_depth, num_images)
+      # Of the variables that are here: one that is missing must not make the network look narrower.
+      return sum(
+        np.prod(shape, dtype=int)
+        for name, shape in variable_shapes(plan, heads)
+        if name in self._shapes
+      )
+
+    names = {name for name, _ in variable_shapes(make_plan(spec, 400, num_images), heads)}
+    held = sum(np.prod(self._shapes[name], dtype=int) for name in names & self._shapes.keys())
+    # No depth ever falls as the width grows, so equal counts mean equal shapes.
+    widths = range(spec.min_base_depth, _WIDEST)
+    first = bisect.bisect_left(widths, held, key=num_parameters)
+    last = bisect.bisect_right(widths, held, key=num_parameters)
+    return widths[first:last] or widths[max(first - 1, 0) : max(first, 1)]
+
+  def _differences(
+    self, plan: NetworkPlan, heads: Iterable[ImageKey]
+  ) -> list[tuple[str, Shape | None, Shape]]:
+    """(name, shape here or None, shape there) of what the network has and this lacks."""
+    return [
+      (name, self._shapes.get(name), shape)
+      for name, shape in variable_shapes(plan, heads)
+      if self._shapes.get(name) != shape
+    ]
+
+  def check_fits(
+    self, *, model: str | None, base_depth: int | None, num_z_values: int | None
+  ) -> NetworkPlan:
+    """Compares the variables' names and shapes with those of a network for the same channels.
+
+    Args:
+      model: the network's name; None: as the checkpoint says.
+      base_depth: its width; None: likewise.
+      num_z_values: z depths that it reads; None: likewise.
+
+    Returns:
+      The network's layers.
+
+    Raises:
+      ValueError: the network has variables that the checkpoint lacks or has in another shape. It
+        names the first of them and the flags that would make it fit.
+    """
+    held = self.describe()
+    inputs = input_stack(num_z_values or len(held.inputs.z_values), held.inputs.channels)
+    plan = make_plan(NETWORKS[model or held.model], base_depth or held.base_depth, len(inputs.keys))
+    differing = self._differences(plan, inputs.keys + held.targets.keys)
+    if differing:
+      needed = self.needed_flags(model=model, base_depth=base_depth, inputs=inputs)
+      raise ValueError(
+        f'checkpoint {str(self.prefix)!r} does not fit the flags: {shown(differing)}; it needs'
+        f' {" ".join(needed)} (or leave these flags out)'
+      )
+    return plan
+
+  def needed_flags(
+    self, *, model: str | None, base_depth: int | None, inputs: StackSpec
+  ) -> list[str]:
+    """Which flags, with which values, would make a network fit that does not.
+
+    Args:
+      model: the network's name; None: as the checkpoint says.
+      base_depth: its width; None: likewise.
+      inputs: the images that it reads.
+    """
+    held = self.describe()
+    needed = []
+    if model not in (None, held.model):
+      needed.append(f'--model {held.model}')
+    if len(inputs.z_values) != len(held.inputs.z_values):
+      needed.append(f'--num_z_values {len(held.inputs.z_values)}')
+    if len(inputs.channels) != len(held.inputs.channels):
+      needed.append(f'--input_channels {",".join(held.inputs.channels)}')
+    if base_depth is not None and base_depth not in held.base_depths:
+      needed.append(f'--base_depth {held.base_depth}')
+    return needed
+
+  def value(self, name: str) -> np.ndarray:
+    """A variable's value.
+
+    Raises:
+      ValueError: its part of the file is missing or damaged, or the training had diverged.
+    """
+    value: np.ndarray = self._reading(lambda: self._reader.get_tensor(name))
+    if not np.isfinite(value).all():
+      raise ValueError(f'checkpoint {str(self.prefix)!r} is useless: {name} is not finite in it')
+    return value
+
+  def verify(self) -> None:
+    """Reads every value of the network, since opening does not notice damage in the data.
+
+    Raises:
+      ValueError: a part of the files is missing or damaged, or this is no network that isl knows.
+    """
+    held = self.describe()
+    for name, _ in variable_shapes(held.plan(), held.heads):
+      self.value(name)
+
+  def custom_getter(self, getter: Callable[..., tf.Tensor], name: str, **kwargs: Any) -> tf.Tensor:
+    """For tf.variable_scope: gives constants with this checkpoint's values in place of variables.
+
+    A graph of constants builds several times faster than one of variables, and what is folded of
+    them is folded once.
+    """
+    del getter
+    value = self.value(name)
+    assert value.shape == tuple(kwargs['shape']), (name, value.shape, kwargs['shape'])
+    return tf.constant(value, name=name)
+
+
+def shown(differing: Sequence[tuple[str, Shape | None, Shape]]) -> str:
+  """The first of what differs, (name, shape here or None, shape there), for an error."""
+  first = '; '.join(
+    f'{name} is {list(here) if here else "missing"}, not {list(there)}'
+    for name, here, there in itertools.islice(differing, 3)
+  )
+  return first + (f' (and {len(differing) - 3} more)' if len(differing) > 3 else '')

@@ -1,0 +1,426 @@
+"""Tests of checkpoints.py."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import shutil
+from typing import Any
+
+import numpy as np
+import pytest
+import tensorflow.compat.v1 as tf
+
+from isl.checkpoints.checkpoint import Checkpoint, find_newest
+from isl.core.channels import TRANSMISSION, ImageKey, target_stack
+from isl.models.networks import NETWORKS
+from isl.models.plan import make_plan, variable_shapes
+from isl.programs import bare_checkpoint, random_checkpoint
+
+
+def _touch(folder: pathlib.Path, *names: str, state: str | None = None) -> pathlib.Path:
+  """Empty files, which is enough to be found: an .index and a .data of each name."""
+  for name in names:
+    for ending in ('index', 'data-00000-of-00001'):
+      (folder / f'{name}.{ending}').touch()
+  if state is not None:
+    (folder / 'checkpoint').write_text(
+      f'model_checkpoint_path: "{state}"\nall_model_checkpoint_paths: "{state}"\n'
+    )
+  return folder
+
+
+@pytest.mark.parametrize(
+  'state',
+  [
+    'model.ckpt-20',
+    '/home/somebody/else/model.ckpt-20',
+    './model.ckpt-20',
+    'C:\\\\runs\\\\model.ckpt-20',  # Backslashes are escaped in it.
+    '/home/andr\\303\\251/model.ckpt-20',
+  ],
+)
+def test_state_file_decides(tmp_path, state):
+  folder = _touch(tmp_path, 'model.ckpt-3', 'model.ckpt-20', 'model.ckpt-100', state=state)
+  assert find_newest(folder) == folder / 'model.ckpt-20'
+
+
+@pytest.mark.parametrize('state', [None, '/gone/model.ckpt-2000', ''])
+def test_largest_step_without_a_state_file_that_helps(tmp_path, state):
+  folder = _touch(tmp_path, 'model.ckpt-9', 'model.ckpt-100', 'model.ckpt-20', state=state)
+  assert find_newest(folder) == folder / 'model.ckpt-100'
+
+
+@pytest.mark.parametrize('contents', [b'', b'\xff\x00\xfe', b'model_checkpoint_path', b'"'])
+def test_damaged_state_file_is_as_none(tmp_path, contents):
+  folder = _touch(tmp_path, 'model.ckpt-9', 'model.ckpt-20')
+  (folder / 'checkpoint').write_bytes(contents)
+  assert find_newest(str(folder)) == folder / 'model.ckpt-20'
+
+
+def test_name_without_a_step(tmp_path):
+  assert find_newest(_touch(tmp_path, 'inception')) == tmp_path / 'inception'
+  assert find_newest(_touch(tmp_path, 'model.ckpt-0')) == tmp_path / 'model.ckpt-0'
+
+
+@pytest.mark.parametrize('name', ['a*b?[c]-5', 'model [copy].ckpt-5', 'mödel-5'])
+def test_odd_names(tmp_path, name):
+  assert find_newest(_touch(tmp_path, name)) == tmp_path / name
+
+
+@pytest.mark.parametrize('names', [[], ['readme.txt'], ['model.ckpt-5.meta', 'checkpoint']])
+def test_no_checkpoint_in_the_folder(tmp_path, names):
+  for name in names:
+    (tmp_path / name).touch()
+  with pytest.raises(ValueError, match=r'holds no checkpoint: it has no file named \*.index'):
+    find_newest(tmp_path)
+
+
+def test_no_folder(tmp_path):
+  (tmp_path / 'file').touch()
+  for path in (tmp_path / 'missing', tmp_path / 'file'):
+    with pytest.raises(ValueError, match=f"'{path}' is not a folder"):
+      find_newest(path)
+
+
+def test_half_a_checkpoint(tmp_path):
+  (tmp_path / 'model.ckpt-5.index').touch()
+  with pytest.raises(ValueError, match=r"model.ckpt-5' is incomplete"):
+    find_newest(tmp_path)
+
+
+def test_data_without_an_index_are_no_reason_to_take_an_older_checkpoint(tmp_path):
+  _touch(tmp_path, 'model.ckpt-5')
+  (tmp_path / 'model.ckpt-50.data-00000-of-00001').touch()
+  with pytest.raises(ValueError, match=r"model.ckpt-50' is incomplete"):
+    find_newest(tmp_path)
+
+
+def test_data_of_another_checkpoint_does_not_make_it_whole(tmp_path):
+  _touch(tmp_path, 'model.ckpt-5')
+  (tmp_path / 'model.ckpt-50.index').touch()
+  with pytest.raises(ValueError, match=r"model.ckpt-50' is incomplete"):
+    find_newest(tmp_path)
+
+
+def _write(folder, **kwargs) -> pathlib.Path:
+  kwargs = {'model': 'FOVEA', 'base_depth': 4, 'num_z_values': 2, **kwargs}
+  return random_checkpoint.write_random_checkpoint(folder, **kwargs)
+
+
+@pytest.fixture(scope='module')
+def fovea(tmp_path_factory):
+  """The prefix of a small whole one."""
+  return _write(tmp_path_factory.mktemp('fovea'))
+
+
+@pytest.fixture(scope='module')
+def concordance(tmp_path_factory):
+  return _write(
+    tmp_path_factory.mktemp('concordance'), model='CONCORDANCE', base_depth=9, num_z_values=3
+  )
+
+
+def _values(prefix) -> dict[str, np.ndarray]:
+  reader = tf.train.load_checkpoint(os.fspath(prefix))
+  return {name: reader.get_tensor(name) for name in reader.get_variable_to_shape_map()}
+
+
+def _save(prefix, values) -> pathlib.Path:
+  bare_checkpoint.write_values(prefix, values)
+  return prefix
+
+
+def _assert_one_line_about(error, prefix):
+  assert str(error).startswith(f'checkpoint {str(prefix)!r} '), error
+  assert '\n' not in str(error)
+
+
+def test_description(fovea, concordance):
+  held = Checkpoint(fovea).describe()
+  assert (held.model, held.global_step) == ('FOVEA', 1000)
+  assert held.inputs.z_values == (0.0, 1.0)
+  assert held.targets == target_stack()
+  assert held.heads == held.inputs.keys + held.targets.keys
+  assert held.plan() == make_plan(NETWORKS['FOVEA'], 4, 2)
+  assert held.num_other_variables == 1  # global_step
+  shapes = [shape for _, shape in variable_shapes(held.plan(), held.heads)]
+  assert held.num_model_variables == len(shapes)
+  assert held.num_parameters == sum(map(np.prod, shapes))
+  held = Checkpoint(concordance).describe()
+  assert (held.model, len(held.inputs.z_values)) == ('CONCORDANCE', 3)
+  assert held.plan() == make_plan(NETWORKS['CONCORDANCE'], 9, 3)
+
+
+def test_full_width(tmp_path):
+  prefix = _write(
+    tmp_path, model='CONCORDANCE', base_depth=398, num_z_values=26, global_step=375000
+  )
+  checkpoint = Checkpoint(prefix)
+  held = checkpoint.describe()
+  assert held.base_depths == range(397, 401)
+  assert held.base_depth == 400
+  assert str(held).splitlines() == [
+    'model: CONCORDANCE',
+    'base_depth: 400 (397 to 400 give the same network)',
+    'num_z_values: 26',
+    'target channels: DAPI_CONFOCAL, DAPI_WIDEFIELD, CELLMASK_CONFOCAL, TUJ1_WIDEFIELD,'
+    ' NFH_CONFOCAL, MAP2_CONFOCAL, ISLET_WIDEFIELD, DEAD_CONFOCAL, NEURITE_CONFOCAL',
+    'global step: 375000',
+    'variables: 1252 of the model (9,309,480 parameters), 1 others',
+  ]
+  for base_depth in held.base_depths:
+    checkpoint.check_fits(model='CONCORDANCE', base_depth=base_depth, num_z_values=26)
+
+
+@pytest.mark.parametrize(('model', 'base_depth'), [('CONCORDANCE', 9), ('FOVEA', 4)])
+def test_equivalent_widths(request, model, base_depth):
+  held = Checkpoint(request.getfixturevalue(model.lower())).describe()
+  plan = make_plan(NETWORKS[model], base_depth, len(held.inputs.z_values))
+  widths = range(NETWORKS[model].min_base_depth, 100)
+  same = [w for w in widths if make_plan(NETWORKS[model], w, len(held.inputs.z_values)) == plan]
+  assert list(held.base_depths) == same
+
+
+def test_labels_are_in_the_order_of_the_file_or_the_canonical_one(tmp_path):
+  channels = ('ZEBRA', 'NEURITE_CONFOCAL', 'DEAD_CONFOCAL')
+  prefix = _write(tmp_path, target_channels=channels)
+  assert Checkpoint(prefix).describe().targets.channels == channels
+  (tmp_path / 'channels.json').unlink()
+  held = Checkpoint(prefix).describe()
+  assert held.targets.channels == ('DEAD_CONFOCAL', 'NEURITE_CONFOCAL', 'ZEBRA')
+
+
+@pytest.mark.parametrize(('model', 'base_depth'), [('CONCORDANCE', 9), ('FOVEA', 4)])
+@pytest.mark.parametrize('has_file', [False, True])
+def test_input_channels_are_in_the_names_of_variables(tmp_path, model, base_depth, has_file):
+  channels = (TRANSMISSION, 'POLARIZATION')
+  prefix = _write(tmp_path, model=model, base_depth=base_depth, input_channels=channels)
+  if not has_file:
+    (tmp_path / 'channels.json').unlink()
+  checkpoint = Checkpoint(prefix)
+  held = checkpoint.describe()
+  assert [str(key) for key in held.inputs.keys] == [
+    '0.0/POLARIZATION',
+    '0.0/TRANSMISSION',
+    '1.0/POLARIZATION',
+    '1.0/TRANSMISSION',
+  ]
+  assert base_depth in held.base_depths
+  assert held.plan() == make_plan(NETWORKS[model], base_depth, 4)
+  assert held.plan() == checkpoint.check_fits(model=None, base_depth=None, num_z_values=None)
+  assert 'num_z_values: 2\ninput channels: POLARIZATION, TRANSMISSION\ntarget' in str(held)
+  checkpoint.verify()
+  with pytest.raises(ValueError, match='it needs --num_z_values 2 ') as e:
+    checkpoint.check_fits(model=None, base_depth=None, num_z_values=4)
+  _assert_one_line_about(e.value, prefix)
+
+
+@pytest.mark.parametrize('head', ['0.0/POLARIZATION', '0.5/TRANSMISSION'])
+def test_head_that_is_missing_in_a_z_stack(tmp_path, head):
+  channels = (TRANSMISSION, 'POLARIZATION')
+  prefix = _write(tmp_path, input_channels=channels, num_z_values=3)
+  values = {n: v for n, v in _values(prefix).items() if not n.startswith(f'head/{head}/')}
+  with pytest.raises(ValueError, match=f'has no head/{head}: expected a head for each of') as e:
+    Checkpoint(_save(tmp_path / 'model-1', values)).describe()
+  _assert_one_line_about(e.value, tmp_path / 'model-1')
+  assert 'POLARIZATION, TRANSMISSION at 3 z positions from 0.0 to 1.0, as it has' in str(e.value)
+
+
+@pytest.mark.parametrize(('name', 'step'), [('model.ckpt-77', 77), ('model', 0)])
+def test_step_is_in_the_name_where_no_variable_has_it(tmp_path, fovea, name, step):
+  values = _values(fovea)
+  del values['global_step']
+  assert Checkpoint(_save(tmp_path / name, values)).describe().global_step == step
+
+
+@pytest.mark.parametrize('dtype', [np.int32, np.int64])
+def test_step_is_the_variable_whatever_the_name(tmp_path, fovea, dtype):
+  values = _values(fovea) | {'global_step': np.array(5, dtype)}
+  assert Checkpoint(_save(tmp_path / 'model.ckpt-77', values)).describe().global_step == 5
+
+
+@pytest.mark.parametrize(
+  ('optimizer', 'use_resource'),
+  [
+    (lambda: tf.train.AdamOptimizer(1e-4), False),
+    (lambda: tf.train.MomentumOptimizer(1e-4, 0.875), True),
+  ],
+  ids=['adam', 'momentum'],
+)
+def test_checkpoint_as_training_left_it(tmp_path, optimizer, use_resource):
+  """Written by a Saver, with slots, averages, a meta file, and then moved to another folder."""
+  plan = make_plan(NETWORKS['FOVEA'], 1, 1)
+  heads = (ImageKey(0.0, 'TRANSMISSION'), *target_stack(['DAPI_CONFOCAL']).keys)
+  rng = np.random.default_rng(0)
+  values = {
+    name: rng.normal(size=shape).astype(np.float32) for name, shape in variable_shapes(plan, heads)
+  }
+  trained = [f'head/{key}/residual_v2_conv/Conv/weights' for key in heads]
+  with tf.Graph().as_default(), tf.Session() as session:
+    variables = {
+      name: tf.get_variable(name, initializer=value, use_resource=use_resource)
+      for name, value in values.items()
+    }
+    step = tf.train.get_or_create_global_step()
+    loss = tf.add_n([tf.reduce_sum(variables[name] ** 2) for name in trained])
+    optimizer().minimize(loss, var_list=[variables[name] for name in trained])
+    average = tf.train.ExponentialMovingAverage(0.9)
+    average.apply([variables[name] for name in trained])
+    tf.get_variable('unrelated', [3])
+    session.run(tf.variables_initializer(list(variables.values())))
+    session.run(tf.global_variables_initializer())
+    session.run(step.assign(41))
+    names = {v.op.name for v in tf.global_variables()}
+    prefix = pathlib.Path(
+      tf.train.Saver().save(session, str(tmp_path / 'there' / 'model.ckpt'), global_step=41)
+    )
+  assert prefix.with_name('model.ckpt-41.meta').exists()
+  here = (tmp_path / 'there').rename(tmp_path / 'here')
+  checkpoint = Checkpoint(find_newest(here))
+  assert checkpoint.prefix == here / 'model.ckpt-41'
+  held = checkpoint.describe()
+  assert (held.model, held.heads, held.global_step) == ('FOVEA', heads, 41)
+  assert held.num_model_variables == len(values)
+  assert held.num_other_variables == len(names) - len(values) >= 6
+  checkpoint.check_fits(model='FOVEA', base_depth=1, num_z_values=1)
+  checkpoint.verify()
+  for name, value in values.items():
+    np.testing.assert_array_equal(checkpoint.value(name), value, err_msg=name)
+
+
+def test_custom_getter_gives_the_values(fovea):
+  checkpoint = Checkpoint(fovea)
+  name = 'upper_recursion_0/reduce_rv2/Conv/weights'
+  value = checkpoint.value(name)
+  with (
+    tf.Graph().as_default() as graph,
+    tf.Session() as session,
+    tf.variable_scope('', custom_getter=checkpoint.custom_getter),
+  ):
+    found = session.run(tf.get_variable(name, value.shape))
+    assert not graph.get_collection(tf.GraphKeys.GLOBAL_VARIABLES)
+  np.testing.assert_array_equal(found, value)
+
+
+_RIGHT: dict[str, Any] = {'model': 'CONCORDANCE', 'base_depth': 9, 'num_z_values': 3}
+
+
+def _misfit(prefix, **flags) -> str:
+  with pytest.raises(ValueError) as e:
+    Checkpoint(prefix).check_fits(**{**_RIGHT, **flags})
+  _assert_one_line_about(e.value, prefix)
+  return str(e.value)
+
+
+def test_right_flags_fit(concordance):
+  Checkpoint(concordance).check_fits(**_RIGHT)
+
+
+def test_wrong_width_names_variables_and_the_flag(concordance):
+  message = _misfit(concordance, base_depth=400)
+  # The first module's expansion, at size 70: its input's depth, or 211 / 39 * ceil(400 / 70).
+  name = 'lower_scale_0_recursion_0/expand_rv2/Conv/weights'
+  assert f'{name} is [3, 3, 32, 16], not [3, 3, 32, 34]' in message
+  assert 'it needs --base_depth 12 (or leave these flags out)' in message
+  assert '--model' not in message and '--num_z_values' not in message
+
+
+def test_wrong_number_of_z_depths_names_variables_and_the_flag(concordance):
+  message = _misfit(concordance, num_z_values=26)
+  assert 'Conv/weights is [1, 1, 6, 16], not [1, 1, 52, 16]' in message
+  # Heads that only 26 depths have.
+  assert 'head/0.04/TRANSMISSION/residual_v2_conv/BatchNorm/gamma is missing' in message
+  assert 'it needs --num_z_values 3 (or' in message
+
+
+def test_wrong_model_names_variables_and_the_flag(concordance):
+  message = _misfit(concordance, model='FOVEA')
+  assert 'lower_scale_0_recursion_0/expand_rv2/BatchNorm/gamma is [16], not [6]' in message
+  assert 'it needs --model CONCORDANCE (or' in message
+
+
+def test_all_wrong_flags_are_named_together(fovea):
+  message = _misfit(fovea, base_depth=400, num_z_values=26)
+  assert 'Conv/weights is missing, not [1, 1, 52, 16]' in message
+  assert 'more); it needs --model FOVEA --num_z_values 2 --base_depth 4 (or' in message
+
+
+def test_fewer_z_depths_than_it_has_do_not_fit(concordance):
+  assert 'it needs --num_z_values 3 (or' in _misfit(concordance, num_z_values=1)
+
+
+@pytest.mark.parametrize(
+  'names',
+  [['w', 'b'], ['Conv/weights', 'global_step'], ['head/MAXPROJECT/A/residual_v2_conv/Conv/biases']],
+)
+def test_another_programs_checkpoint(tmp_path, names):
+  prefix = _save(tmp_path / 'model-1', {name: np.zeros(3, np.float32) for name in names})
+  with pytest.raises(ValueError, match='is of another program') as e:
+    Checkpoint(prefix).describe()
+  _assert_one_line_about(e.value, prefix)
+
+
+def _deeper(values, name):
+  *kernel, read, made = values[name].shape
+  values[name] = np.zeros((*kernel, read, made + 2), np.float32)
+
+
+def _missing(values, name):
+  del values[name]
+
+
+@pytest.mark.parametrize(
+  ('spoil', 'variable'), [(_deeper, 'Conv/weights'), (_missing, 'BatchNorm/gamma')]
+)
+def test_variable_that_does_not_fit_is_named(tmp_path, fovea, spoil, variable):
+  name = f'upper_recursion_2/expand_rv2/{variable}'
+  values = _values(fovea)
+  spoil(values, name)
+  prefix = _save(tmp_path / 'model-1', values)
+  with pytest.raises(ValueError, match=f'is no FOVEA as isl knows it.*{name} is ') as e:
+    Checkpoint(prefix).describe()
+  _assert_one_line_about(e.value, prefix)
+
+
+def test_missing_files(tmp_path):
+  with pytest.raises(ValueError, match='cannot be read') as e:
+    Checkpoint(tmp_path / 'model-1')
+  _assert_one_line_about(e.value, tmp_path / 'model-1')
+
+
+@pytest.mark.parametrize('folder', ['with space', 'a[1]', 'a*?', 'Zellkörper', 'quo"te\\'])
+def test_odd_folders(tmp_path, fovea, folder):
+  copy = pathlib.Path(shutil.copytree(fovea.parent, tmp_path / folder))
+  checkpoint = Checkpoint(find_newest(copy))
+  assert checkpoint.prefix == copy / fovea.name
+  checkpoint.verify()
+
+
+def test_odd_name(tmp_path, fovea):
+  prefix = tmp_path / 'model [copy].ckpt-1000'
+  for path in fovea.parent.glob(f'{fovea.name}.*'):
+    shutil.copy(path, f'{prefix}{path.name.removeprefix(fovea.name)}')
+  checkpoint = Checkpoint(find_newest(tmp_path))
+  assert checkpoint.prefix == prefix
+  checkpoint.verify()
+
+
+def test_shards(tmp_path, fovea):
+  """Several parameter servers write a file each."""
+  values = list(_values(fovea).items())
+  parts = [_save(tmp_path / f'part{i}', dict(values[i::2])) for i in range(2)]
+  prefix = tmp_path / 'model.ckpt-7'
+  with tf.Graph().as_default(), tf.Session() as session:
+    session.run(
+      tf.raw_ops.MergeV2Checkpoints(
+        checkpoint_prefixes=[os.fspath(part) for part in parts],
+        destination_prefix=os.fspath(prefix),
+      )
+    )
+  assert find_newest(tmp_path) == prefix
+  Checkpoint(prefix).verify()
+  prefix.with_name('model.ckpt-7.data-00000-of-00002').unlink()
+  with pytest.raises(ValueError, match='cannot be read') as e:
+    Checkpoint(prefix).verify()
+  _assert_one_line_about(e.value, prefix)

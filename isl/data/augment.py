@@ -1,0 +1,158 @@
+"""Random changes of training images: flips, quarter turns, and corruption of the input."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+
+from isl.core.experiment import Corruption
+from isl.images.fields_of_view import ImageSet
+
+# Of each kind of corruption that has a deviation.
+_PROBABILITY = 0.5
+_UINT16_MAX = np.iinfo(np.uint16).max
+
+
+def flip_and_rotate(array: np.ndarray, flip: bool, quarter_turns: int) -> np.ndarray:
+  """Flips an image left to right if asked to, then turns it counterclockwise.
+
+  Args:
+    array: [row, column, ...].
+    flip: whether to.
+    quarter_turns: how many.
+
+  Returns:
+    A view of `array`; an odd number of quarter turns swaps the lengths of its first two axes.
+  """
+  return np.rot90(array[:, ::-1] if flip else array, quarter_turns)
+
+
+def draw_orientation(rng: np.random.Generator) -> tuple[bool, int]:
+  """`flip_and_rotate`'s (flip, quarter_turns): each of the eight equally likely."""
+  return bool(rng.integers(2)), int(rng.integers(4))
+
+
+def view(
+  image_set: ImageSet, rows: slice, columns: slice, *, flip: bool = False, quarter_turns: int = 0
+) -> ImageSet:
+  """A window of a field of view, all its images flipped and turned alike.
+
+  Nothing is copied. The ranges that labels are stretched from stay those of the whole images.
+
+  Args:
+    image_set: the field of view.
+    rows: the window's rows, within the image.
+    columns: its columns.
+    flip: see `flip_and_rotate`.
+    quarter_turns: likewise.
+  """
+  images = {
+    key: flip_and_rotate(image[rows, columns], flip, quarter_turns)
+    for key, image in image_set.images.items()
+  }
+  presence = image_set.presence
+  if presence is not None:
+    presence = flip_and_rotate(presence[rows, columns], flip, quarter_turns)
+  return dataclasses.replace(image_set, images=images, presence=presence)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Distortion:
+  """A corruption as drawn for the images of a crop: `x * factor + offset + noise`.
+
+  Attributes:
+    factors: float32 [image].
+    offsets: float32 [image], intensities.
+    noise_std: standard deviation of each pixel's noise, in intensity; 0: none.
+  """
+
+  factors: np.ndarray
+  offsets: np.ndarray
+  noise_std: float
+
+  @property
+  def changes_nothing(self) -> bool:
+    """Whether images stay as they are."""
+    return not self.noise_std and bool(np.all(self.factors == 1) and not np.any(self.offsets))
+
+  def of(self, images: Sequence[int]) -> Distortion:
+    """That of some of the images."""
+    chosen = list(images)
+    return dataclasses.replace(self, factors=self.factors[chosen], offsets=self.offsets[chosen])
+
+
+def draw_distortion(
+  corruption: Corruption, num_images: int, rng: np.random.Generator
+) -> Distortion:
+  """Decides on a crop's corruption.
+
+  Each kind (multiplier, offset, noise) happens with probability 1/2, to all images of the crop.
+  Factors are then of N(1, multiplier_std) and offsets of N(0, offset_std), independent in each.
+
+  Args:
+    corruption: the standard deviations.
+    num_images: the number of images in the crop.
+    rng: random numbers.
+  """
+  multiplier_std, offset_std, noise_std = (
+    std if rng.random() < _PROBABILITY else 0.0
+    for std in (corruption.multiplier_std, corruption.offset_std, corruption.noise_std)
+  )
+  return Distortion(
+    factors=rng.normal(1, multiplier_std, num_images).astype(np.float32),
+    offsets=rng.normal(0, offset_std, num_images).astype(np.float32),
+    noise_std=noise_std,
+  )
+
+
+def corrupt(images: np.ndarray, distortion: Distortion, rng: np.random.Generator) -> np.ndarray:
+  """clip(x * factor + offset + N(0, noise_std), 0, 1), the noise independent in each pixel.
+
+  Args:
+    images: float32 [row, column, image], intensities in [0, 1].
+    distortion: has factor and offset of each image.
+    rng: random numbers for the noise.
+
+  Returns:
+    float32 like `images`, which are not changed (and are returned themselves if nothing is).
+  """
+  if distortion.changes_nothing:
+    return images
+  result = images * distortion.factors
+  result += distortion.offsets
+  if distortion.noise_std:
+    noise = rng.standard_normal(images.shape, np.float32)
+    noise *= np.float32(distortion.noise_std)
+    result += noise
+  return np.clip(result, 0, 1, out=result)
+
+
+def jitter(
+  image_set: ImageSet, crop_size: int, corruption: Corruption, rng: np.random.Generator
+) -> ImageSet:
+  """The field of view's crop at the top left as training might see it.
+
+  Args:
+    image_set: the field of view.
+    crop_size: side of the crop in pixels, clipped to the image; 0: the whole image.
+    corruption: of the input channels. What is corrupted is in their ranges, and rounded to 16 bit.
+    rng: random numbers.
+
+  Returns:
+    Images that are flipped and turned at random, all alike; labels are else as they were.
+  """
+  crop = slice(0, crop_size or None)
+  flip, quarter_turns = draw_orientation(rng)
+  turned = view(image_set, crop, crop, flip=flip, quarter_turns=quarter_turns)
+  distortion = draw_distortion(corruption, len(turned.input_keys), rng)
+  if distortion.changes_nothing:
+    return turned
+  images = dict(turned.images)
+  # One by one: as floats, all depths of a large field would be large.
+  for i, key in enumerate(turned.input_keys):
+    light = turned.input_image(key, slice(None), slice(None))[..., np.newaxis]
+    corrupted = corrupt(light, distortion.of([i]), rng)[..., 0]
+    images[key] = np.rint(corrupted * _UINT16_MAX).astype(np.uint16)
+  return dataclasses.replace(turned, images=images, input_ranges={})

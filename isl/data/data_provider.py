@@ -1,0 +1,359 @@
+"""From fields of view to what the network reads and predicts."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Container, Iterable, Mapping, Sequence
+
+import numpy as np
+
+from isl.core.channels import MAXPROJECT, ImageKey, StackSpec
+from isl.core.experiment import InputRange, Padding
+from isl.core.statistic import NUM_CLASSES
+from isl.images import fields_of_view, intensities
+from isl.images.fields_of_view import ImageSet
+
+# What `with_stretched` leaves out at either end: dust, dead pixels.
+_STRETCHED_PERCENTILES = (0.1, 99.9)
+
+
+def depth_at(z_value: float, num_depths: int) -> int:
+  """Which of a field of view's depths the network sees at a position in [0, 1].
+
+  round((num_depths - 1) * z_value), in Python's rounding (to even); so 13 depths fill 26 positions.
+  """
+  return round((num_depths - 1) * z_value)
+
+
+def images_read(image_set: ImageSet, stack: StackSpec) -> list[int]:
+  """Which of a field of view's `input_keys` the network sees at each position and channel.
+
+  Args:
+    image_set: the field of view.
+    stack: input channels at positions in [0, 1].
+
+  Returns:
+    Indices in the order of `stack.keys`, some perhaps repeatedly.
+  """
+  numbers = {key: i for i, key in enumerate(image_set.input_keys)}
+  depths = {channel: image_set.num_depths(channel) for channel in stack.channels}
+  return [
+    numbers[
+      ImageKey(depth_at(float(key.z), depths[key.channel]), image_set.recorded_as(key.channel))
+    ]
+    for key in stack.keys
+  ]
+
+
+def is_recorded(channel: str, keys: Container[ImageKey]) -> bool:
+  """Whether a target channel is among images, or for a synthetic one, all that it is made from."""
+  return all(ImageKey(MAXPROJECT, part) in keys for part in fields_of_view.parts_of(channel))
+
+
+def has_truth(image_set: ImageSet, channel: str) -> bool:
+  """Whether a target channel was recorded, or for a synthetic one, all that it is made from."""
+  return is_recorded(channel, image_set.images)
+
+
+def with_stretched(image_set: ImageSet, channels: Iterable[str]) -> ImageSet:
+  """Stretches the range of target channels: from the 0.1 to the 99.9 percentile of the whole image.
+
+  For cameras that were not exposed to their full range. A channel that the field of view lacks is
+  passed over; a synthetic one is the mean of its parts unstretched, then stretched itself.
+
+  Args:
+    image_set: the field of view.
+    channels: to stretch; the others stay as they are.
+
+  Returns:
+    The same images, with `ranges` that `target_crop` goes by.
+
+  Raises:
+    ValueError: a channel has no range, being all of one intensity.
+  """
+  ranges = dict(image_set.ranges)
+  for channel in channels:
+    if has_truth(image_set, channel):
+      # In the images' precision: a difference that this loses would be divided by.
+      low, high = (np.float32(end) for end in label_percentiles(image_set, channel))
+      if not low < high:
+        raise ValueError(
+          f'field of view {image_set.name!r}: {channel} cannot be stretched, its percentiles'
+          f' {" and ".join(map(str, _STRETCHED_PERCENTILES))} are both {low:.6g}; expected an image'
+          ' of more than one intensity, or --stretch_targets without this channel'
+        )
+      ranges[channel] = (float(low), float(high))
+  return dataclasses.replace(image_set, ranges=ranges)
+
+
+def label_percentiles(image_set: ImageSet, channel: str) -> tuple[float, float]:
+  """The 0.1 and 99.9 percentiles of a target channel that was recorded, in the whole image.
+
+  Raises:
+    ValueError: of a part of a field of view, they are not known.
+  """
+  if image_set.percentiles is not None:
+    return _known(image_set, image_set.percentiles.targets, channel)
+  low, high = np.percentile(_unstretched(image_set, channel), _STRETCHED_PERCENTILES)
+  return float(low), float(high)
+
+
+def _known(
+  image_set: ImageSet, percentiles: Mapping[str, tuple[float, float]], channel: str
+) -> tuple[float, float]:
+  if channel not in percentiles:
+    raise ValueError(
+      f'field of view {image_set.name!r} is a part of one, without percentiles of {channel} in the'
+      f' whole; there are those of {", ".join(sorted(percentiles)) or "no channel"}'
+    )
+  return percentiles[channel]
+
+
+def input_percentiles(image_set: ImageSet, channel: str) -> tuple[float, float]:
+  """Those of all depths of a recorded input channel, in intensities; raises likewise."""
+  if image_set.percentiles is not None:
+    return _known(image_set, image_set.percentiles.inputs, channel)
+  images = [image_set.images[key] for key in image_set.input_keys if key.channel == channel]
+  low, high = intensities.percentiles(images, _STRETCHED_PERCENTILES)
+  unit = fields_of_view.maximum(images[0].dtype)
+  return low / unit, high / unit
+
+
+def prepared(
+  image_set: ImageSet, input_range: InputRange | None, stretch_targets: Iterable[str]
+) -> ImageSet:
+  """A field of view with the ranges of its intensities, after its floats were checked.
+
+  Args:
+    image_set: as read.
+    input_range: of the input channels; None: the type's.
+    stretch_targets: see `with_stretched`.
+
+  Raises:
+    ValueError: a channel has no range, or an image of floats is neither in [0, 1] nor in a range.
+  """
+  if input_range is not None:
+    image_set = _with_input_range(image_set, input_range)
+  image_set = with_stretched(image_set, stretch_targets)
+  stretched = {part for channel in image_set.ranges for part in fields_of_view.parts_of(channel)}
+  for key, image in image_set.images.items():
+    if image.dtype.kind == 'f':
+      is_ranged = key.channel in (stretched if key.z == MAXPROJECT else image_set.input_ranges)
+      _check_floats(image_set, key, is_ranged)
+  return image_set
+
+
+def _with_input_range(image_set: ImageSet, input_range: InputRange) -> ImageSet:
+  ranges = {}
+  for channel in dict.fromkeys(key.channel for key in image_set.input_keys):
+    key = next(key for key in image_set.input_keys if key.channel == channel)
+    unit = fields_of_view.maximum(image_set.images[key].dtype)
+    if input_range.ends is not None:
+      low, high = (end / unit for end in input_range.ends)
+    else:
+      low, high = input_percentiles(image_set, channel)
+      if not low < high:
+        raise ValueError(
+          f'field of view {image_set.name!r}: {channel} has no range for --input_range auto, its'
+          f' percentiles {" and ".join(map(str, _STRETCHED_PERCENTILES))} are both'
+          f' {low * unit:.6g}; expected images of more than one intensity, or --input_range'
+          ' LOW,HIGH'
+        )
+    ranges[channel] = (low, high)
+  return dataclasses.replace(image_set, input_ranges=ranges)
+
+
+def _check_floats(image_set: ImageSet, key: ImageKey, is_ranged: bool) -> None:
+  low, high = intensities.extremes(image_set.images[key])
+  if is_ranged and math.isfinite(low) and math.isfinite(high):
+    return
+  if not (low >= 0 and high <= 1):
+    flag = '--stretch_targets' if key.z == MAXPROJECT else '--input_range LOW,HIGH (or auto)'
+    raise ValueError(
+      f'field of view {image_set.name!r}: {key.channel} at z {key.z} has values from {low:.6g} to'
+      f' {high:.6g}; expected 8- or 16-bit images, or floats in [0, 1], or, with finite ones,'
+      f' {flag}'
+    )
+
+
+def light_crop(
+  image_set: ImageSet,
+  images: Sequence[int],
+  rows: slice,
+  columns: slice,
+  out: np.ndarray | None = None,
+) -> np.ndarray:
+  """Images of input channels in a window of the field of view.
+
+  Args:
+    image_set: the field of view.
+    images: which of its `input_keys`.
+    rows: the window's rows, within the image.
+    columns: its columns.
+    out: where to write the result; None: a new array.
+
+  Returns:
+    float32 [row, column, image]: intensities in [0, 1].
+
+  Raises:
+    ValueError: the window is not within the image.
+  """
+  _check_window(image_set, rows, columns)
+  keys = [image_set.input_keys[i] for i in images]
+  # An image that is read from a file when it is sliced should be read once.
+  windows = {key: image_set.images[key][rows, columns] for key in set(keys)}
+  # Interleaved before they are converted: the strided pass over the large result is what costs.
+  crop = np.stack([windows[key] for key in keys], axis=-1)
+  maxima = np.array([fields_of_view.maximum(windows[key].dtype) for key in keys], np.float32)
+  result = np.divide(crop, maxima, out=out, dtype=np.float32)
+  if image_set.input_ranges:
+    for i, key in enumerate(keys):
+      result[..., i] = image_set.in_range(key, result[..., i])
+  return result
+
+
+def input_crop(image_set: ImageSet, stack: StackSpec, rows: slice, columns: slice) -> np.ndarray:
+  """The z-stack in a window of the field of view.
+
+  TRANSMISSION, the sum of the kinds of transmitted light, is the one kind that a field of view has.
+
+  Args:
+    image_set: the field of view.
+    stack: input channels at positions in [0, 1].
+    rows: the window's rows, within the image.
+    columns: its columns.
+
+  Returns:
+    float32 [row, column, z, channel, mask]: intensities in [0, 1], and the mask, which is 1.
+
+  Raises:
+    ValueError: the window is not within the image.
+  """
+  size = _check_window(image_set, rows, columns)
+  result = np.empty((*size, len(stack.keys), 2), np.float32)
+  light_crop(image_set, images_read(image_set, stack), rows, columns, out=result[..., 0])
+  result[..., 1] = 1
+  return result.reshape(*size, len(stack.z_values), len(stack.channels), 2)
+
+
+def padded_input_crop(
+  image_set: ImageSet,
+  stack: StackSpec,
+  rows: slice,
+  columns: slice,
+  *,
+  size: tuple[int, int],
+  padding: Padding,
+) -> np.ndarray:
+  """The z-stack in a window that may reach beyond the crop at the image's top left.
+
+  Args:
+    image_set: the field of view.
+    stack: input channels at positions in [0, 1].
+    rows: the window's rows; the crop's first is 0.
+    columns: its columns.
+    size: (rows, columns) of the crop.
+    padding: what is around the crop. REFLECT: the crop mirrored at its border pixels, which are not
+      repeated, as often as need be; ZERO: no light, and the mask 0.
+
+  Returns:
+    float32 [row, column, z, channel, mask]: intensities in [0, 1], and the mask.
+
+  Raises:
+    ValueError: without padding, the window is not within the image.
+  """
+  if padding is Padding.NONE:
+    return input_crop(image_set, stack, rows, columns)
+  windows = (rows, columns)
+  if padding is Padding.REFLECT:
+    indices = [
+      _reflected(np.arange(w.start, w.stop), n) for w, n in zip(windows, size, strict=True)
+    ]
+    read = [slice(int(i.min()), int(i.max()) + 1) for i in indices]
+    crop = input_crop(image_set, stack, read[0], read[1])
+    places = [i - r.start for i, r in zip(indices, read, strict=True)]
+    return crop[places[0][:, np.newaxis], places[1]]
+  result = np.zeros(
+    (*(w.stop - w.start for w in windows), len(stack.z_values), len(stack.channels), 2), np.float32
+  )
+  read = [slice(max(w.start, 0), min(w.stop, n)) for w, n in zip(windows, size, strict=True)]
+  if all(r.start < r.stop for r in read):
+    row, column = (
+      slice(r.start - w.start, r.stop - w.start) for r, w in zip(read, windows, strict=True)
+    )
+    result[row, column] = input_crop(image_set, stack, read[0], read[1])
+  return result
+
+
+def _reflected(places: np.ndarray, size: int) -> np.ndarray:
+  """Where a place before or behind `size` pixels is seen in a mirror at the border pixels."""
+  if size == 1:
+    return np.zeros_like(places)
+  period = 2 * (size - 1)
+  folded = np.mod(places, period)
+  return np.minimum(folded, period - folded)
+
+
+def target_crop(image_set: ImageSet, stack: StackSpec, rows: slice, columns: slice) -> np.ndarray:
+  """The fluorescent labels in a window of the field of view.
+
+  A synthetic channel is the mean of its parts, and its mask the geometric mean of theirs. Where
+  `has_truth` is false, the image is black and the mask 0. Channels in the field of view's `ranges`
+  are stretched, and clipped to [0, 1].
+
+  Args:
+    image_set: the field of view.
+    stack: target channels, at z MAXPROJECT.
+    rows: the window's rows, within the image.
+    columns: its columns.
+
+  Returns:
+    float32 [row, column, z, channel, mask]: intensities in [0, 1], and the mask.
+
+  Raises:
+    ValueError: the window is not within the image.
+  """
+  assert stack.z_values == (MAXPROJECT,), stack.z_values
+  num_rows, num_columns = _check_window(image_set, rows, columns)
+  result = np.zeros((num_rows, num_columns, 1, len(stack.channels), 2), np.float32)
+  for i, channel in enumerate(stack.channels):
+    keys = [ImageKey(MAXPROJECT, part) for part in fields_of_view.parts_of(channel)]
+    masks = [float(key in image_set.images) for key in keys]
+    result[:, :, 0, i, 1] = math.prod(masks) ** (1 / len(masks))
+    if all(masks):
+      crop = _unstretched(image_set, channel, rows, columns)
+      if channel in image_set.ranges:
+        low, high = (np.float32(end) for end in image_set.ranges[channel])
+        crop = np.clip((crop - low) / (high - low), 0, 1)
+      result[:, :, 0, i, 0] = crop
+  return result
+
+
+def classes_of(intensities: np.ndarray) -> np.ndarray:
+  """The class of each pixel, round(255 * intensity), as uint8."""
+  return np.rint(intensities * np.float32(NUM_CLASSES - 1)).astype(np.uint8)
+
+
+def _unstretched(
+  image_set: ImageSet, channel: str, rows: slice = slice(None), columns: slice = slice(None)
+) -> np.ndarray:
+  """A target channel that was recorded, float32 [row, column] as on disk."""
+  keys = [ImageKey(MAXPROJECT, part) for part in fields_of_view.parts_of(channel)]
+  return np.mean(
+    [fields_of_view.intensity(image_set.images[key][rows, columns]) for key in keys], axis=0
+  )
+
+
+def _check_window(image_set: ImageSet, rows: slice, columns: slice) -> tuple[int, int]:
+  """The window's size in pixels; NumPy would clip a window silently."""
+  lengths = []
+  for window, size, what in zip((rows, columns), image_set.size, ('rows', 'columns'), strict=True):
+    start, stop = window.start or 0, size if window.stop is None else window.stop
+    if not 0 <= start < stop <= size or window.step not in (None, 1):
+      raise ValueError(
+        f'field of view {image_set.name!r} has {size} {what}; expected a window within them, got'
+        f' {start} to {stop}'
+      )
+    lengths.append(stop - start)
+  return lengths[0], lengths[1]

@@ -1,0 +1,320 @@
+"""Patches of fields of view for a loss: an endless stream, of which any part can be had at once.
+
+Everything about patch number j is a function of the seed and j, so that a resumed run goes on
+exactly where it was, and no other patch has to be read for it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+import tensorflow.compat.v1 as tf
+
+from isl.core.channels import StackSpec
+from isl.core.experiment import Corruption, Geometry, Sampling
+from isl.data import augment, data_provider
+from isl.images.fields_of_view import ImageSet
+
+# What random numbers are for, between the seed and a running number.
+_CROP, _ORDER, _NOISE = range(1, 4)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Patch:
+  """What a network reads and should predict.
+
+  Attributes:
+    input: float32 [row, column, image], intensities in [0, 1]; images as `StackSpec.keys` has them.
+    target_classes: uint8 [row, column, channel], round(255 * intensity), of the patch's centre.
+    target_mask: float32 [channel], 1 where there is truth, 0 (with classes 0) where there is none.
+    input_mask: float32 [row, column], 1 where there are pixels, 0 (with intensities 0) where there
+      is padding; None: there is none.
+  """
+
+  input: np.ndarray
+  target_classes: np.ndarray
+  target_mask: np.ndarray
+  input_mask: np.ndarray | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Crop:
+  """A random square of a random field of view, which patches are cut from.
+
+  Attributes:
+    image_set: the field of view.
+    row: first of its rows, in pixels of the image.
+    column: first of its columns.
+    flip: whether it is flipped before it is turned; see `augment.flip_and_rotate`.
+    quarter_turns: how often it is turned.
+    distortion: of each of the field of view's `input_keys`.
+  """
+
+  image_set: ImageSet
+  row: int
+  column: int
+  flip: bool
+  quarter_turns: int
+  distortion: augment.Distortion
+
+
+class Patches:
+  """An endless stream of patches, each of which can be read without the others.
+
+  Crops come from each folder in turn, so that all have the same weight, whatever number of fields
+  of view they have. The patches of each crop follow each other, row by row, and each `capacity`
+  successive ones are then put into random order among themselves.
+
+  Attributes:
+    per_crop: patches in a crop.
+    input_shape: [row, column, image] of a patch's input.
+    target_shape: [row, column, channel] of its target.
+    failure: why the stream ended; None: images that have been read are endless.
+  """
+
+  failure: None = None
+
+  def __init__(
+    self,
+    folders: Sequence[Sequence[ImageSet]],
+    *,
+    sampling: Sampling,
+    geometry: Geometry,
+    inputs: StackSpec,
+    targets: StackSpec,
+    seed: int,
+    augment: bool,
+    corruption: Corruption,
+  ):
+    """Checks sizes; reads no pixel.
+
+    Args:
+      folders: fields of view.
+      sampling: sizes of crops and patches, and capacity.
+      geometry: the network's. A patch's input grows with `sampling.output_size`.
+      inputs: the images that the network reads.
+      targets: the labels that it predicts.
+      seed: decides all that is random; not negative.
+      augment: whether crops are flipped, turned and corrupted; their places are the same if not.
+      corruption: standard deviations for that.
+
+    Raises:
+      ValueError: a crop is larger than a field of view, or too small for a patch.
+    """
+    assert folders and all(folders), 'no field of view'
+    side = geometry.patch + sampling.output_size - geometry.output
+    self._folders = folders
+    self._sampling = sampling
+    self._margin = geometry.margin
+    self._inputs = inputs
+    self._targets = targets
+    self._seed = seed
+    self._augment = augment
+    self._corruption = corruption
+    self._check_sizes(side, geometry)
+    self._per_side = (sampling.crop_size - side) // sampling.patch_stride + 1
+    self.per_crop = self._per_side**2
+    self.input_shape = (side, side, len(inputs.keys))
+    self.target_shape = (sampling.output_size, sampling.output_size, len(targets.channels))
+
+  def _check_sizes(self, side: int, geometry: Geometry) -> None:
+    crop = self._sampling.crop_size
+    output = self._sampling.output_size
+    because = '' if output == geometry.output else f' with --loss_output_size {output}'
+    if crop < side:
+      raise ValueError(
+        f'--loss_crop_size must be at least {side}, the pixels that a patch of this network'
+        f' reads{because}; got {crop}'
+      )
+    for image_set in (image_set for fields in self._folders for image_set in fields):
+      rows, columns = image_set.size
+      shown = f'field of view {image_set.name!r} is {rows} rows x {columns} columns'
+      if min(rows, columns) < side:
+        raise ValueError(f'{shown}; a patch of this network reads {side} x {side} pixels{because}')
+      if min(rows, columns) < crop:
+        raise ValueError(
+          f'{shown}, too small for --loss_crop_size {crop}; expected a crop of {side} to'
+          f' {min(rows, columns)} pixels'
+        )
+
+  def _rng(self, purpose: int, number: int) -> np.random.Generator:
+    return np.random.default_rng([self._seed, purpose, number])
+
+  def place(self, number: int) -> tuple[int, int]:
+    """(number of the crop, index in it) of a patch."""
+    capacity = self._sampling.capacity
+    block, place = divmod(number, capacity)
+    shuffled = int(self._rng(_ORDER, block).permutation(capacity)[place])
+    return divmod(block * capacity + shuffled, self.per_crop)
+
+  def crop(self, number: int) -> Crop:
+    """Where a crop lies and what happens to it."""
+    rng = self._rng(_CROP, number)
+    fields = self._folders[number % len(self._folders)]
+    image_set = fields[int(rng.integers(len(fields)))]
+    row, column = (int(rng.integers(n - self._sampling.crop_size + 1)) for n in image_set.size)
+    corruption = self._corruption
+    flip, quarter_turns = augment.draw_orientation(rng)
+    if not self._augment:
+      flip, quarter_turns = False, 0
+      corruption = Corruption(multiplier_std=0, offset_std=0, noise_std=0)
+    return Crop(
+      image_set=image_set,
+      row=row,
+      column=column,
+      flip=flip,
+      quarter_turns=quarter_turns,
+      distortion=augment.draw_distortion(corruption, len(image_set.input_keys), rng),
+    )
+
+  def _view(self, crop: Crop) -> ImageSet:
+    """Flipped and turned, but not corrupted."""
+    size = self._sampling.crop_size
+    return augment.view(
+      crop.image_set,
+      slice(crop.row, crop.row + size),
+      slice(crop.column, crop.column + size),
+      flip=crop.flip,
+      quarter_turns=crop.quarter_turns,
+    )
+
+  def crop_images(self, number: int) -> np.ndarray:
+    """The whole crop that a patch is cut from, to be looked at.
+
+    Args:
+      number: the patch's.
+
+    Returns:
+      [image, row, column], intensities in [0, 1]: each input channel at the middle depth, corrupted
+      like the patch (with other noise), then the labels that the field of view has.
+    """
+    crop = self.crop(self.place(number)[0])
+    image_set, whole = self._view(crop), slice(0, self._sampling.crop_size)
+    images = data_provider.images_read(image_set, self._inputs)
+    first = len(self._inputs.z_values) // 2 * len(self._inputs.channels)
+    middle = images[first : first + len(self._inputs.channels)]
+    light = data_provider.light_crop(image_set, middle, whole, whole)
+    light = augment.corrupt(light, crop.distortion.of(middle), self._rng(_NOISE, number))
+    light = _where_present(light, _mask(image_set, whole, whole))
+    target = data_provider.target_crop(image_set, self._targets, whole, whole)[:, :, 0]
+    labels = target[..., target[0, 0, :, 1] > 0, 0]
+    return np.moveaxis(np.concatenate([light, labels], axis=-1), -1, 0)
+
+  def patch(self, number: int) -> Patch:
+    """Reads a patch; only its own pixels are touched.
+
+    Args:
+      number: 0, 1, 2, ..
+    """
+    crop_number, index = self.place(number)
+    crop = self.crop(crop_number)
+    image_set = self._view(crop)
+    row, column = (i * self._sampling.patch_stride for i in divmod(index, self._per_side))
+    side, output = self.input_shape[0], self._sampling.output_size
+    images = data_provider.images_read(image_set, self._inputs)
+    # What the network sees at two positions is one image, with one noise: it is put at both when
+    # that is done. If nothing is to be done, to read it twice is quicker.
+    read = images if crop.distortion.changes_nothing else sorted(set(images))
+    window = slice(row, row + side), slice(column, column + side)
+    light = data_provider.light_crop(image_set, read, *window)
+    light = augment.corrupt(light, crop.distortion.of(read), self._rng(_NOISE, number))
+    mask = _mask(image_set, *window)
+    light = _where_present(light, mask)
+    if read != images:
+      light = np.take(light, [read.index(image) for image in images], axis=-1)
+    row, column = row + self._margin, column + self._margin
+    target = data_provider.target_crop(
+      image_set, self._targets, slice(row, row + output), slice(column, column + output)
+    )
+    return Patch(
+      input=light,
+      target_classes=data_provider.classes_of(target[:, :, 0, :, 0]),
+      target_mask=target[0, 0, 0, :, 1],
+      input_mask=mask,
+    )
+
+  def batch(self, first: int, size: int) -> tuple[np.ndarray, ...]:
+    """Reads a batch: inputs, target classes and target masks, as `dataset` gives them.
+
+    Args:
+      first: number of its first patch.
+      size: patches in it.
+
+    Returns:
+      These three, and the masks of the inputs where there is padding.
+    """
+    patches = [self.patch(number) for number in range(first, first + size)]
+    masks = [patch.input_mask for patch in patches if patch.input_mask is not None]
+    return (
+      np.stack([patch.input for patch in patches]),
+      np.stack([patch.target_classes for patch in patches]),
+      np.stack([patch.target_mask for patch in patches]),
+      *([np.stack(masks)] if masks else []),
+    )
+
+  def dataset(
+    self, first_patch: int | tf.Tensor, batch_size: int, num_threads: int
+  ) -> tf.data.Dataset:
+    """Endless batches, see the function `dataset`."""
+    return dataset(self, first_patch, batch_size, num_threads)
+
+
+def _mask(image_set: ImageSet, rows: slice, columns: slice) -> np.ndarray | None:
+  """float32 [row, column] of a window, 0 where there is padding; None: there is none."""
+  if image_set.presence is None:
+    return None
+  return image_set.presence[rows, columns].astype(np.float32)
+
+
+def _where_present(light: np.ndarray, mask: np.ndarray | None) -> np.ndarray:
+  """Intensities [row, column, image], 0 where there is padding: ranges and noise change that."""
+  return light if mask is None else light * mask[..., np.newaxis]
+
+
+def options(num_threads: int) -> tf.data.Options:
+  """How patches are read by this number of threads."""
+  result = tf.data.Options()
+  result.deterministic = True
+  # Nothing here is tuned, and its thread held up the end of a session by up to half a minute.
+  result.autotune.enabled = False
+  # Else they are the session's, and the next step's operations would wait for patches.
+  result.threading.private_threadpool_size = num_threads
+  return result
+
+
+def dataset(
+  patches: Patches, first_patch: int | tf.Tensor, batch_size: int, num_threads: int
+) -> tf.data.Dataset:
+  """Endless batches, whose order does not depend on the threads.
+
+  The graph only refers to `patches`: its images are not copied into it.
+
+  Args:
+    patches: the stream.
+    first_patch: the number of the first patch of the first batch; may be an int64 scalar tensor.
+    batch_size: patches in a batch.
+    num_threads: threads that read patches.
+
+  Returns:
+    Of (float32 [batch, row, column, image], uint8 [batch, row, column, channel], float32 [batch,
+    channel]): inputs, target classes and target masks as a `Patch` has them.
+  """
+  shapes = (patches.input_shape, patches.target_shape, patches.target_shape[-1:])
+
+  def read(number: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    patch = patches.patch(int(number))
+    return patch.input, patch.target_classes, patch.target_mask
+
+  def read_tensors(number: tf.Tensor) -> tuple[tf.Tensor, ...]:
+    tensors = tf.numpy_function(read, [number], [tf.float32, tf.uint8, tf.float32])
+    return tuple(tf.ensure_shape(t, shape) for t, shape in zip(tensors, shapes, strict=True))
+
+  return (
+    tf.data.Dataset.range(first_patch, np.iinfo(np.int64).max)
+    .map(read_tensors, num_parallel_calls=num_threads)
+    .batch(batch_size, drop_remainder=True)
+    .prefetch(1)
+    .with_options(options(num_threads))
+  )

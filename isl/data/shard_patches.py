@@ -1,0 +1,312 @@
+"""Patches of TFRecord shards for a loss: an endless stream, read by tf.data as it is needed.
+
+Shards are read several at a time, in another order in each pass. Of each Example that is drawn, one
+random crop gives its patches, all of them, which are then shuffled among those of others. A patch
+reads `margin` pixels beyond its output. So that outputs at a field of view's border are trained on
+too, Examples are padded by as much with zeros, for which the input's mask is 0. A tile of a field
+of view is padded only where that ends; elsewhere it brings its neighbours' pixels along.
+
+Each crop that fits into the padded Example is equally likely, so in a training, which flips it, all
+outputs of a field of view can be drawn as long as the tiles are not smaller than the crop.
+
+The stream is a function of the seed and of the number of its first patch. A resumed run draws on
+from there: not what it would have drawn, had it not been stopped.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import tensorflow.compat.v1 as tf
+
+from isl.core.channels import StackSpec
+from isl.core.experiment import Corruption, Geometry, InputRange, Sampling, ShardReading
+from isl.data import data_provider, shard_crops, shard_examples, shard_reading
+from isl.data.patches import Patches, options
+from isl.data.shard_reading import Record, Shards
+from isl.images.fields_of_view import ImageSet
+
+# What random numbers are for, between the seed and a running number.
+_CROP, _PATCHES, _SHARDS, _SHUFFLE = range(4)
+# Of a batch's tensors.
+_TYPES = (tf.float32, tf.uint8, tf.float32, tf.float32)
+_INT64_MAX = np.iinfo(np.int64).max
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Preparation:
+  """What becomes of the images of an Example.
+
+  Attributes:
+    input_range: which part of the 16 bits the input uses; None: all of it.
+    stretch_targets: channels whose range in each field of view becomes [0, 1].
+    leave_out_others: labels that are not predicted are no error.
+    wanted_targets: labels of which an Example is missed if there is none.
+  """
+
+  input_range: InputRange | None
+  stretch_targets: Sequence[str]
+  leave_out_others: bool
+  wanted_targets: Sequence[str] = ()
+
+
+class ShardPatches:
+  """An endless stream of patches.
+
+  Attributes:
+    input_shape: [row, column, image] of a patch's input.
+    target_shape: [row, column, channel] of its target.
+    per_crop: patches in a crop.
+    shards: what is read.
+    failure: why the stream ended, where TensorFlow would say so in its own words; None: it has not.
+  """
+
+  def __init__(
+    self,
+    reading: ShardReading,
+    preparation: Preparation,
+    *,
+    sampling: Sampling,
+    geometry: Geometry,
+    inputs: StackSpec,
+    targets: StackSpec,
+    seed: int,
+    augment: bool,
+    corruption: Corruption,
+  ):
+    """Reads the first Example that is whole, to find out early what does not fit.
+
+    Args:
+      reading: which shards, and how they are read.
+      preparation: what becomes of their images.
+      sampling: sizes of crops and patches, and capacity.
+      geometry: the network's.
+      inputs: the images that the network reads.
+      targets: the labels that it predicts.
+      seed: decides all that is random; not negative.
+      augment: whether crops are flipped, turned and corrupted.
+      corruption: standard deviations for that.
+
+    Raises:
+      ValueError: shards are missing or damaged, or have no Example, or one that does not fit.
+      OSError: one cannot be read.
+    """
+    self.shards = Shards(reading)
+    self.failure: ValueError | OSError | None = None
+    self._preparation = preparation
+    # The order of a crop's patches does not matter before they are shuffled.
+    self._sampling = dataclasses.replace(sampling, capacity=1)
+    self._capacity = sampling.capacity
+    self._geometry = geometry
+    self._inputs = inputs
+    self._targets = targets
+    self._seed = seed
+    self._augment = augment
+    self._corruption = corruption
+    wanted = (*preparation.wanted_targets, *preparation.stretch_targets)
+    self._labels = shard_crops.LabelWatch(targets, wanted)
+    self._first, crop = self._find_first()
+    self.input_shape, self.target_shape = crop.input_shape, crop.target_shape
+    self.per_crop = crop.per_crop
+
+  def _find_first(self) -> tuple[Record, Patches]:
+    for record in self.shards.every_record():
+      crop = self._crop(record, 0)
+      if crop is not None:
+        return record, crop
+    raise self.shards.no_examples()
+
+  def _draw(self, purpose: int, *numbers: int) -> np.random.SeedSequence:
+    return np.random.SeedSequence([self._seed, purpose, *numbers])
+
+  def _crop(self, record: Record, *number: int) -> Patches | None:
+    """The patches of a random crop of an Example; None: it is damaged, and is left out.
+
+    Args:
+      record: has the Example.
+      *number: numbers of the draw, which decide where the crop lies.
+
+    Raises:
+      ValueError: the Example is damaged, or does not fit.
+    """
+    tile = self.shards.decode(record)
+    if tile is None:
+      return None
+    if not self._preparation.leave_out_others:
+      shard_crops.check_labels(tile, self._inputs, self._targets)
+    files = tile.files.select(self._inputs.channels, self._targets.channels)
+    rng = np.random.default_rng(self._draw(_CROP, *number))
+    window = shard_crops.draw_window(tile, self._geometry.margin, self._sampling.crop_size, rng)
+    needed = shard_crops.needed_images(files.sources, self._inputs, window)
+    try:
+      images = shard_crops.read_window(needed, tile, window)
+    # The rest was checked before, and a PNG that is damaged is not of this run's making.
+    except ValueError as e:
+      self.shards.leave_out(record, e)
+      return None
+    image_set = ImageSet(
+      name=f'{tile.files.origin}: {files.name}',
+      images=images,
+      percentiles=files.percentiles,
+      presence=shard_crops.placed(np.ones(tile.place.image_size, np.uint8), tile, window),
+    )
+    image_set = data_provider.prepared(
+      image_set, self._preparation.input_range, self._preparation.stretch_targets
+    )
+    return Patches(
+      [[image_set]],
+      sampling=self._sampling,
+      geometry=self._geometry,
+      inputs=self._inputs,
+      targets=self._targets,
+      seed=int(self._draw(_PATCHES, *number).generate_state(1, np.uint64)[0]),
+      augment=self._augment,
+      corruption=self._corruption,
+    )
+
+  def batch(self, first: int, size: int) -> tuple[np.ndarray, ...]:
+    """Patches as `dataset` gives them, but of the first Example alone: not of the stream.
+
+    Args:
+      first: decides which.
+      size: how many.
+    """
+    crops = [self._first_crop(first + i) for i in range(-(-size // self.per_crop))]
+    parts = [crop.batch(0, self.per_crop) for crop in crops]
+    return tuple(np.concatenate(arrays)[:size] for arrays in zip(*parts, strict=True))
+
+  def crop_images(self, number: int) -> np.ndarray:
+    """A crop of the first Example, see `training_data.Patches.crop_images`."""
+    return self._first_crop(number).crop_images(0)
+
+  def _first_crop(self, number: int) -> Patches:
+    crop = self._crop(self._first, number)
+    assert crop is not None
+    return crop
+
+  def dataset(
+    self, first_patch: int | tf.Tensor, batch_size: int, num_threads: int
+  ) -> tf.data.Dataset:
+    """Endless batches, whose order does not depend on the threads.
+
+    At its end, which an error makes, `failure` says why.
+
+    Args:
+      first_patch: the number of the first patch of the first batch; may be an int64 scalar tensor.
+      batch_size: patches in a batch.
+      num_threads: threads that read patches.
+
+    Returns:
+      Of (float32 [batch, row, column, image], uint8 [batch, row, column, channel], float32 [batch,
+      channel], float32 [batch, row, column]): inputs, target classes, target masks and input masks
+      as a `training_data.Patch` has them.
+    """
+    reading = self.shards.reading
+    # With more, shards of the next passes would be read beside those of this one.
+    num_open = min(reading.num_threads, len(reading.paths))
+    first = tf.cast(first_patch, tf.int64)
+    shuffle_seed = first + int(self._draw(_SHUFFLE).generate_state(1)[0])
+    shapes = (self.input_shape, self.target_shape, self.target_shape[-1:], self.input_shape[:2])
+
+    @tf.autograph.experimental.do_not_convert
+    def open_shard(opened: tf.Tensor) -> tf.data.Dataset:
+      shard, path, kind = tf.numpy_function(
+        self._choose, [opened, first], [tf.int64, tf.string, tf.string]
+      )
+      # What ends early is looked at more closely at its end: TensorFlow does not name it.
+      read = tf.data.TFRecordDataset(path, kind).ignore_errors(log_warning=False)
+      read = read.filter(lambda data: tf.not_equal(data, shard_examples.EMPTY))
+      end = tf.data.Dataset.from_tensors(('', True))
+      examples = read.map(lambda data: (data, False)).concatenate(end).enumerate()
+      return examples.map(lambda number, example: (shard, number, *example))
+
+    @tf.autograph.experimental.do_not_convert
+    def cut(number: tf.Tensor, example: tuple[tf.Tensor, ...]) -> tuple[tf.Tensor, ...]:
+      tensors = tf.numpy_function(self._cut, [first, number, *example], _TYPES)
+      return tuple(
+        tf.ensure_shape(t, (None, *shape)) for t, shape in zip(tensors, shapes, strict=True)
+      )
+
+    return (
+      tf.data.Dataset.range(_INT64_MAX)
+      .interleave(open_shard, cycle_length=num_open, num_parallel_calls=num_open)
+      .shuffle(reading.capacity, seed=shuffle_seed)
+      .enumerate()
+      .map(cut, num_parallel_calls=reading.batch_size)
+      .unbatch()
+      .shuffle(self._capacity, seed=shuffle_seed)
+      .batch(batch_size, drop_remainder=True)
+      .prefetch(1)
+      .with_options(options(num_threads))
+    )
+
+  def batches(self, size: int, count: int) -> Iterator[tuple[np.ndarray, ...]]:
+    """The first batches of the stream, always the same.
+
+    Args:
+      size: patches in a batch.
+      count: how many batches.
+
+    Raises:
+      ValueError: the shards are damaged, or have no Example any more.
+      OSError: one cannot be read.
+    """
+    graph = tf.Graph()
+    with graph.as_default():
+      data = self.dataset(0, size, self._sampling.num_threads)
+      iterator = tf.data.make_initializable_iterator(data)
+      batch = iterator.get_next()
+    with contextlib.closing(tf.Session(graph=graph)) as session:
+      session.run(iterator.initializer)
+      for _ in range(count):
+        try:
+          yield session.run(batch)
+        except tf.errors.OpError as e:
+          raise self.failure or ValueError(f'the shards cannot be read: {e.message}') from e
+
+  def _choose(self, opened: np.ndarray, first: np.ndarray) -> tuple[np.ndarray, str, str]:
+    """The shard that is opened as the `opened`th: its number, its path, its compression."""
+    paths = self.shards.reading.paths
+    in_pass, place = divmod(int(opened), len(paths))
+    order = np.random.default_rng(self._draw(_SHARDS, int(first), in_pass)).permutation(len(paths))
+    path = paths[int(order[place])]
+    with self._keeping_failure():
+      return order[place], str(path), shard_reading.compression(path)
+
+  def _cut(
+    self,
+    first: np.ndarray,
+    number: np.ndarray,
+    shard: np.ndarray,
+    in_shard: np.ndarray,
+    data: bytes,
+    is_end: np.ndarray,
+  ) -> tuple[np.ndarray, ...]:
+    """All patches of a crop of an Example; none if it is left out, or is a shard's end."""
+    path, place = self.shards.reading.paths[int(shard)], int(in_shard)
+    with self._keeping_failure():
+      if is_end:
+        self.shards.check_end(path, place)
+      else:
+        record = Record(path=path, number=place, data=data)
+        crop = self._crop(record, int(number), int(first))
+        if crop is not None:
+          batch = crop.batch(0, self.per_crop)
+          self._labels.see(batch[2][0])
+          return batch
+    shapes = (self.input_shape, self.target_shape, self.target_shape[-1:], self.input_shape[:2])
+    return tuple(
+      np.zeros((0, *shape), t.as_numpy_dtype) for shape, t in zip(shapes, _TYPES, strict=True)
+    )
+
+  @contextlib.contextmanager
+  def _keeping_failure(self) -> Iterator[None]:
+    """Keeps the first error, of which TensorFlow passes on the text in words of its own."""
+    try:
+      yield
+    except (ValueError, OSError) as e:
+      self.failure = self.failure or e
+      raise

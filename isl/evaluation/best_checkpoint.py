@@ -1,0 +1,192 @@
+"""Keeps a copy of the checkpoint with the lowest loss so far, which the training would delete.
+
+The folder holds one checkpoint like any other (find_newest finds it), channels.json if there is one
+beside the original, and `{prefix}.json`, the record of its loss. The state file `checkpoint` is
+replaced last: up to there the older one counts, from there on the newer.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import math
+import pathlib
+import re
+import shutil
+from collections.abc import Iterator, Mapping
+from typing import Any, BinaryIO
+
+from absl import logging
+
+from isl.checkpoints import channels_file
+from isl.checkpoints.checkpoint import find_newest
+from isl.system import files
+
+_STATE_FILE = 'checkpoint'
+# All that this module writes, and what a killed run left of it.
+_OURS = re.compile(r'(?P<name>model(-again)?\.ckpt-\d+)\.(index|json|data-[-\w]+)(\.partial)?')
+
+
+@contextlib.contextmanager
+def opened(prefix: pathlib.Path) -> Iterator[dict[str, BinaryIO] | None]:
+  """Opens a checkpoint's files, so that they can be copied even when they are deleted meanwhile.
+
+  Args:
+    prefix: of the checkpoint.
+
+  Yields:
+    Each file by its ending, .index last; None if one of them is deleted already.
+  """
+  with contextlib.ExitStack() as stack:
+    opened_files: dict[str, BinaryIO] | None = None
+    with contextlib.suppress(FileNotFoundError):
+      names = sorted(path.name for path in prefix.parent.iterdir())
+      endings = [n.removeprefix(prefix.name) for n in names if n.startswith(f'{prefix.name}.data-')]
+      opened_files = {
+        ending: stack.enter_context(prefix.with_name(prefix.name + ending).open('rb'))
+        for ending in (*endings, '.index')
+      }
+    yield opened_files if opened_files and len(opened_files) > 1 else None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Record:
+  """What is known of the best checkpoint.
+
+  Attributes:
+    global_step: its training steps.
+    total_loss: its loss.
+    source: the prefix that it was copied from.
+    settings: what the loss was computed of, by the flags' names; losses of others cannot be
+      compared with it.
+    flags: the command line's.
+  """
+
+  global_step: int
+  total_loss: float
+  source: str
+  settings: Mapping[str, Any]
+  flags: Mapping[str, Any]
+
+
+def _as_flag(value: Any) -> str:
+  return ','.join(value) if isinstance(value, list) else str(value)
+
+
+class BestCheckpoint:
+  """The folder with the best checkpoint."""
+
+  def __init__(self, directory: pathlib.Path, flags: Mapping[str, Any]):
+    """Does nothing yet.
+
+    Args:
+      directory: made when there is something to keep.
+      flags: the command line's, as JSON knows them; for the record.
+    """
+    self._directory = directory
+    self._flags = flags
+
+  def _read(self) -> Record | None:
+    try:
+      prefix = find_newest(self._directory)
+      text = prefix.with_name(f'{prefix.name}.json').read_text(encoding='utf-8')
+      return Record(**json.loads(text))
+    except (ValueError, TypeError, OSError):
+      return None
+
+  def offer(
+    self,
+    source: pathlib.Path,
+    contents: Mapping[str, BinaryIO],
+    step: int,
+    loss: float,
+    settings: Mapping[str, Any],
+  ) -> bool:
+    """Takes a copy if the loss is lower than that of all before.
+
+    Args:
+      source: the checkpoint's prefix, for the record.
+      contents: its files, see `opened`.
+      step: its global step.
+      loss: its total loss; one that is not finite is never the lowest.
+      settings: what the loss was computed of, by the flags' names, as JSON knows it. Where the best
+        checkpoint has others, it stays, with a warning: losses cannot be compared.
+
+    Returns:
+      Whether it did.
+
+    Raises:
+      OSError: it cannot be written. The one before is still there.
+      ValueError: channels.json beside the checkpoint is damaged.
+    """
+    if not math.isfinite(loss):
+      return False
+    record = Record(
+      global_step=step,
+      total_loss=loss,
+      source=str(source.absolute()),
+      settings=settings,
+      flags=self._flags,
+    )
+    self._directory.mkdir(parents=True, exist_ok=True)
+    # Another evaluation may be at work in this BASE.
+    with files.held(self._directory, wait=True):
+      best = self._read()
+      if best is not None and best.settings != settings:
+        self._warn(best.settings, settings)
+        return False
+      if best is not None and loss >= best.total_loss:
+        return False
+      self._take(contents, record)
+    return True
+
+  def _warn(self, found: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
+    names = dict.fromkeys((*settings, *found))
+    differing = [name for name in names if found.get(name) != settings.get(name)]
+    was, now = (
+      ' '.join(f'--{name}={_as_flag(given.get(name))}' for name in differing)
+      for given in (found, settings)
+    )
+    logging.warning(
+      '%s keeps the best checkpoint by %s, and stays: losses by %s cannot be compared with its.'
+      ' Where those are wanted, move it away, or use another --base_directory',
+      self._directory,
+      was,
+      now,
+    )
+
+  def _take(self, contents: Mapping[str, BinaryIO], record: Record) -> None:
+    name = f'model.ckpt-{record.global_step}'
+    # The older one is not overwritten before it is replaced.
+    if self._directory / f'{name}.index' == self._index_in_use():
+      name = f'model-again.ckpt-{record.global_step}'
+    for ending, stream in contents.items():
+      if ending == '.index':
+        # Before there is a whole checkpoint, there is what is said of it. An older checkpoint is of
+        # the same channels: they are among the settings.
+        channels_file.carry(pathlib.Path(record.source).parent, self._directory)
+        self._write_text(f'{name}.json', json.dumps(dataclasses.asdict(record), indent=2) + '\n')
+      with files.whole_file(self._directory / f'{name}{ending}') as partial:
+        stream.seek(0)
+        with partial.open('wb') as copy:
+          shutil.copyfileobj(stream, copy, 1 << 20)
+    self._write_text(_STATE_FILE, f'model_checkpoint_path: "{name}"\n')
+    self._delete_all_but(name)
+
+  def _index_in_use(self) -> pathlib.Path | None:
+    try:
+      prefix = find_newest(self._directory)
+    except ValueError:
+      return None
+    return prefix.with_name(f'{prefix.name}.index')
+
+  def _write_text(self, name: str, text: str) -> None:
+    with files.whole_file(self._directory / name) as partial:
+      partial.write_text(text, encoding='utf-8')
+
+  def _delete_all_but(self, name: str) -> None:
+    for path in self._directory.iterdir():
+      ours = _OURS.fullmatch(path.name)
+      if ours and ours['name'] != name:
+        path.unlink()

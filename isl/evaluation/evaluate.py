@@ -1,0 +1,357 @@
+"""EVAL_TRAIN and EVAL_EVAL with LOSS, STITCH or JITTER_STITCH: how good checkpoints are.
+
+Whenever a new checkpoint appears, its losses or its error panels go to TensorBoard's event files in
+
+    BASE/{eval_eval,eval_train}_{loss_CROSS_ENTROPY,stitch,..}/
+
+EVAL_EVAL with LOSS also keeps the checkpoint with the lowest total loss in BASE/best. All that is
+random is the same for each checkpoint, so that these can be compared.
+"""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+import math
+from collections.abc import Iterator
+
+import numpy as np
+from absl import logging
+
+from isl.checkpoints import watching
+from isl.checkpoints.checkpoint import Checkpoint, Description
+from isl.core.channels import TRANSMISSION, ImageKey, StackSpec
+from isl.core.experiment import Corruption, Experiment, Geometry, Loss, Metric, Mode, Panel
+from isl.core.statistic import Statistic
+from isl.data import (
+  augment,
+  data_provider,
+  field_reading,
+  shard_patches,
+  shard_reading,
+  training_fields,
+)
+from isl.data.patches import Patches
+from isl.evaluation import best_checkpoint
+from isl.images import fields_of_view, finding
+from isl.inference import field_labeling
+from isl.inference.controller import HeadGroup, Labeler
+from isl.models.plan import NetworkPlan
+from isl.report import visualize
+from isl.report.event_files import SummaryWriter
+from isl.system import files
+from isl.system.progress import Progress
+from isl.training.start import check_stretch_targets, check_stretched_as_trained
+
+# Patches computed together.
+_BATCH = 4
+_STATISTICS = {
+  Loss.CROSS_ENTROPY: Statistic.CROSS_ENTROPY,
+  Loss.RANKED_PROBABILITY_SCORE: Statistic.RANKED_PROBABILITY_SCORE,
+}
+_NO_CORRUPTION = Corruption(multiplier_std=0, offset_std=0, noise_std=0)
+
+
+def run(experiment: Experiment) -> None:
+  """Evaluates every new checkpoint, or the newest alone.
+
+  Raises:
+    ValueError: the checkpoint or an image is missing, damaged or does not fit.
+    OSError: a file cannot be read or written.
+  """
+  evaluator = (_Losses if experiment.metric is Metric.LOSS else _Panels)(experiment)
+  for checkpoint in watching.new_checkpoints(
+    experiment.checkpoint_directory,
+    experiment.evaluation,
+    is_base=experiment.restore_directory is None,
+  ):
+    check_stretched_as_trained(experiment)
+    held = checkpoint.describe()
+    logging.info('Checkpoint %s, step %d', checkpoint.prefix, held.global_step)
+    evaluator.evaluate(checkpoint)
+    logging.info('Wrote step %d to %s', held.global_step, experiment.evaluation_directory)
+
+
+class _Evaluator(abc.ABC):
+  """What is computed of each checkpoint."""
+
+  def __init__(self, experiment: Experiment):
+    """Checks what can be checked before there is a checkpoint, for which one may wait long."""
+    self._experiment = experiment
+    files.check_writable(experiment.evaluation_directory / 'events')
+    self._opened_writer: SummaryWriter | None = None
+
+  @property
+  def _seed(self) -> int:
+    return self._experiment.random_seed or 0
+
+  @property
+  def _writer(self) -> SummaryWriter:
+    """Made when there is something to write."""
+    if self._opened_writer is None:
+      self._opened_writer = SummaryWriter(self._experiment.evaluation_directory)
+    return self._opened_writer
+
+  @abc.abstractmethod
+  def evaluate(self, checkpoint: Checkpoint) -> None:
+    """Computes and writes it."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _HeadLosses:
+  """The losses of a checkpoint.
+
+  Attributes:
+    inputs: of each input head.
+    targets: of each label.
+  """
+
+  inputs: dict[ImageKey, float]
+  targets: dict[ImageKey, float]
+
+  def scalars(self) -> dict[str, float]:
+    """By TensorBoard's tag; the total first."""
+    input_mean, target_mean = (
+      float(np.mean(list(losses.values()))) for losses in (self.inputs, self.targets)
+    )
+    return {
+      'total_loss': 0.5 * input_mean + 0.5 * target_mean,
+      'loss/input': input_mean,
+      'loss/target': target_mean,
+      **{f'loss/{key}': loss for key, loss in (self.inputs | self.targets).items()},
+    }
+
+
+class _Losses(_Evaluator):
+  """LOSS: every head's, on random patches that are neither flipped, rotated nor corrupted."""
+
+  def __init__(self, experiment: Experiment):
+    super().__init__(experiment)
+    for folder in experiment.image_directories:
+      finding.find_fields(folder)
+    if experiment.shards is not None:
+      shard_reading.Shards(experiment.shards)
+    self._folders: tuple[tuple[fields_of_view.ImageSet, ...], ...] = ()
+    self._read_for: tuple[StackSpec, StackSpec] | None = None
+    self._best: best_checkpoint.BestCheckpoint | None = None
+    # Of BASE's own training; others keep theirs.
+    is_own = experiment.checkpoint_directory.resolve() == experiment.train_directory.resolve()
+    if experiment.mode is Mode.EVAL_EVAL and is_own:
+      folder = experiment.base_directory / 'best'
+      self._best = best_checkpoint.BestCheckpoint(folder, dict(experiment.flags))
+
+  def _settings(self, held: Description) -> dict[str, object]:
+    """By flags' names; losses that differ in one of these cannot be compared."""
+    # Records of the usual ones say nothing of these, as older records do not.
+    settings: dict[str, object] = {}
+    if held.inputs.channels != (TRANSMISSION,):
+      settings['input_channels'] = list(held.inputs.channels)
+    if self._experiment.input_range is not None:
+      settings['input_range'] = dict(self._experiment.flags)['input_range']
+    return settings | {
+      'model': held.model,
+      'num_z_values': len(held.inputs.z_values),
+      'target_channels': list(held.targets.channels),
+      'loss': self._experiment.loss.value,
+      **self._dataset_settings(),
+      'stretch_targets': list(self._experiment.stretch_targets),
+      'metric_num_examples': self._experiment.evaluation.num_examples,
+      'loss_crop_size': self._experiment.sampling.crop_size,
+      'loss_patch_stride': self._experiment.sampling.patch_stride,
+      'random_seed': self._seed,
+    }
+
+  def _dataset_settings(self) -> dict[str, object]:
+    """Which patches are drawn, and where from."""
+    shards = self._experiment.shards
+    if shards is None:
+      folders = self._experiment.image_directories
+      return {'dataset_eval_directory': [str(folder.absolute()) for folder in folders]}
+    return {
+      'dataset_pattern': [str(path.absolute()) for path in shards.paths[:1]],
+      'dataset_num_shards': len(shards.paths),
+      'data_batch_num_threads': shards.num_threads,
+      'data_batch_capacity': shards.capacity,
+    }
+
+  def evaluate(self, checkpoint: Checkpoint) -> None:
+    """Computes the losses; the checkpoint with the lowest is kept."""
+    held = checkpoint.describe()
+    step = held.global_step
+    with best_checkpoint.opened(checkpoint.prefix) as contents:
+      scalars = self._compute(checkpoint).scalars()
+      for tag, value in scalars.items():
+        logging.info('Step %d: %s %.6f', step, tag, value)
+      self._writer.scalars(step, scalars)
+      if self._best is None:
+        return
+      if contents is None:
+        logging.warning('%s is deleted, and so not kept', checkpoint.prefix)
+      elif self._best.offer(
+        checkpoint.prefix, contents, step, scalars['total_loss'], self._settings(held)
+      ):
+        logging.info('Lowest loss so far: kept in %s', self._experiment.base_directory / 'best')
+
+  def _compute(self, checkpoint: Checkpoint) -> _HeadLosses:
+    held = checkpoint.describe()
+    plan = checkpoint.check_fits(
+      model=self._experiment.model,
+      base_depth=self._experiment.base_depth,
+      num_z_values=self._experiment.num_z_values,
+    )
+    check_stretch_targets(self._experiment.stretch_targets, held.targets)
+    patches = self._patches(plan, held.inputs, held.targets)
+    labeler = Labeler(
+      plan,
+      checkpoint,
+      groups=[HeadGroup(heads=held.heads, statistics=(_STATISTICS[self._experiment.loss],))],
+      batch=_BATCH,
+      blocks=(1, 1),
+    )
+    try:
+      means = self._means(patches, labeler, plan.spec.geometry)
+    finally:
+      labeler.close()
+    losses = dict(zip(held.heads, map(float, means), strict=True))
+    return _HeadLosses(
+      inputs={key: losses[key] for key in held.inputs.keys},
+      targets={key: losses[key] for key in held.targets.keys},
+    )
+
+  def _patches(
+    self, plan: NetworkPlan, inputs: StackSpec, targets: StackSpec
+  ) -> Patches | shard_patches.ShardPatches:
+    geometry = plan.spec.geometry
+    # All are averaged, so their order does not matter.
+    sampling = dataclasses.replace(
+      self._experiment.sampling, output_size=geometry.output, capacity=1
+    )
+    if self._experiment.shards is not None:
+      return shard_patches.ShardPatches(
+        self._experiment.shards,
+        shard_patches.Preparation(
+          input_range=self._experiment.input_range,
+          stretch_targets=self._experiment.stretch_targets,
+          leave_out_others=True,
+        ),
+        sampling=sampling,
+        geometry=geometry,
+        inputs=inputs,
+        targets=targets,
+        seed=self._seed,
+        augment=False,
+        corruption=_NO_CORRUPTION,
+      )
+    if self._read_for != (inputs, targets):
+      self._folders = training_fields.read_fields(
+        self._experiment.image_directories,
+        inputs=inputs,
+        targets=targets,
+        input_range=self._experiment.input_range,
+        stretch_targets=self._experiment.stretch_targets,
+        leave_out_others=True,
+      )
+      self._read_for = (inputs, targets)
+    return Patches(
+      self._folders,
+      sampling=sampling,
+      geometry=geometry,
+      inputs=inputs,
+      targets=targets,
+      seed=self._seed,
+      augment=False,
+      corruption=_NO_CORRUPTION,
+    )
+
+  def _means(
+    self,
+    patches: Patches | shard_patches.ShardPatches,
+    labeler: Labeler,
+    geometry: Geometry,
+  ) -> np.ndarray:
+    """Each head's loss, [head]: as in losses.py, over the pixels of all patches."""
+    num_inputs, num_targets = patches.input_shape[-1], patches.target_shape[-1]
+    sums, counts = np.zeros((2, num_inputs + num_targets))
+    num_examples = self._experiment.evaluation.num_examples
+    with Progress('loss', num_examples, 'example') as progress:
+      for inputs, target_classes, target_masks, *input_masks in _batches(patches, num_examples):
+        classes = _classes(inputs, target_classes, geometry)
+        masks = np.ones_like(inputs)
+        if input_masks:
+          masks *= input_masks[0][..., np.newaxis]
+        (outputs,) = labeler(np.stack([inputs, masks], axis=-1), [classes])
+        (loss,) = outputs.values()
+        count = min(_BATCH, num_examples - progress.done)
+        for i, target_mask in enumerate(target_masks[:count]):
+          mask = np.concatenate([np.ones(num_inputs), target_mask])
+          sums += mask * loss[:, i].sum(axis=(1, 2), dtype=np.float64)
+          counts += (mask != 0) * loss[0, i].size
+        progress.add(count)
+    return sums / np.maximum(counts, 1)
+
+
+def _batches(
+  patches: Patches | shard_patches.ShardPatches, num_examples: int
+) -> Iterator[tuple[np.ndarray, ...]]:
+  """Whole batches, as the network takes them; of the last, some may be too many."""
+  if isinstance(patches, shard_patches.ShardPatches):
+    yield from patches.batches(_BATCH, math.ceil(num_examples / _BATCH))
+    return
+  for first in range(0, num_examples, _BATCH):
+    count = min(_BATCH, num_examples - first)
+    # What fills a batch need not be read.
+    filled = [*range(count), *[count - 1] * (_BATCH - count)]
+    yield tuple(array[filled] for array in patches.batch(first, count))
+
+
+def _classes(inputs: np.ndarray, target_classes: np.ndarray, geometry: Geometry) -> np.ndarray:
+  """The true classes of the input heads, then of the labels: uint8 [head, batch, row, column]."""
+  centre = slice(geometry.margin, geometry.margin + geometry.output)
+  of_inputs = data_provider.classes_of(inputs[:, centre, centre])
+  return np.moveaxis(np.concatenate([of_inputs, target_classes], axis=-1), -1, 0)
+
+
+class _Panels(_Evaluator):
+  """STITCH and JITTER_STITCH: error panels of each field of view's crop at the top left."""
+
+  def __init__(self, experiment: Experiment):
+    super().__init__(experiment)
+    if not experiment.inference.panels:
+      raise ValueError(
+        f'--infer_panels must name a panel for --metric {experiment.metric.name}:'
+        f' {" or ".join(panel.name for panel in Panel)}; got none'
+      )
+    self._fields = field_reading.find_fields(experiment)
+
+  def evaluate(self, checkpoint: Checkpoint) -> None:
+    """Draws the panels."""
+    labeler = field_labeling.FieldLabeler(
+      checkpoint,
+      field_labeling.make_network_plan(self._experiment, checkpoint),
+      self._experiment.inference,
+    )
+    layout = visualize.Layout.STITCH
+    try:
+      for number, (title, field) in enumerate(field_reading.numbered(self._fields)):
+        logging.info('%s: %s', title.capitalize(), field.name)
+        image_set = self._read(field, labeler.held, number)
+        prediction = labeler.empty_prediction(image_set, layout)
+        labeler.fill(prediction, layout, title)
+        for panel in self._experiment.inference.panels:
+          tag = f'{panel.value.lower()}_error_panel'
+          if len(self._fields) > 1:
+            tag += f'/{field.name or "unnamed"}'
+          self._writer.image(labeler.held.global_step, tag, prediction.picture(panel))
+    finally:
+      labeler.close()
+
+  def _read(
+    self, field: fields_of_view.ImageFiles, held: Description, number: int
+  ) -> fields_of_view.ImageSet:
+    """The field of view, jittered if that is asked for."""
+    image_set = field_reading.read_field(self._experiment, held, field)
+    if self._experiment.metric is not Metric.JITTER_STITCH:
+      return image_set
+    rng = np.random.default_rng([self._seed, number])
+    size = self._experiment.inference.crop_size
+    return augment.jitter(image_set, size, self._experiment.corruption, rng)

@@ -1,0 +1,342 @@
+"""Fields of view on disk: their images, whatever files these are in, and folders of PNGs."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import dataclasses
+import functools
+import os
+import pathlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+
+from isl.core.channels import (
+  MAXPROJECT,
+  RECORDED_AS,
+  SYNTHETIC_CHANNELS,
+  TRANSMISSION,
+  TRANSMITTED_LIGHT_CHANNELS,
+  ImageKey,
+)
+from isl.images import png_io
+from isl.images.spill import Spill
+
+# Rows of an image that are looked at together where it may be larger than the memory.
+_BAND = 256
+# A field of view's images that take more are kept on the disk.
+_MOST_BYTES = 1 << 28
+
+
+class Pixels(Protocol):
+  """An image that can be read in parts: a NumPy array, or one that is read when it is sliced."""
+
+  @property
+  def shape(self) -> tuple[int, ...]:
+    """(rows, columns)."""
+
+  @property
+  def dtype(self) -> np.dtype[Any]:
+    """uint8, uint16 or float32."""
+
+  def __getitem__(self, window: tuple[slice, slice], /) -> np.ndarray:
+    """The pixels of a window."""
+
+
+class ImageSource(Protocol):
+  """Where one image of a field of view is.
+
+  Attributes:
+    path: of its file, which may hold other images, too.
+  """
+
+  @property
+  def path(self) -> pathlib.Path:
+    """The file, or the folder of an OME-Zarr."""
+
+  @property
+  def size(self) -> tuple[int, int]:
+    """(rows, columns), without decoding it; raises OSError or ValueError like `read`."""
+
+  def read(self) -> Pixels:
+    """Opens or decodes it; raises OSError or ValueError, which name the file."""
+
+
+@dataclasses.dataclass(frozen=True)
+class PngSource:
+  """An image that is a PNG of its own.
+
+  Attributes:
+    path: the file.
+  """
+
+  path: pathlib.Path
+
+  @property
+  def size(self) -> tuple[int, int]:
+    """(rows, columns), from the file's header."""
+    return png_io.read_size(self.path)
+
+  def read(self) -> np.ndarray:
+    """Decodes it, see `png_io.read_png`."""
+    return png_io.read_png(self.path)
+
+
+@dataclasses.dataclass(frozen=True)
+class EncodedSource:
+  """An image that is a PNG within another file.
+
+  Attributes:
+    path: that file.
+    shown: how errors name the image.
+    load: gives the PNG's contents; raises OSError or ValueError.
+  """
+
+  path: pathlib.Path
+  shown: str
+  load: Callable[[], bytes]
+
+  @property
+  def size(self) -> tuple[int, int]:
+    """(rows, columns), from the PNG's header."""
+    return png_io.decode_size(self.load(), self.shown)
+
+  def read(self) -> np.ndarray:
+    """Decodes it, see `png_io.decode_png`."""
+    return png_io.decode_plain_png(self.load(), self.shown)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Percentiles:
+  """The 0.1 and 99.9 percentiles of a whole field of view, for whoever has but a part of it.
+
+  Attributes:
+    inputs: of all depths of a channel, in intensities.
+    targets: of a label, synthetic ones included.
+  """
+
+  inputs: Mapping[str, tuple[float, float]]
+  targets: Mapping[str, tuple[float, float]]
+
+
+def maximum(dtype: np.dtype[Any]) -> float:
+  """What stands for the intensity 1: the largest whole number of the type; 1 of floats."""
+  return float(np.iinfo(dtype).max) if dtype.kind == 'u' else 1.0
+
+
+def intensity(image: np.ndarray) -> np.ndarray:
+  """As float32 in [0, 1]: divided by the type's maximum; floats as they are."""
+  return image / np.float32(maximum(image.dtype))
+
+
+def recorded_channels(channel: str) -> tuple[str, ...]:
+  """The channels of which a field of view has one for an input channel: for most, itself."""
+  return RECORDED_AS.get(channel, (channel,))
+
+
+def parts_of(channel: str) -> tuple[str, ...]:
+  """The recorded channels that a target channel is made from: for most, itself."""
+  return SYNTHETIC_CHANNELS.get(channel, (channel,))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class ImageSet:
+  """A field of view.
+
+  Attributes:
+    name: what identifies it.
+    images: as on disk: uint8, uint16 or float32 [row, column], all of one size. Input channels at
+      z 0, 1, .., and any of the recorded target channels at z MAXPROJECT.
+    ranges: (low, high) of the target channels, synthetic ones included, whose intensities from low
+      to high stand for 0 to 1.
+    input_ranges: likewise of recorded input channels.
+    pixel_size: (row, column) in micrometres; None: unknown.
+    percentiles: of the field of view that this is a part of; None: this is the whole.
+    presence: uint8 [row, column], 1 where there are pixels, 0 where there is padding in all images;
+      None: there is none.
+  """
+
+  name: str
+  images: Mapping[ImageKey, Pixels]
+  ranges: Mapping[str, tuple[float, float]] = dataclasses.field(default_factory=dict)
+  input_ranges: Mapping[str, tuple[float, float]] = dataclasses.field(default_factory=dict)
+  pixel_size: tuple[float, float] | None = None
+  percentiles: Percentiles | None = None
+  presence: np.ndarray | None = None
+
+  @property
+  def size(self) -> tuple[int, int]:
+    """(rows, columns) of each image, in pixels."""
+    rows, columns = next(iter(self.images.values())).shape
+    return rows, columns
+
+  @functools.cached_property
+  def input_keys(self) -> tuple[ImageKey, ...]:
+    """Keys of the images of input channels, by channel and z."""
+    keys = [key for key in self.images if isinstance(key.z, int)]
+    return tuple(sorted(keys, key=lambda key: (key.channel, key.z)))
+
+  def recorded_as(self, channel: str) -> str:
+    """Which of the `recorded_channels` of an input channel it has."""
+    having = {key.channel for key in self.input_keys}
+    return next(name for name in recorded_channels(channel) if name in having)
+
+  @property
+  def transmitted_light(self) -> str:
+    """Which kind of transmitted light it has."""
+    return self.recorded_as(TRANSMISSION)
+
+  def num_depths(self, channel: str = TRANSMISSION) -> int:
+    """The number of images of an input channel."""
+    recorded = self.recorded_as(channel)
+    return sum(key.channel == recorded for key in self.input_keys)
+
+  def input_image(self, key: ImageKey, rows: slice, columns: slice) -> np.ndarray:
+    """A window of an image of an input channel: float32 [row, column], intensities in [0, 1]."""
+    return self.in_range(key, intensity(self.images[key][rows, columns]))
+
+  def in_range(self, key: ImageKey, values: np.ndarray) -> np.ndarray:
+    """Intensities of an input channel, float32, after its range has become [0, 1]."""
+    if key.channel not in self.input_ranges:
+      return values
+    low, high = (np.float32(end) for end in self.input_ranges[key.channel])
+    return np.clip((values - low) / (high - low), 0, 1)
+
+
+def bands(image: Pixels) -> Iterator[np.ndarray]:
+  """An image's rows from the top down, some at a time."""
+  for first in range(0, image.shape[0], _BAND):
+    yield image[first : first + _BAND, :]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ImageFiles:
+  """A field of view on disk.
+
+  Attributes:
+    name: what identifies it: of PNGs, the fields of their names that do.
+    origin: the folder or file that it was found in, as errors name it.
+    sources: its images. Where a file holds the stack of a channel, its maximum projection is among
+      them, too.
+    pixel_size: (row, column) in micrometres; None: unknown.
+    problem: why it cannot be read, of a file that could not be opened; None: it could.
+    percentiles: of the field of view that this is a part of; None: this is the whole.
+  """
+
+  name: str
+  origin: str
+  sources: Mapping[ImageKey, ImageSource]
+  pixel_size: tuple[float, float] | None = None
+  problem: str | None = None
+  percentiles: Percentiles | None = None
+
+  @property
+  def paths(self) -> dict[ImageKey, pathlib.Path]:
+    """The file of each image."""
+    return {key: source.path for key, source in self.sources.items()}
+
+  @property
+  def channels(self) -> tuple[str, ...]:
+    """All that was recorded, by name."""
+    return tuple(sorted({key.channel for key in self.sources}))
+
+  def other_targets(self, inputs: Sequence[str], targets: Sequence[str]) -> tuple[str, ...]:
+    """Channels at z MAXPROJECT that are none of these.
+
+    Args:
+      inputs: input channels of a network.
+      targets: target channels.
+    """
+    known = {part for channel in targets for part in parts_of(channel)}
+    # A projection of transmitted light is no label that somebody forgot to name.
+    known |= {name for channel in inputs for name in recorded_channels(channel)}
+    known |= set(recorded_channels(TRANSMISSION))
+    return tuple(
+      sorted(k.channel for k in self.sources if k.z == MAXPROJECT and k.channel not in known)
+    )
+
+  def select(self, inputs: Sequence[str], targets: Sequence[str]) -> ImageFiles:
+    """The images that a network reads, and those of its targets that there are.
+
+    Args:
+      inputs: its input channels.
+      targets: its target channels, synthetic ones included.
+
+    Raises:
+      ValueError: an input channel is missing, is there in two kinds, or has a gap in z; or there is
+        a `problem`.
+    """
+    if self.problem is not None:
+      raise ValueError(self.problem)
+    sources: dict[ImageKey, ImageSource] = {}
+    for channel in inputs:
+      recorded = self._recorded(channel)
+      keys = [k for k in self.sources if k.channel == recorded and isinstance(k.z, int)]
+      sources |= {key: self.sources[key] for key in sorted(keys, key=lambda key: key.z)}
+    for part in dict.fromkeys(part for channel in targets for part in parts_of(channel)):
+      key = ImageKey(MAXPROJECT, part)
+      if key in self.sources:
+        sources[key] = self.sources[key]
+    return dataclasses.replace(self, sources=sources)
+
+  def _recorded(self, channel: str) -> str:
+    """Which of its channels a network reads for an input channel; its z-stack has no gaps."""
+    shown = f'{self.origin!r}: field of view {self.name!r}'
+    wanted = recorded_channels(channel)
+    depths = {
+      name: {k.z for k in self.sources if k.channel == name and isinstance(k.z, int)}
+      for name in wanted
+    }
+    having = [name for name in wanted if depths[name]]
+    if not having:
+      what = 'transmitted-light image' if channel == TRANSMISSION else f'image of {channel}'
+      names = TRANSMITTED_LIGHT_CHANNELS if channel == TRANSMISSION else wanted
+      raise ValueError(
+        f'{shown} has no {what}; expected a z-stack (z_depth-0, z_depth-1, ..) of'
+        f' {"one of " * (len(names) > 1)}{", ".join(names)}; it has'
+        f' {", ".join(self.channels)}'
+      )
+    if len(having) > 1:
+      raise ValueError(f'{shown} has both {" and ".join(sorted(having))}; expected one of them')
+    found = depths[having[0]]
+    gap = next((z for z in range(len(found)) if z not in found), None)
+    if gap is not None:
+      raise ValueError(
+        f'{shown} has {len(found)} depths of {having[0]} but not z_depth-{gap}; expected depths'
+        ' from 0 on without gaps'
+      )
+    return having[0]
+
+  def read(self) -> ImageSet:
+    """Decodes every image, once; those that can be read in parts are only opened.
+
+    Raises:
+      OSError: a file cannot be read.
+      ValueError: a file is damaged, is not of a kind that isl reads, or not of the others' size.
+    """
+    sizes = (source.size for source in self.sources.values())
+    # Of 16 bit; what is only opened is not decoded, and floats are rare.
+    in_bytes = sum(2 * rows * columns for rows, columns in sizes)
+    spill = Spill() if in_bytes > _MOST_BYTES else None
+
+    def read(source: ImageSource) -> Pixels:
+      image = source.read()
+      return spill.add(image) if spill and isinstance(image, np.ndarray) else image
+
+    # OpenCV lets other threads run while it decodes.
+    with concurrent.futures.ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
+      images = dict(zip(self.sources, pool.map(read, self.sources.values()), strict=True))
+    first = next(iter(images))
+    for key, image in images.items():
+      if image.shape != images[first].shape:
+        shown = [
+          f'{str(self.sources[k].path)!r} has {png_io.size_text(images[k].shape)}'
+          for k in (first, key)
+        ]
+        raise ValueError(f'{", ".join(shown)}; expected one size in a field of view')
+      if isinstance(image, np.ndarray):
+        image.setflags(write=False)
+    return ImageSet(
+      name=self.name, images=images, pixel_size=self.pixel_size, percentiles=self.percentiles
+    )

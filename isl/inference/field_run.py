@@ -1,0 +1,217 @@
+"""One field of view of a run of INFER_FULL: from its images to all its files."""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+import time
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+from absl import logging
+
+import isl
+from isl.checkpoints.checkpoint import Checkpoint
+from isl.core.experiment import Experiment, Padding
+from isl.data import field_reading
+from isl.images import fields_of_view, finding
+from isl.images.placement import Placement
+from isl.inference import field_labeling, field_record, prediction_files
+from isl.inference.error_panels import FieldPrediction
+from isl.inference.field_record import FieldRecord, LabelRecord
+from isl.report import reliability, thumbnails, visualize
+from isl.system import files
+
+# Longest side of the report's pictures, in pixels; half of that in a page of so many fields of view
+# that a browser would find it heavy.
+_THUMBNAIL = 512
+_MANY_FIELDS = 48
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings:
+  """What all fields of view of a run have in common; it can be sent to other processes.
+
+  Attributes:
+    experiment: the run.
+    prefix: of the checkpoint.
+    checkpoint_fingerprint: of its contents.
+    temperatures: of the labels' distributions; None: all are 1.
+    num_fields: fields of view in the run.
+  """
+
+  experiment: Experiment
+  prefix: pathlib.Path
+  checkpoint_fingerprint: str
+  temperatures: Mapping[str, float] | None
+  num_fields: int
+
+
+class FieldRun:
+  """Labels fields of view with one checkpoint, one after the other.
+
+  Attributes:
+    labeler: the network.
+    folder: the run's.
+  """
+
+  def __init__(self, settings: Settings, checkpoint: Checkpoint | None = None):
+    """Checks that everything fits, before anything is computed.
+
+    Args:
+      settings: of the run.
+      checkpoint: what is at `settings.prefix`, if it is open already.
+
+    Raises:
+      ValueError: it does not.
+    """
+    experiment = settings.experiment
+    self._experiment = experiment
+    self._num_fields = settings.num_fields
+    simplified = experiment.inference.simplify_panels
+    self._layout = visualize.Layout.SIMPLIFIED if simplified else visualize.Layout.FULL
+    checkpoint = checkpoint or Checkpoint(settings.prefix)
+    self.labeler = field_labeling.FieldLabeler(
+      checkpoint,
+      field_labeling.make_network_plan(experiment, checkpoint),
+      experiment.inference,
+      settings.temperatures,
+    )
+    self.folder = experiment.evaluation_directory / f'{self.labeler.held.global_step:08d}'
+    self._settings = {
+      'isl': isl.__version__,
+      'checkpoint': settings.checkpoint_fingerprint,
+      'inference': dataclasses.asdict(
+        dataclasses.replace(experiment.inference, overwrite=False, calibrated=False)
+      ),
+      'stretch_targets': sorted(experiment.stretch_targets),
+      'input_range': experiment.input_range and dataclasses.asdict(experiment.input_range),
+      'temperatures': settings.temperatures,
+    }
+
+  def folder_of(self, name: str) -> pathlib.Path:
+    """Where the files of a field of view are: where there is one alone, the run's folder."""
+    # Names that identify nothing are a field of view, too.
+    return self.folder / (name or 'unnamed') if self._num_fields > 1 else self.folder
+
+  def label(self, field: fields_of_view.ImageFiles, title: str | None) -> FieldRecord:
+    """Labels a field of view, unless that is done already.
+
+    Args:
+      field: its images.
+      title: what the progress is shown under; None: it is not.
+
+    Raises:
+      ValueError: an image is missing, damaged or does not fit, or the machine lacks the memory.
+      OSError: a file cannot be read or written.
+    """
+    folder, held = self.folder_of(field.name), self.labeler.held
+    selected = field.select(held.inputs.channels, self.labeler.targets.channels)
+    fingerprint = field_record.fingerprint(
+      self._settings, field.name, finding.contents_fingerprint(selected)
+    )
+    record = None if self._experiment.inference.overwrite else field_record.read(folder)
+    if record is not None and record.fingerprint == fingerprint:
+      if title:
+        logging.info('%s is done already; --overwrite does it again', title.capitalize())
+      return record
+    # What it was does not hold any more while its files are replaced.
+    field_record.path_in(folder).unlink(missing_ok=True)
+    return self._compute(selected, folder, fingerprint, title)
+
+  def _compute(
+    self,
+    field: fields_of_view.ImageFiles,
+    folder: pathlib.Path,
+    fingerprint: str,
+    title: str | None,
+  ) -> FieldRecord:
+    start = time.monotonic()
+    image_set = field_reading.read_selected(self._experiment, field)
+    prediction = self.labeler.empty_prediction(
+      image_set,
+      self._layout,
+      with_scores=True,
+      thumbnail=_THUMBNAIL if self._num_fields < _MANY_FIELDS else _THUMBNAIL // 2,
+    )
+    contents = self._contents(prediction, folder)
+    written = prediction_files.prediction_files(
+      self._experiment.inference.prediction_format, contents, prediction.store
+    )
+    panels = prediction.panel_paths(folder)
+    for path in panels:
+      files.check_writable(path)
+    with prediction.writing(written):
+      self.labeler.fill(prediction, self._layout, title)
+    prediction.write_panels(folder)
+    record = FieldRecord(
+      field=image_set.name,
+      fingerprint=fingerprint,
+      image_size=image_set.size,
+      output_size=prediction.size,
+      output_offset=contents.placement.offset,
+      padded_margin=contents.margin,
+      pixel_size=image_set.pixel_size,
+      seconds=round(time.monotonic() - start, 3),
+      files=tuple(str(path.relative_to(folder)) for path in (*panels, *written.paths)),
+      input=_write_thumbnail(folder, 'input', prediction.shown_input()),
+      labels=tuple(_write_labels(folder, prediction)),
+    )
+    record.write(folder)
+    return record
+
+  def _contents(
+    self, prediction: FieldPrediction, folder: pathlib.Path
+  ) -> prediction_files.Contents:
+    grid = prediction.grid
+    return prediction_files.Contents(
+      folder=folder,
+      field=prediction.image_set.name,
+      keys=self.labeler.targets.keys,
+      statistics=self._experiment.inference.statistics,
+      size=prediction.size,
+      tile=self.labeler.tile_size(grid),
+      placement=Placement(
+        pixel_size=prediction.image_set.pixel_size, offset=(grid.offset, grid.offset)
+      ),
+      margin=0 if grid.padding is Padding.NONE else grid.geometry.margin,
+    )
+
+
+def _write_labels(folder: pathlib.Path, prediction: FieldPrediction) -> Iterator[LabelRecord]:
+  """Writes each label's small pictures and diagram; yields its part of the record."""
+  assert prediction.thumbnails is not None
+  for key, thumbnail in prediction.thumbnails.predictions.items():
+    channel, predicted = key.channel, thumbnail.picture()
+    record = LabelRecord(
+      channel=channel,
+      prediction=_write_thumbnail(folder, f'{channel}_prediction', predicted),
+    )
+    if key in prediction.thumbnails.truths:
+      truth = prediction.thumbnails.truths[key].picture()
+      error = visualize.subtractive_error(_floats(predicted), _floats(truth))
+      running = prediction.scores[channel]
+      diagram = f'reliability_{channel}.png'
+      with files.whole_file(folder / diagram) as partial:
+        partial.write_bytes(reliability.diagram_png(running.reliability(), channel))
+      record = dataclasses.replace(
+        record,
+        truth=_write_thumbnail(folder, f'{channel}_truth', truth),
+        error=_write_thumbnail(folder, f'{channel}_error', np.rint(error * 255).astype(np.uint8)),
+        reliability=diagram,
+        scores=field_record.as_scores(dataclasses.asdict(running.scores())),
+        calibration=running.reliability().as_dict(),
+      )
+    yield record
+
+
+def _floats(picture: np.ndarray) -> np.ndarray:
+  return picture * np.float32(1 / 255)
+
+
+def _write_thumbnail(folder: pathlib.Path, name: str, picture: np.ndarray) -> str:
+  """Writes a picture; returns its path as seen from the folder."""
+  path = pathlib.Path('thumbnails') / f'{name}.jpg'
+  with files.whole_file(folder / path) as partial:
+    partial.write_bytes(thumbnails.encode(picture))
+  return str(path)

@@ -1,0 +1,254 @@
+"""The files that predictions are written as: PNGs, an OME-TIFF, or OME-Zarrs."""
+
+from __future__ import annotations
+
+import abc
+import contextlib
+import dataclasses
+import json
+import pathlib
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from isl.core.channels import ImageKey
+from isl.core.experiment import PredictionFormat
+from isl.core.statistic import NUM_CLASSES, AnyStatistic, Statistic
+from isl.images import image_names, ome_tiff_io, ome_zarr_io, png_io
+from isl.images.placement import Placement
+from isl.inference.prediction_store import PredictionStore
+from isl.system import files
+
+_FOLDER = 'predictions'
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Contents:
+  """What is written of a field of view.
+
+  Attributes:
+    folder: where to.
+    field: its name.
+    keys: the labels.
+    statistics: of each.
+    size: (rows, columns).
+    tile: (rows, columns) of the parts that arrive.
+    placement: where the prediction lies in the image.
+    margin: rows and columns at each border whose prediction depends on padding; 0: none.
+  """
+
+  folder: pathlib.Path
+  field: str
+  keys: tuple[ImageKey, ...]
+  statistics: tuple[AnyStatistic, ...]
+  size: tuple[int, int]
+  tile: tuple[int, int]
+  placement: Placement
+  margin: int
+
+  @property
+  def pictures(self) -> tuple[tuple[ImageKey, AnyStatistic], ...]:
+    """What is one number for a pixel, in the order of channels."""
+    return tuple(
+      (key, statistic)
+      for key in self.keys
+      for statistic in self.statistics
+      if statistic is not Statistic.DISTRIBUTION
+    )
+
+  @property
+  def channels(self) -> tuple[str, ...]:
+    """What these are called."""
+    return tuple(f'{key.channel}/{statistic.value}' for key, statistic in self.pictures)
+
+  @property
+  def attributes(self) -> dict[str, Any]:
+    """What the formats of others have no word for."""
+    return {
+      # Names of files may be any bytes.
+      'field': self.field.encode('utf-8', 'backslashreplace').decode(),
+      'offset_in_pixels': list(self.placement.offset),
+      'padded_margin_in_pixels': self.margin,
+    }
+
+
+class PredictionFiles(abc.ABC):
+  """Writes a field of view's predictions, as a context manager.
+
+  When the `with` block ends well, all files are there; after an exception, none.
+  """
+
+  def __init__(self, contents: Contents, store: PredictionStore):
+    """Makes room in the store for what is written from it."""
+    self._contents = contents
+    self._store = store
+
+  @property
+  @abc.abstractmethod
+  def paths(self) -> list[pathlib.Path]:
+    """Of the files."""
+
+  @abc.abstractmethod
+  def writing(self) -> contextlib.AbstractContextManager[None]:
+    """The block in which all parts are added; at its end the files are written.
+
+    Raises:
+      OSError: a file cannot be written.
+    """
+
+  @abc.abstractmethod
+  def add(
+    self, key: ImageKey, rows: slice, columns: slice, predicted: Mapping[AnyStatistic, np.ndarray]
+  ) -> None:
+    """Takes in a part of an image: of each statistic, wanted or not, float32 [row, column]."""
+
+
+class _StoredFiles(PredictionFiles):
+  """Files that are written when all is in the store."""
+
+  @contextlib.contextmanager
+  def writing(self) -> Iterator[None]:
+    for path in self.paths:
+      files.check_writable(path)
+    yield
+    self._write()
+
+  def add(
+    self, key: ImageKey, rows: slice, columns: slice, predicted: Mapping[AnyStatistic, np.ndarray]
+  ) -> None:
+    """The store has it."""
+
+  @abc.abstractmethod
+  def _write(self) -> None:
+    """Writes what is in the store."""
+
+
+class _Pngs(_StoredFiles):
+  """A 16-bit PNG for each label and statistic, named as in the published data set."""
+
+  def __init__(self, contents: Contents, store: PredictionStore):
+    super().__init__(contents, store)
+    for key, statistic in contents.pictures:
+      store.make_room(key, statistic)
+
+  def _path(self, key: ImageKey, statistic: AnyStatistic) -> pathlib.Path:
+    name = image_names.prediction_name(self._contents.field, key.channel, statistic.value)
+    return self._contents.folder / _FOLDER / name
+
+  @property
+  def paths(self) -> list[pathlib.Path]:
+    return [self._path(*picture) for picture in self._contents.pictures]
+
+  def _write(self) -> None:
+    for picture in self._contents.pictures:
+      png_io.write_png(self._path(*picture), self._store.in_16_bit(*picture))
+
+
+class _OmeTiff(_StoredFiles):
+  """One OME-TIFF of floats, with a channel for each label and statistic."""
+
+  def __init__(self, contents: Contents, store: PredictionStore):
+    super().__init__(contents, store)
+    for key, statistic in contents.pictures:
+      store.make_room(key, statistic, exact=True)
+
+  @property
+  def paths(self) -> list[pathlib.Path]:
+    return [self._contents.folder / f'{_FOLDER}.ome.tif'] if self._contents.pictures else []
+
+  def _write(self) -> None:
+    for path in self.paths:
+      ome_tiff_io.write_ome_tiff(
+        path,
+        (self._store.values(*picture) for picture in self._contents.pictures),
+        size=self._contents.size,
+        channels=self._contents.channels,
+        dtype=np.float32,
+        placement=self._contents.placement,
+        description=json.dumps(self._contents.attributes),
+      )
+
+
+class _OmeZarrs(PredictionFiles):
+  """One OME-Zarr of floats for all pictures, and one for each label's distributions.
+
+  They are written as the parts arrive: nothing of them is in memory.
+  """
+
+  def __init__(self, contents: Contents, store: PredictionStore):
+    super().__init__(contents, store)
+    ome_zarr_io.require()
+    self._channels = {picture: i for i, picture in enumerate(contents.pictures)}
+    self._pictures: ome_zarr_io.OmeZarrImage | None = None
+    self._distributions: dict[ImageKey, ome_zarr_io.OmeZarrImage] = {}
+
+  @property
+  def _pictures_path(self) -> pathlib.Path:
+    return self._contents.folder / f'{_FOLDER}.ome.zarr'
+
+  def _distribution_path(self, key: ImageKey) -> pathlib.Path:
+    return self._contents.folder / f'{key.channel}_distribution.ome.zarr'
+
+  @property
+  def paths(self) -> list[pathlib.Path]:
+    paths = [self._pictures_path] if self._channels else []
+    if Statistic.DISTRIBUTION in self._contents.statistics:
+      paths += [self._distribution_path(key) for key in self._contents.keys]
+    return paths
+
+  @contextlib.contextmanager
+  def writing(self) -> Iterator[None]:
+    with contextlib.ExitStack() as stack:
+      if self._channels:
+        image = self._image(self._pictures_path, self._contents.channels, np.float32)
+        self._pictures = stack.enter_context(image)
+      if Statistic.DISTRIBUTION in self._contents.statistics:
+        for key in self._contents.keys:
+          names = tuple(f'{key.channel}/CLASS_{k}' for k in range(NUM_CLASSES))
+          image = self._image(self._distribution_path(key), names, np.float16)
+          self._distributions[key] = stack.enter_context(image)
+      yield
+
+  def _image(
+    self, path: pathlib.Path, channels: tuple[str, ...], dtype: type
+  ) -> ome_zarr_io.OmeZarrImage:
+    return ome_zarr_io.OmeZarrImage(
+      path,
+      size=self._contents.size,
+      channels=channels,
+      dtype=dtype,
+      tile=self._contents.tile,
+      placement=self._contents.placement,
+      attributes=self._contents.attributes,
+    )
+
+  def add(
+    self, key: ImageKey, rows: slice, columns: slice, predicted: Mapping[AnyStatistic, np.ndarray]
+  ) -> None:
+    for statistic, values in predicted.items():
+      if statistic is Statistic.DISTRIBUTION and key in self._distributions:
+        self._distributions[key].write(
+          slice(None), rows, columns, np.moveaxis(values, -1, 0).astype(np.float16)
+        )
+      elif (key, statistic) in self._channels:
+        assert self._pictures is not None
+        self._pictures.write(self._channels[key, statistic], rows, columns, np.clip(values, 0, 1))
+
+
+_WRITERS: dict[PredictionFormat, Callable[[Contents, PredictionStore], PredictionFiles]] = {
+  PredictionFormat.PNG: _Pngs,
+  PredictionFormat.OME_TIFF: _OmeTiff,
+  PredictionFormat.OME_ZARR: _OmeZarrs,
+}
+
+
+def prediction_files(
+  prediction_format: PredictionFormat, contents: Contents, store: PredictionStore
+) -> PredictionFiles:
+  """The writer of a format.
+
+  Raises:
+    ValueError: what is needed for it is not installed.
+  """
+  return _WRITERS[prediction_format](contents, store)

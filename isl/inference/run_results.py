@@ -1,0 +1,164 @@
+"""What a run of inference says of all its fields of view: tables, a record, a page to look at."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import json
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+from isl.inference.field_record import FieldRecord
+from isl.report import metrics
+from isl.report.page import Failure, FieldOfReport, LabelOfField, Report, write_report
+from isl.system import files
+
+TABLES = ('metrics.csv', 'metrics.json', 'run.json', 'report.html')
+_SCORES = tuple(field.name for field in dataclasses.fields(metrics.Scores))
+
+
+class RunResults:
+  """Gathers fields of view, and writes the tables of those that there are so far."""
+
+  def __init__(self, folder: pathlib.Path, what: Mapping[str, Any]):
+    """Writes nothing yet.
+
+    Args:
+      folder: the run's.
+      what: what was run, for run.json and the page: checkpoint, flags, versions..
+    """
+    self._folder = folder
+    self._what = what
+    # By the fields' numbers: they may be done in another order.
+    self._records_by_number: dict[int, tuple[pathlib.Path, FieldRecord]] = {}
+    self._failures_by_number: dict[int, Failure] = {}
+
+  def add(self, number: int, folder: pathlib.Path, record: FieldRecord) -> None:
+    """Takes in a field of view that is done, and the folder that its paths are seen from."""
+    self._records_by_number[number] = folder, record
+
+  def fail(self, number: int, failure: Failure) -> None:
+    """Takes in one that could not be done."""
+    self._failures_by_number[number] = failure
+
+  @property
+  def _records(self) -> list[tuple[pathlib.Path, FieldRecord]]:
+    return [record for _, record in sorted(self._records_by_number.items())]
+
+  @property
+  def failures(self) -> list[Failure]:
+    """The fields of view that could not be done, in their order."""
+    return [failure for _, failure in sorted(self._failures_by_number.items())]
+
+  def _relative(self, folder: pathlib.Path, name: str) -> str:
+    return str((folder / name).relative_to(self._folder))
+
+  def write_tables(self) -> None:
+    """Writes metrics.csv, metrics.json and run.json.
+
+    Raises:
+      OSError: one cannot be written.
+    """
+    with (
+      files.whole_file(self._folder / 'metrics.csv') as partial,
+      # A field's name is of files' names, which on Linux may be any bytes.
+      partial.open('w', newline='', encoding='utf-8', errors='backslashreplace') as stream,
+    ):
+      writer = csv.writer(stream)
+      writer.writerow(['field', 'channel', *_SCORES])
+      for _, record in self._records:
+        for label in record.labels:
+          if label.scores:
+            values = [f'{float(label.scores[name]):.6g}' for name in _SCORES]
+            writer.writerow([record.field, label.channel, *values])
+    self._write_json('metrics.json', self._metrics())
+    self._write_json('run.json', self._run())
+
+  def _write_json(self, name: str, value: Any) -> None:
+    with files.whole_file(self._folder / name) as partial:
+      partial.write_text(json.dumps(value, indent=2, allow_nan=False) + '\n', encoding='utf-8')
+
+  def _metrics(self) -> list[dict[str, Any]]:
+    return [
+      {
+        'field': record.field,
+        'channel': label.channel,
+        **{n: None if isinstance(v, str) else v for n, v in label.scores.items()},
+        'calibration': label.calibration,
+      }
+      for _, record in self._records
+      for label in record.labels
+      if label.scores
+    ]
+
+  def _run(self) -> dict[str, Any]:
+    fields = [
+      {
+        'field': record.field,
+        'image_size': record.image_size,
+        'output_size': record.output_size,
+        'output_offset': record.output_offset,
+        'padded_margin': record.padded_margin,
+        'pixel_size': record.pixel_size,
+        'seconds': record.seconds,
+        'files': [self._relative(folder, name) for name in record.all_files],
+      }
+      for folder, record in self._records
+    ]
+    failures = [dataclasses.asdict(failure) for failure in self.failures]
+    return {**self._what, 'fields': fields, 'failures': failures, 'tables': TABLES}
+
+  def write_report(self) -> None:
+    """Writes report.html.
+
+    Raises:
+      OSError: it cannot be written.
+    """
+    what = {name: str(value) for name, value in self._what.items() if not isinstance(value, dict)}
+    page = Report(
+      title='In silico labeling',
+      fields=[self._field(folder, record) for folder, record in self._records],
+      failures=self.failures,
+      what_was_run=what,
+      sections={
+        name: {key: _as_flag(value) for key, value in section.items()}
+        for name, section in self._what.items()
+        if isinstance(section, dict)
+      },
+    )
+    write_report(self._folder / 'report.html', page)
+
+  def _field(self, folder: pathlib.Path, record: FieldRecord) -> FieldOfReport:
+    def path(name: str | None) -> pathlib.Path | None:
+      return folder / name if name else None
+
+    rows, columns = record.output_size
+    note = (
+      f'{rows} rows x {columns} columns predicted of {record.image_size[0]} x'
+      f' {record.image_size[1]}, from pixel ({record.output_offset[0]}, {record.output_offset[1]})'
+    )
+    if record.padded_margin:
+      note += f'; the outer {record.padded_margin} pixels depend on padding'
+    return FieldOfReport(
+      name=record.field,
+      input=folder / record.input,
+      labels=[
+        LabelOfField(
+          channel=label.channel,
+          prediction=folder / label.prediction,
+          truth=path(label.truth),
+          error=path(label.error),
+          reliability=path(label.reliability),
+          scores={n: float(v) for n, v in label.scores.items()} or None,
+        )
+        for label in record.labels
+      ],
+      folder='' if folder == self._folder else self._relative(folder, ''),
+      files=[self._relative(folder, name) for name in record.files],
+      note=note,
+    )
+
+
+def _as_flag(value: Any) -> str:
+  return ','.join(map(str, value)) if isinstance(value, list | tuple) else str(value)

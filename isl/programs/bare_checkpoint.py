@@ -1,0 +1,126 @@
+"""Checkpoints of a network alone: what is needed to predict, a third of what training keeps.
+
+    python -m isl.programs.bare_checkpoint --from BASE/train --to checkpoints \
+      --target_channels DAPI_CONFOCAL,MAP2_CONFOCAL
+
+copies the newest checkpoint of a folder without the optimizer's state, and without the heads of
+labels that are not named: those that the training never saw, say. channels.json lists those that
+are left, in the order in which they were named.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import pathlib
+import sys
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import tensorflow.compat.v1 as tf
+
+from isl.checkpoints import channels_file
+from isl.checkpoints.checkpoint import Checkpoint, find_newest
+from isl.core.channels import target_stack
+from isl.models.plan import variable_shapes
+from isl.system import files
+
+
+def write_values(prefix: pathlib.Path, values: Mapping[str, np.ndarray]) -> None:
+  """Writes a checkpoint's `.index` and `.data` files with these variables, by name.
+
+  Raises:
+    OSError: they cannot be written; nothing is left of them.
+  """
+  # The op of tf.train.Saver, without its thousand variables.
+  with tf.Graph().as_default(), tf.Session() as session:
+    save = tf.raw_ops.SaveV2(
+      prefix=os.fspath(prefix),
+      tensor_names=list(values),
+      shape_and_slices=[''] * len(values),
+      tensors=[tf.constant(value) for value in values.values()],
+    )
+    try:
+      session.run(save)
+    except tf.errors.OpError as e:
+      for path in prefix.parent.iterdir():
+        if path.name.startswith(f'{prefix.name}.') and 'tempstate' in path.name:
+          path.unlink()
+      raise OSError(f'{prefix} cannot be written: {e.message.splitlines()[0]}') from e
+
+
+def name_newest(prefix: pathlib.Path) -> None:
+  """Writes the state file that makes a checkpoint its folder's newest.
+
+  Raises:
+    OSError: it cannot be written.
+  """
+  with files.whole_file(prefix.with_name('checkpoint')) as partial:
+    partial.write_text(f'model_checkpoint_path: "{prefix.name}"\n')
+
+
+def copy_bare(
+  source: str | os.PathLike[str],
+  directory: str | os.PathLike[str],
+  target_channels: Sequence[str] | None = None,
+) -> pathlib.Path:
+  """Copies the newest checkpoint of a folder, the network's variables and the step alone.
+
+  Args:
+    source: the folder.
+    directory: where the copy goes; made if it is missing.
+    target_channels: labels whose heads are copied, in this order; None: all.
+
+  Returns:
+    The copy's prefix.
+
+  Raises:
+    ValueError: there is no checkpoint, it is damaged, or does not predict these labels; or the
+      copy would go to its own folder.
+    OSError: the copy cannot be written.
+  """
+  checkpoint = Checkpoint(find_newest(source))
+  if pathlib.Path(directory).exists() and pathlib.Path(directory).samefile(source):
+    raise ValueError(
+      f'--to must be another folder than --from, got {str(directory)!r} for both: a training could'
+      ' not go on from the copy'
+    )
+  held = checkpoint.describe()
+  targets = tuple(target_channels or held.targets.channels)
+  unknown = [channel for channel in targets if channel not in held.targets.channels]
+  if unknown:
+    raise ValueError(
+      f'--target_channels has {", ".join(unknown)}, which {str(checkpoint.prefix)!r} does not'
+      f' predict; it predicts {", ".join(held.targets.channels)}'
+    )
+  heads = held.inputs.keys + target_stack(targets).keys
+  values = {name: checkpoint.value(name) for name, _ in variable_shapes(held.plan(), heads)}
+  values['global_step'] = np.array(held.global_step, np.int64)
+  prefix = pathlib.Path(directory) / f'model.ckpt-{held.global_step}'
+  files.check_writable(prefix.with_name('checkpoint'))
+  write_values(prefix, values)
+  channels = channels_file.Channels(inputs=held.inputs.channels, targets=targets)
+  channels_file.write(directory, channels)
+  name_newest(prefix)
+  return prefix
+
+
+def main() -> None:
+  """The command line."""
+  parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
+  parser.add_argument('--from', dest='source', required=True, help='folder with a checkpoint')
+  parser.add_argument('--to', required=True, help='folder for the copy; made if it is missing')
+  parser.add_argument(
+    '--target_channels',
+    type=lambda text: text.split(','),
+    help='labels whose heads are copied, in this order, a comma list; otherwise all',
+  )
+  arguments = parser.parse_args()
+  try:
+    print(copy_bare(arguments.source, arguments.to, arguments.target_channels))
+  except (ValueError, OSError) as e:
+    sys.exit(f'bare_checkpoint: {" ".join(str(e).split())}')
+
+
+if __name__ == '__main__':
+  main()

@@ -1,0 +1,164 @@
+r"""Writes fields of view into TFRecord shards, for trainings on more than fits into memory.
+
+    python -m isl.programs.make_shards --dataset_directory A,B \
+      --output 'shards/plate-%05d' --num_shards 64
+
+How, says `shard_writing.py`, and what is in them, `shard_examples.py`. Train from them with
+
+    isl-launch --mode TRAIN --dataset_pattern 'shards/plate-%05d' --dataset_num_shards 64 ...
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import pathlib
+import sys
+from collections.abc import Callable, Sequence
+
+from absl import flags, logging
+
+from isl.core import shard_names
+from isl.system import quiet
+
+with quiet.quiet_stderr():
+  from isl.core.channels import MAXPROJECT
+  from isl.data import field_reading, shard_writing
+  from isl.data.shard_writing import Cut
+  from isl.images.fields_of_view import ImageFiles, parts_of
+
+
+def parse_arguments() -> argparse.Namespace:
+  """The command line."""
+  parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
+  parser.add_argument(
+    '--dataset_directory',
+    required=True,
+    type=_names,
+    help='folders, files and manifests; a comma list',
+  )
+  parser.add_argument('--output', required=True, help="the shards' names, with %%05d for a number")
+  parser.add_argument('--num_shards', required=True, type=_from(1), help='how many shards to write')
+  parser.add_argument(
+    '--tile_size', type=_from(1), help='write tiles of about this side in pixels; else fields whole'
+  )
+  parser.add_argument(
+    '--tile_overlap',
+    type=_from(0),
+    default=shard_writing.OVERLAP,
+    help="pixels of a tile's neighbours around it: what a network's patch reads beyond its output;"
+    ' otherwise %(default)s, which suffices for all networks',
+  )
+  for kind in ('input', 'target'):
+    parser.add_argument(
+      f'--{kind}_channels',
+      type=_names,
+      help=f'the {kind}s to write, a comma list; otherwise all images',
+    )
+  parser.add_argument(
+    '--png_compression',
+    type=_from(0),
+    default=0,
+    choices=range(10),
+    help='from 0, the quickest to read, to 9',
+  )
+  parser.add_argument('--gzip', action='store_true', help='compress the shards, too')
+  parser.add_argument('--overwrite', action='store_true', help='replace older shards of that name')
+  return parser.parse_args()
+
+
+def _names(text: str) -> list[str]:
+  names = text.split(',')
+  if not all(names):
+    raise argparse.ArgumentTypeError(f'must be names between commas, got {text!r}')
+  return names
+
+
+def _from(least: int) -> Callable[[str], int]:
+  def number(text: str) -> int:
+    value = int(text)
+    if value < least:
+      raise argparse.ArgumentTypeError(f'must be at least {least}, got {value}')
+    return value
+
+  return number
+
+
+def find_fields(arguments: argparse.Namespace) -> list[ImageFiles]:
+  """The fields of view, with the images that are to be written.
+
+  Raises:
+    ValueError: one cannot be read, or lacks a channel.
+    OSError: a folder is missing.
+  """
+  found = field_reading.find_in(pathlib.Path(_home(name)) for name in arguments.dataset_directory)
+  inputs, targets = arguments.input_channels, arguments.target_channels
+  if inputs is None and targets is None:
+    return found
+  recorded = {key.channel for field in found for key in field.sources if key.z == MAXPROJECT}
+  for channel in targets or ():
+    if not recorded.intersection(parts_of(channel)):
+      raise ValueError(
+        f'no field of view has an image of {channel}, which --target_channels names; the labels'
+        f' there are: {", ".join(sorted(recorded)) or "none"}'
+      )
+  return [
+    field.select(
+      _channels(field, is_label=False) if inputs is None else inputs,
+      _channels(field, is_label=True) if targets is None else targets,
+    )
+    for field in found
+  ]
+
+
+def _channels(field: ImageFiles, *, is_label: bool) -> list[str]:
+  """All channels of a field of view that are labels, or are not."""
+  return sorted({key.channel for key in field.sources if (key.z == MAXPROJECT) == is_label})
+
+
+def _home(path: str) -> str:
+  """Replaces ~ at its beginning."""
+  return os.path.expanduser(path)  # noqa: PTH111, of a pattern.
+
+
+def main() -> None:
+  """The command line."""
+  arguments = parse_arguments()
+  # Else absl's log begins with a line on flags that are not there.
+  flags.FLAGS.mark_as_parsed()
+  logging.use_absl_handler()
+  logging.set_verbosity(logging.INFO)
+  cut = Cut(
+    tile_size=arguments.tile_size,
+    overlap=arguments.tile_overlap,
+    compression=arguments.png_compression,
+    gzip=arguments.gzip,
+  )
+  try:
+    paths = shard_writing.write_shards(
+      find_fields(arguments),
+      _home(arguments.output),
+      arguments.num_shards,
+      cut,
+      overwrite=arguments.overwrite,
+    )
+  except (OSError, ValueError) as e:
+    print(f'make_shards: {" ".join(str(e).split())}', file=sys.stderr)
+    sys.exit(1)
+  except KeyboardInterrupt:
+    print('make_shards: stopped', file=sys.stderr)
+    sys.exit(130)
+  _print_summary(paths)
+
+
+def _print_summary(paths: Sequence[pathlib.Path]) -> None:
+  in_bytes = sum(path.stat().st_size for path in paths)
+  num_held_out = sum(map(shard_names.is_for_evaluation, range(len(paths))))
+  print(
+    f'{len(paths)} shards ({num_held_out} for evaluation), {in_bytes / 1e6:.1f} MB:'
+    f' {paths[0]} .. {paths[-1]}'
+  )
+
+
+if __name__ == '__main__':
+  main()

@@ -1,0 +1,180 @@
+"""Numbers and pictures for TensorBoard, as event files."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pathlib
+import socket
+import time
+from collections.abc import Iterator, Mapping
+from types import TracebackType
+from typing import SupportsFloat
+
+import cv2
+import numpy as np
+import tensorflow.compat.v1 as tf
+
+from isl.system import files
+
+_BUCKETS = 30
+# The fastest; panels are large, and are read on the machine that wrote them.
+_PNG_OPTIONS = (cv2.IMWRITE_PNG_COMPRESSION, 1)
+
+
+class SummaryWriter:
+  """Writes an event file, as a context manager or until `close`.
+
+  All that was added is in the file when a method returns. TensorFlow's own writers do that in
+  another thread, and drop without a word what a full disk doesn't take.
+  """
+
+  def __init__(self, directory: str | os.PathLike[str]):
+    """Makes the folder and the file in it.
+
+    Args:
+      directory: where TensorBoard looks for the run; several writers may share it.
+
+    Raises:
+      OSError: it cannot be written.
+    """
+    now = time.time()
+    name = f'events.out.tfevents.{now:.6f}.{socket.gethostname()}.{os.getpid()}'
+    self._path = pathlib.Path(directory) / name
+    files.check_writable(self._path)
+    with self._naming():
+      self._writer = tf.io.TFRecordWriter(os.fspath(self._path))
+    # With this, a reader knows the format.
+    self._write(tf.Event(wall_time=now, file_version='brain.Event:2'))
+
+  def __enter__(self) -> SummaryWriter:
+    return self
+
+  def __exit__(
+    self,
+    kind: type[BaseException] | None,
+    error: BaseException | None,
+    traceback: TracebackType | None,
+  ) -> None:
+    self.close()
+
+  def start(self, step: int) -> None:
+    """Says that a run goes on: what older files of the folder have from this step on is void.
+
+    Raises:
+      OSError: the file cannot be written.
+    """
+    started = tf.SessionLog(status=tf.SessionLog.START)
+    self._write(tf.Event(wall_time=time.time(), step=step, session_log=started))
+
+  def scalars(self, step: int, values: Mapping[str, SupportsFloat]) -> None:
+    """Adds a point to the curve of each tag.
+
+    Raises:
+      OSError: the file cannot be written.
+    """
+    summary = tf.Summary()
+    for tag, value in values.items():
+      summary.value.add(tag=tag, simple_value=float(value))
+    self._add(summary, step)
+
+  def image(self, step: int, tag: str, picture: np.ndarray) -> None:
+    """Adds a picture.
+
+    Args:
+      step: the global step.
+      tag: its name in TensorBoard.
+      picture: uint16 RGB [row, column, 3], as visualize draws it; kept in 8 bit, which is what a
+        browser shows.
+
+    Raises:
+      OSError: the file cannot be written.
+    """
+    assert picture.dtype == np.uint16, picture.dtype
+    # OpenCV's order of colours is the reverse.
+    colours = np.ascontiguousarray((picture >> 8).astype(np.uint8)[..., ::-1])
+    done, encoded = cv2.imencode('.png', colours, _PNG_OPTIONS)
+    assert done, picture.shape
+    summary = tf.Summary()
+    summary.value.add(
+      tag=tag,
+      image=tf.Summary.Image(
+        height=picture.shape[0],
+        width=picture.shape[1],
+        colorspace=3,
+        encoded_image_string=encoded.tobytes(),
+      ),
+    )
+    self._add(summary, step)
+
+  def histograms(self, step: int, values: Mapping[str, np.ndarray]) -> None:
+    """Adds histograms of 30 equal classes between the least and the largest value.
+
+    Args:
+      step: the global step.
+      values: by tag, floats of any shape. Those that are not finite are left out.
+
+    Raises:
+      OSError: the file cannot be written.
+    """
+    summary = tf.Summary()
+    for tag, array in values.items():
+      summary.value.add(tag=tag, histo=_histogram(array.ravel()))
+    self._add(summary, step)
+
+  def serialized(self, step: int, summary: bytes) -> None:
+    """Adds what a graph's summary operations give.
+
+    Raises:
+      OSError: the file cannot be written.
+    """
+    self._add(tf.Summary.FromString(summary), step)
+
+  def close(self) -> None:
+    """Completes the file.
+
+    Raises:
+      OSError: it cannot be written.
+    """
+    with self._naming():
+      self._writer.close()
+
+  def _add(self, summary: tf.Summary, step: int) -> None:
+    self._write(tf.Event(wall_time=time.time(), step=step, summary=summary))
+
+  def _write(self, event: tf.Event) -> None:
+    with self._naming():
+      self._writer.write(event.SerializeToString())
+      self._writer.flush()
+
+  @contextlib.contextmanager
+  def _naming(self) -> Iterator[None]:
+    """TensorFlow's errors as those of the system, naming the file."""
+    try:
+      yield
+    except tf.errors.OpError as e:
+      raise OSError(f'{str(self._path)!r} cannot be written: {e.message}') from e
+
+
+def _histogram(values: np.ndarray) -> tf.HistogramProto:
+  """Of floats [value]."""
+  # In double precision: squares of large floats overflow.
+  values = values[np.isfinite(values)].astype(np.float64)
+  if not values.size:
+    return tf.HistogramProto(bucket_limit=[0.0], bucket=[0.0])
+  low, high = float(values.min()), float(values.max())
+  # Where all are equal, or too near for thirty limits between, NumPy would widen the range.
+  num_buckets = _BUCKETS if np.diff(np.linspace(low, high, _BUCKETS + 1)).min() > 0 else 1
+  if num_buckets > 1:
+    counts, edges = np.histogram(values, num_buckets, (low, high))
+  else:
+    counts, edges = np.array([values.size]), np.array([low, high])
+  return tf.HistogramProto(
+    min=low,
+    max=high,
+    num=values.size,
+    sum=float(values.sum()),
+    sum_squares=float(np.vdot(values, values)),
+    bucket_limit=edges[1:],
+    bucket=counts,
+  )

@@ -1,0 +1,328 @@
+"""What a run of inference found, as one page: pictures, scores, and what was run.
+
+The page is a single file that opens from disk without a network. It is made from dataclasses and
+from the files of pictures that the run has written, so that it can be made again at any time.
+Its looks are in templates/.
+"""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import hashlib
+import importlib.resources
+import itertools
+import math
+import os
+import pathlib
+import re
+import urllib.parse
+from collections.abc import Iterable, Mapping, Sequence
+
+import jinja2
+from markupsafe import Markup
+
+from isl.system import files
+
+# The others are unfolded by a click, and their pictures decoded only then.
+_OPEN_FIELDS = 2
+
+_TYPES = {b'\x89PNG\r\n\x1a\n': 'image/png', b'\xff\xd8\xff': 'image/jpeg'}
+
+# Of a score's name: what its column is headed by, and what that means. The names' numbers, which
+# are shares or percents, are put in as percents.
+_NUMBER = r'_?(\d*\.?\d+)'
+_EXPLANATIONS = (
+  ('pixels', 'pixels', 'how many pixels were compared'),
+  ('pearson_r', 'r ↑', "Pearson's correlation of prediction and truth: 1 is perfect"),
+  ('ssim', 'SSIM ↑', 'structural similarity of prediction and truth: 1 is perfect'),
+  ('psnr', 'PSNR ↑', 'peak signal-to-noise ratio in dB, the peak being an intensity of 1'),
+  ('mae', 'MAE ↓', 'mean absolute error, intensities being in [0, 1]'),
+  ('rmse', 'RMSE ↓', 'root of the mean squared error, intensities being in [0, 1]'),
+  (
+    'cross_entropy',
+    'CE ↓',
+    'mean of -ln p(true class) / ln 256: 0 is perfect, 1 a uniform guess',
+  ),
+  (
+    'negative_log_likelihood',
+    'NLL ↓',
+    'mean of -ln p(true class), in nats: 0 is perfect, 5.545 a uniform guess',
+  ),
+  (
+    'crps|ranked_probability_score',
+    'CRPS ↓',
+    'continuous ranked probability score of the predicted distributions, in units of intensity',
+  ),
+  (
+    rf'coverage{_NUMBER}',
+    'cov. {}%',
+    "share of the pixels whose truth lies in the prediction's central {}% interval: ideal is {}%",
+  ),
+  (
+    rf'(?:mean_|interval_)?width{_NUMBER}',
+    'width {}% ↓',
+    'mean width of the central {}% interval, in units of intensity: narrow is sharp',
+  ),
+  (
+    'coverage_error',
+    'cov. error ↓',
+    'mean difference of observed and nominal coverage, of central intervals of 5% to 95%',
+  ),
+  (
+    '(?:expected_)?calibration_error|ece',
+    'ECE ↓',
+    'expected calibration error, of the likeliest class: how far its probability is from how often'
+    ' it is the true one; 0 is perfect',
+  ),
+)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LabelOfField:
+  """A label of a field of view. The pictures are PNGs or JPEGs.
+
+  Attributes:
+    channel: the label's name.
+    prediction: the picture of what was predicted.
+    truth: likewise, of what is true, if that is known.
+    error: how the two differ, as `visualize.subtractive_error` draws it.
+    reliability: a diagram of predicted against observed frequencies.
+    scores: how good the prediction is, by the score's name.
+  """
+
+  channel: str
+  prediction: pathlib.Path
+  truth: pathlib.Path | None = None
+  error: pathlib.Path | None = None
+  reliability: pathlib.Path | None = None
+  scores: Mapping[str, float] | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FieldOfReport:
+  """A field of view.
+
+  Attributes:
+    name: what identifies it.
+    input: a picture of its transmitted light.
+    labels: what was predicted.
+    folder: of its files, as seen from the page.
+    files: its files, as seen from the page.
+    note: what else there is to say: size, margin..
+  """
+
+  name: str
+  input: pathlib.Path
+  labels: Sequence[LabelOfField]
+  folder: str = ''
+  files: Sequence[str] = ()
+  note: str = ''
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Failure:
+  """A field of view for which there is no prediction.
+
+  Attributes:
+    name: of the field, or of its file.
+    reason: the error.
+  """
+
+  name: str
+  reason: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Report:
+  """What a page shows.
+
+  Attributes:
+    title: its heading.
+    fields: the fields of view, in the page's order.
+    failures: those that failed.
+    what_was_run: at the page's top: checkpoint, step, when..
+    sections: at the page's end, heading -> name -> value: flags, versions..
+  """
+
+  title: str
+  fields: Sequence[FieldOfReport]
+  failures: Sequence[Failure] = ()
+  what_was_run: Mapping[str, str] = dataclasses.field(default_factory=dict)
+  sections: Mapping[str, Mapping[str, str]] = dataclasses.field(default_factory=dict)
+
+
+def write_report(path: str | os.PathLike[str], report: Report) -> None:
+  """Writes the page.
+
+  Pictures are read one at a time; one that is missing or damaged leaves a note in its place.
+
+  Args:
+    path: the file's name, 'report.html'; see `files.whole_file`.
+    report: what it shows.
+
+  Raises:
+    OSError: it cannot be written.
+  """
+  environment = jinja2.Environment(
+    loader=jinja2.FunctionLoader(_template),
+    autoescape=True,
+    undefined=jinja2.StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+  )
+  environment.filters.update(address=_address, number=_number)
+  script = _template('report.js')
+  page = environment.get_template('report.html.jinja').generate(
+    report=report,
+    names=_distinct_parts([field.name for field in report.fields]),
+    channels=_in_order(label.channel for field in report.fields for label in field.labels),
+    columns=[(key, *_explained(key)) for key in _in_order(_score_names(report))],
+    means=_means(report),
+    picture=_Pictures(),
+    open_fields=_OPEN_FIELDS,
+    style=Markup(_template('report.css')),
+    script=Markup(script),
+    script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+  )
+  with (
+    files.whole_file(path) as partial,
+    # File names may hold bytes that are no text, as lone surrogates.
+    partial.open('w', encoding='utf-8', errors='backslashreplace', newline='\n') as stream,
+  ):
+    stream.writelines(page)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Picture:
+  """A picture at one of its places in the page.
+
+  Attributes:
+    id: of the place that has its contents.
+    uri: the contents; None at all places but the first.
+    problem: why there are none at all.
+  """
+
+  id: str = ''
+  uri: str | None = None
+  problem: str = ''
+
+
+class _Pictures:
+  """Puts pictures into a page: the first time with their contents, then as a reference to these."""
+
+  def __init__(self) -> None:
+    self._by_path: dict[pathlib.Path, _Picture] = {}
+    self._ids: dict[bytes, str] = {}
+
+  def __call__(self, path: pathlib.Path) -> _Picture:
+    """The picture of a file, at its next place."""
+    if path in self._by_path:
+      return self._by_path[path]
+    picture = self._read(path)
+    self._by_path[path] = dataclasses.replace(picture, uri=None)
+    return picture
+
+  def _read(self, path: pathlib.Path) -> _Picture:
+    try:
+      contents = path.read_bytes()
+    except OSError as error:
+      return _Picture(problem=f'{path.name}: {error.strerror}')
+    kind = next((kind for start, kind in _TYPES.items() if contents.startswith(start)), None)
+    if kind is None:
+      return _Picture(problem=f'{path.name}: neither a PNG nor a JPEG')
+    # Two files may show the same: error pictures without an error, labels without a signal.
+    digest = hashlib.sha256(contents).digest()
+    if digest in self._ids:
+      return _Picture(id=self._ids[digest])
+    self._ids[digest] = f'picture-{len(self._ids)}'
+    uri = f'data:{kind};base64,{base64.b64encode(contents).decode()}'
+    return _Picture(id=self._ids[digest], uri=uri)
+
+
+def _template(name: str) -> str:
+  """The text of one of the page's parts."""
+  return (importlib.resources.files('isl.report') / 'templates' / name).read_text(encoding='utf-8')
+
+
+def _in_order(texts: Iterable[str]) -> list[str]:
+  """Each text once, in the order in which they come."""
+  return list(dict.fromkeys(texts))
+
+
+def _score_names(report: Report) -> Iterable[str]:
+  for field in report.fields:
+    for label in field.labels:
+      yield from label.scores or ()
+
+
+def _means(report: Report) -> dict[str, dict[str, float]]:
+  """Channel -> score -> mean over the fields of view, of those values that are finite."""
+  values: dict[str, dict[str, list[float]]] = {}
+  for label in itertools.chain.from_iterable(field.labels for field in report.fields):
+    for key, value in (label.scores or {}).items():
+      if math.isfinite(value):
+        values.setdefault(label.channel, {}).setdefault(key, []).append(value)
+  return {
+    channel: {key: math.fsum(x) / len(x) for key, x in by_key.items()}
+    for channel, by_key in values.items()
+  }
+
+
+def _explained(key: str) -> tuple[str, str]:
+  """A score's heading in tables, and what it means."""
+  for pattern, heading, meaning in _EXPLANATIONS:
+    if match := re.fullmatch(pattern, key):
+      percent = ''.join(map(_percent, match.groups()))
+      return heading.replace('{}', percent), meaning.replace('{}', percent)
+  return key.replace('_', ' '), key
+
+
+def _percent(number: str) -> str:
+  """'0.9', '90' -> '90'."""
+  value = float(number)
+  return f'{100 * value if value < 1 else value:g}'
+
+
+def _number(value: float) -> str:
+  """A score as tables show it."""
+  size = abs(value)
+  if math.isnan(value):
+    return 'n/a'
+  if math.isinf(value):
+    return '∞' if value > 0 else '-∞'
+  if value == 0 or (size >= 10 and float(value).is_integer()) or size >= 10_000:
+    return f'{value:,.0f}'
+  if size >= 10:
+    return f'{value:.2f}'
+  return f'{value:.4f}' if size >= 0.001 else f'{value:.1e}'
+
+
+def _address(path: str) -> str:
+  """A relative path as a link has it."""
+  return urllib.parse.quote(os.fsencode(path.replace(os.sep, '/')))
+
+
+def _distinct_parts(names: Sequence[str]) -> list[str]:
+  """Names less the beginning and the end that all share, of which `…` is left.
+
+  Only whole words are left out, and nothing if a name would have nothing left.
+  """
+  if len(set(names)) < 2:
+    return list(names)
+  start = len(re.sub(r'[^,;/\s]*$', '', _common_start(names)))
+  rests = [name[start:] for name in names]
+  end = len(re.sub(r'[^,;/\s]*$', '', _common_start([rest[::-1] for rest in rests])))
+  if any(len(rest) == end for rest in rests):
+    start = end = 0
+  return [
+    ('…' if start else '') + name[start : len(name) - end] + ('…' if end else '') for name in names
+  ]
+
+
+def _common_start(texts: Sequence[str]) -> str:
+  """What all begin with."""
+  # A string lies between the first and the last of the alphabet's order.
+  first, last = min(texts), max(texts)
+  pairs = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(first, last, strict=False))
+  return first[: len(list(pairs))]

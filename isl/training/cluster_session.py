@@ -1,0 +1,282 @@
+"""Servers and sessions of a training on many machines, on TensorFlow's own distributed runtime.
+
+Variables are on the parameter servers, and go on living there when a worker is lost. A lost
+parameter server takes its share with it: then all begin again from the chief's newest checkpoint.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import socket
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import tensorflow.compat.v1 as tf
+from absl import logging
+
+from isl.core.cluster import Cluster
+
+_SECONDS_BETWEEN_TRIES = 1.0
+_SECONDS_BETWEEN_LINES = 10.0
+# No worker's number.
+_NOBODY = -1
+# More than there are workers, which may be started again any number of times.
+_MANY = 1 << 20
+
+
+# What a session raises whose parameter server has gone, or was started anew.
+LOST = (tf.errors.UnavailableError, tf.errors.AbortedError)
+
+
+class StoppedError(Exception):
+  """A session that was waited for is not wanted any more."""
+
+
+def make_server(cluster: Cluster) -> tf.train.Server:
+  """Starts this process's server.
+
+  Raises:
+    ValueError: the port is taken.
+  """
+  host, _, port = cluster.address.rpartition(':')
+  # TensorFlow's own server listens on all addresses of the machine, and would say nothing of a
+  # port that another one shares.
+  with socket.socket(socket.AF_INET6 if ':' in host else socket.AF_INET) as probe:
+    probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+      probe.bind(('', int(port)))
+    except OSError as e:
+      raise ValueError(
+        f'port {port} of {cluster.address} cannot be listened on ({e.strerror}); stop what does, or'
+        ' give another'
+      ) from e
+  return tf.train.Server(
+    tf.train.ClusterSpec({job: list(hosts) for job, hosts in cluster.jobs}),
+    job_name=cluster.job,
+    task_index=cluster.task,
+    config=session_config(cluster),
+  )
+
+
+def session_config(cluster: Cluster | None) -> tf.ConfigProto:
+  """How sessions of a training compute."""
+  # One operation after the other, on all cores: two at a time were not faster.
+  config = tf.ConfigProto(inter_op_parallelism_threads=1)
+  # Grappler's passes cost seconds of the first step and gained nothing measurable after it.
+  config.graph_options.rewrite_options.disable_meta_optimizer = True
+  if cluster is not None:
+    # Values that come from other machines would wait behind a computation.
+    config.inter_op_parallelism_threads = 4
+    # Workers that are not there yet, or not any more, are not waited for.
+    own = [] if cluster.is_ps else ['/job:ps']
+    config.device_filters.extend([*own, cluster.device])
+  return config
+
+
+@dataclasses.dataclass(frozen=True)
+class Presence:
+  """What a worker tells the parameter servers.
+
+  Attributes:
+    worker: its number.
+    is_there: whether it comes, or goes.
+  """
+
+  worker: int
+  is_there: bool
+
+
+class Attendance:
+  """How all processes end when the chief is done: by queues on the parameter servers.
+
+  Attributes:
+    chief_is_done: a scalar tensor.
+  """
+
+  def __init__(self, cluster: Cluster):
+    """Adds the queues to the current graph; those of one parameter server where it is one."""
+    devices = [cluster.device] if cluster.is_ps else cluster.ps_devices
+    queues = [_queue('attendance', [2], device) for device in devices]
+    done = _queue('chief_is_done', [], devices[0])
+    with tf.device(devices[0]):
+      self.chief_is_done = tf.identity(done.size() > 0)
+      mark = done.enqueue(0)
+    self._told = tf.placeholder(tf.int32, [2])
+    self._tell = tf.group(*(queue.enqueue(self._told) for queue in queues))
+    # The mark first, since servers may go when they are told.
+    with tf.control_dependencies([mark]):
+      self._tell_last = tf.group(*(queue.enqueue(self._told) for queue in queues))
+    self._next = queues[0].dequeue()
+
+  def tell(self, session: Any, cluster: Cluster, *, is_there: bool) -> None:
+    """Tells the parameter servers that this worker comes or goes; the chief is the last to go."""
+    operation = self._tell_last if cluster.is_chief and not is_there else self._tell
+    session.run(operation, {self._told: [cluster.worker_number, is_there]})
+
+  def next(self, session: tf.Session) -> Presence | None:
+    """Waits until a worker says something; None after `end`."""
+    worker, is_there = session.run(self._next)
+    return None if worker == _NOBODY else Presence(int(worker), bool(is_there))
+
+  def end(self, session: tf.Session) -> None:
+    """Ends the waiting of a parameter server."""
+    session.run(self._tell, {self._told: [_NOBODY, False]})
+
+
+def _queue(name: str, shape: list[int], device: str) -> tf.QueueBase:
+  with tf.device(device):
+    return tf.FIFOQueue(_MANY, [tf.int32], [shape], shared_name=name)
+
+
+class AttendanceHook(tf.train.SessionRunHook):
+  """Tells the parameter servers that a worker is there, and ends it when the chief is done."""
+
+  def __init__(self, cluster: Cluster, attendance: Attendance):
+    """Takes this process's cluster, and the queues in its graph."""
+    self._cluster = cluster
+    self._attendance = attendance
+    self._steps = 0
+
+  def after_create_session(self, session: Any, coord: Any) -> None:
+    """Says hello."""
+    del coord
+    self._attendance.tell(session, self._cluster, is_there=True)
+
+  def before_run(self, run_context: Any) -> tf.train.SessionRunArgs:
+    """Asks whether the chief is done."""
+    return tf.train.SessionRunArgs(self._attendance.chief_is_done)
+
+  def after_run(self, run_context: Any, run_values: Any) -> None:
+    """Stops where it is."""
+    self._steps += 1
+    if run_values.results and not self._cluster.is_chief:
+      logging.info('The chief is done')
+      run_context.request_stop()
+
+  def end(self, session: Any) -> None:
+    """Says goodbye."""
+    number, count = self._cluster.worker_number, len(self._cluster.workers)
+    logging.info('Worker %d of %d did %d steps', number, count, self._steps)
+    self._attendance.tell(session, self._cluster, is_there=False)
+
+
+def say_goodbye(cluster: Cluster, server: tf.train.Server, is_stopped: Callable[[], bool]) -> None:
+  """Ends the parameter servers of a training that its chief need not begin.
+
+  Args:
+    cluster: of which this process is the chief.
+    server: this process's.
+    is_stopped: whether not to wait for servers that are not there yet.
+  """
+  with contextlib.suppress(StoppedError, *LOST), tf.Graph().as_default():
+    wait_for(cluster.ps_hosts, is_stopped)
+    attendance = Attendance(cluster)
+    with tf.Session(server.target, config=session_config(cluster)) as session:
+      attendance.tell(session, cluster, is_there=False)
+
+
+class SessionCreator(tf.train.SessionCreator):
+  """Makes a worker's session, anew whenever one is lost.
+
+  The chief gives variables their values; the others wait until it has.
+  """
+
+  def __init__(
+    self,
+    cluster: Cluster,
+    server: tf.train.Server,
+    scaffold: tf.train.Scaffold,
+    is_stopped: Callable[[], bool],
+  ):
+    """Makes none yet.
+
+    Args:
+      cluster: of which this process is a worker.
+      server: this process's.
+      scaffold: of the training.
+      is_stopped: whether to give up waiting: a signal came, or the training is over.
+    """
+    self._cluster = cluster
+    self._server = server
+    self._scaffold = scaffold
+    self._is_stopped = is_stopped
+    self._sessions = 0
+
+  def create_session(self) -> tf.Session:
+    """Waits for the parameter servers, and for the chief.
+
+    Raises:
+      StoppedError: it is not wanted any more.
+    """
+    if self._sessions:
+      logging.warning('The session was lost with a parameter server, or one that was started anew')
+    self._sessions += 1
+    wait_for(self._cluster.ps_hosts, self._is_stopped)
+    self._scaffold.finalize()
+    manager = tf.train.SessionManager(
+      local_init_op=self._scaffold.local_init_op,
+      ready_op=self._scaffold.ready_op,
+      ready_for_local_init_op=self._scaffold.ready_for_local_init_op,
+      recovery_wait_secs=_SECONDS_BETWEEN_TRIES,
+    )
+    config = session_config(self._cluster)
+    if self._cluster.is_chief:
+      return manager.prepare_session(
+        self._server.target,
+        init_op=self._scaffold.init_op,
+        init_fn=self._scaffold.init_fn,
+        config=config,
+      )
+    lines = _Lines()
+    while not self._is_stopped():
+      lines.say('Waiting for the chief to give the variables their values')
+      try:
+        return manager.wait_for_session(
+          self._server.target, config=config, max_wait_secs=5 * _SECONDS_BETWEEN_TRIES
+        )
+      except tf.errors.DeadlineExceededError:
+        continue
+    raise StoppedError
+
+
+class _Lines:
+  """Log lines that say for how long something is waited for, not too often."""
+
+  def __init__(self) -> None:
+    # Most are there at once.
+    self._due = time.monotonic() + _SECONDS_BETWEEN_TRIES
+
+  def say(self, text: str) -> None:
+    if time.monotonic() >= self._due:
+      logging.info('%s', text)
+      self._due = time.monotonic() + _SECONDS_BETWEEN_LINES
+
+
+def wait_for(addresses: Sequence[str], is_stopped: Callable[[], bool]) -> None:
+  """Waits until servers can be reached.
+
+  TensorFlow would wait, too, but say nothing and let no signal through.
+
+  Raises:
+    StoppedError: it is not wanted any more.
+  """
+  missing, lines = list(addresses), _Lines()
+  while True:
+    missing = [address for address in missing if not _is_reachable(address)]
+    if not missing:
+      return
+    if is_stopped():
+      raise StoppedError
+    lines.say(f'Waiting for parameter servers: {", ".join(missing)}')
+    time.sleep(_SECONDS_BETWEEN_TRIES)
+
+
+def _is_reachable(address: str) -> bool:
+  host, _, port = address.rpartition(':')
+  try:
+    with socket.create_connection((host.strip('[]'), int(port)), timeout=_SECONDS_BETWEEN_TRIES):
+      return True
+  except OSError:
+    return False

@@ -1,0 +1,305 @@
+"""Where a training starts from: its own last checkpoint, another's, or random weights."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import pathlib
+import re
+from collections.abc import Iterable, Mapping, Sequence
+
+from absl import logging
+
+from isl.checkpoints import training_record
+from isl.checkpoints.checkpoint import Checkpoint, find_newest, shown
+from isl.core.channels import TARGET_CHANNELS, TRANSMISSION, StackSpec, input_stack, target_stack
+from isl.core.experiment import (
+  DEFAULT_BASE_DEPTH,
+  DEFAULT_MODEL,
+  DEFAULT_NUM_Z_VALUES,
+  Experiment,
+  Optimizer,
+)
+from isl.models.networks import NETWORKS
+from isl.models.plan import NetworkPlan, make_plan, variable_shapes
+
+_HEADS = 'head/'
+# The layers that read the z-stack, for --norestore_inputs.
+_FIRST_LAYERS = {
+  'CONCORDANCE': ('Conv/',),
+  'FOVEA': ('lower_scale_0_recursion_0/', *(f'downscale_{scale}_0/' for scale in range(1, 5))),
+}
+# What TensorFlow lets a part of a variable's name be.
+_CHANNEL_NAME = re.compile('[A-Za-z0-9_.-]+')
+# What TensorFlow calls an optimizer's state beside a variable.
+_SLOT = {Optimizer.ADAM: 'Adam', Optimizer.ADAGRAD: 'Adagrad', Optimizer.MOMENTUM: 'Momentum'}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Start:
+  """Where a training starts from, and with what network.
+
+  Attributes:
+    plan: the network.
+    inputs: the images that it reads.
+    targets: the labels that it predicts.
+    checkpoint: the values to begin with; None: all variables start fresh.
+    resumes: whether that is the training's own, with the optimizer's state and the step.
+    fresh: why a model variable does not start from the checkpoint, by its name. Of a resumed run:
+      those that did not when the run began.
+    leaves_out_others: whether the labels were chosen by --target_channels, so that images of others
+      are no mistake.
+  """
+
+  plan: NetworkPlan
+  inputs: StackSpec
+  targets: StackSpec
+  checkpoint: Checkpoint | None
+  resumes: bool
+  fresh: Mapping[str, str]
+  leaves_out_others: bool = False
+
+
+def find_start(experiment: Experiment) -> Start:
+  """Decides where a training starts from, and says so in the log.
+
+  Raises:
+    ValueError: a checkpoint is damaged, or does not fit the flags; or BASE was trained with others.
+    OSError: a folder cannot be read.
+  """
+  for flag in ('input_channels', 'target_channels'):
+    _check_names(flag, getattr(experiment, flag) or ())
+  start = _find_start(experiment)
+  check_stretch_targets(experiment.stretch_targets, start.targets)
+  return start
+
+
+def _find_start(experiment: Experiment) -> Start:
+  folder = experiment.train_directory
+  if _has_begun(folder):
+    return _resume(experiment, Checkpoint(find_newest(folder)))
+  if experiment.restore_directory is not None:
+    return _restore(experiment, Checkpoint(find_newest(experiment.restore_directory)))
+  plan, inputs, targets = _network(experiment, None)
+  logging.info('Training starts from random weights')
+  shapes = variable_shapes(plan, inputs.keys + targets.keys)
+  return Start(
+    plan=plan,
+    inputs=inputs,
+    targets=targets,
+    checkpoint=None,
+    resumes=False,
+    fresh={name: 'no checkpoint' for name, _ in shapes},
+    leaves_out_others=experiment.target_channels is not None,
+  )
+
+
+def _check_names(flag: str, names: Iterable[str]) -> None:
+  """Raises ValueError if a channel's name cannot be in a variable's."""
+  wrong = [repr(name) for name in names if not _CHANNEL_NAME.fullmatch(name)]
+  if wrong:
+    raise ValueError(
+      f"--{flag} has {', '.join(wrong)}; expected names of letters (A-Z, a-z), digits, '_', '.' and"
+      " '-'"
+    )
+
+
+def check_stretch_targets(stretch_targets: Sequence[str], targets: StackSpec) -> None:
+  """Compares --stretch_targets with the labels that a network predicts.
+
+  Raises:
+    ValueError: one is none of these.
+  """
+  unknown = [channel for channel in stretch_targets if channel not in targets.channels]
+  if unknown:
+    raise ValueError(
+      f'--stretch_targets has {", ".join(unknown)}, which the network does not predict; it predicts'
+      f' {", ".join(targets.channels)}'
+    )
+
+
+def _has_begun(folder: pathlib.Path) -> bool:
+  """Whether a training has saved a checkpoint here, even if parts of it are missing by now."""
+  # Without a state file, data without an index is what a kill left of the first checkpoint.
+  lost_index = (folder / 'checkpoint').is_file() and any(folder.glob('*.data-*'))
+  return lost_index or any(folder.glob('*.index'))
+
+
+def _network(
+  experiment: Experiment, checkpoint: Checkpoint | None
+) -> tuple[NetworkPlan, StackSpec, StackSpec]:
+  """A new training's network: as flags say, or the checkpoint, or as the published one was."""
+  model, base_depth, num_z_values = DEFAULT_MODEL, DEFAULT_BASE_DEPTH, DEFAULT_NUM_Z_VALUES
+  channels: tuple[str, ...] = (TRANSMISSION,)
+  targets: tuple[str, ...] = TARGET_CHANNELS
+  if checkpoint is not None:
+    held = checkpoint.describe()
+    model, base_depth, num_z_values = held.model, held.base_depth, len(held.inputs.z_values)
+    channels = held.inputs.channels
+    # One with some of the original's labels, a bare copy say, is a beginning for all of them.
+    if not set(held.targets.channels) <= set(TARGET_CHANNELS):
+      targets = held.targets.channels
+  inputs = input_stack(
+    experiment.num_z_values or num_z_values, experiment.input_channels or channels
+  )
+  plan = make_plan(
+    NETWORKS[experiment.model or model], experiment.base_depth or base_depth, len(inputs.keys)
+  )
+  return plan, inputs, target_stack(experiment.target_channels or targets)
+
+
+def _resume(experiment: Experiment, checkpoint: Checkpoint) -> Start:
+  record = training_record.read_record(experiment.train_directory)
+  began = record.get('flags', {})
+  held = checkpoint.describe()
+  training_record.check_flags(experiment, began, held)
+  training_record.check_origin(experiment, record)
+  slot = _SLOT[experiment.training.optimizer]
+  if not any(name.endswith(f'/{slot}') for name in checkpoint.shapes):
+    raise ValueError(
+      f'--base_directory was not trained with --optimizer {experiment.training.optimizer.name}:'
+      f' {str(checkpoint.prefix)!r} has no variables named */{slot}; give the optimizer that it was'
+      ' trained with, or another --base_directory'
+    )
+  _check_readable(checkpoint, checkpoint.shapes)
+  logging.info('Resuming from %s, step %d', checkpoint.prefix, held.global_step)
+  return Start(
+    plan=held.plan(),
+    inputs=held.inputs,
+    targets=held.targets,
+    checkpoint=checkpoint,
+    resumes=True,
+    fresh=record.get('fresh', {}),
+    leaves_out_others=bool(experiment.target_channels or began.get('target_channels')),
+  )
+
+
+def check_stretched_as_trained(experiment: Experiment) -> None:
+  """Compares --stretch_targets with what the checkpoint's training had, if there is a record of it.
+
+  Its predictions are on that scale, and so must be what they are compared with.
+
+  Raises:
+    ValueError: they differ, or the record is damaged.
+  """
+  folder = experiment.checkpoint_directory
+  trained = training_record.read_record(folder).get('flags', {}).get('stretch_targets')
+  now = experiment.stretch_targets
+  if trained is not None and training_record.in_order(trained) != training_record.in_order(now):
+    was = training_record.as_flag(trained)
+    raise ValueError(
+      f'the network in {str(folder)!r} was trained with --stretch_targets={was} and predicts on'
+      f' that scale; give that, not {training_record.as_flag(now)}'
+    )
+
+
+def _restore(experiment: Experiment, checkpoint: Checkpoint) -> Start:
+  plan, inputs, targets = _network(experiment, checkpoint)
+  training = experiment.training
+  first_layers = _FIRST_LAYERS[plan.spec.name]
+  fresh = {}
+  shapes = dict(variable_shapes(plan, inputs.keys + targets.keys))
+  for name in shapes:
+    if name.startswith(_HEADS) and not training.restore_logits:
+      fresh[name] = '--norestore_logits'
+    elif name.startswith(first_layers) and not training.restore_inputs:
+      fresh[name] = '--norestore_inputs'
+    elif name.startswith(_HEADS) and name not in checkpoint.shapes:
+      fresh[name] = 'not in the checkpoint'
+  _check_fits(experiment, checkpoint, inputs, shapes, fresh)
+  _check_readable(checkpoint, shapes.keys() - fresh.keys())
+  logging.info(
+    'Restored %d of %d model variables from %s, step %d',
+    len(shapes) - len(fresh),
+    len(shapes),
+    checkpoint.prefix,
+    checkpoint.describe().global_step,
+  )
+  restored = collections.Counter(map(_family, _layers(shapes.keys() - fresh.keys())))
+  counted = (f'{family} ({n})' if '*' in family else family for family, n in restored.items())
+  logging.info('Restored layers: %s', ', '.join(sorted(counted)) or 'none')
+  for reason, layers in _by_reason(fresh).items():
+    logging.info('Starting fresh (%s): %s', reason, ', '.join(layers))
+  return Start(
+    plan=plan,
+    inputs=inputs,
+    targets=targets,
+    checkpoint=checkpoint,
+    resumes=False,
+    fresh=fresh,
+    leaves_out_others=experiment.target_channels is not None,
+  )
+
+
+def _check_fits(
+  experiment: Experiment,
+  checkpoint: Checkpoint,
+  inputs: StackSpec,
+  shapes: Mapping[str, tuple[int, ...]],
+  fresh: Iterable[str],
+) -> None:
+  """Compares a new training's network with the checkpoint that it starts from.
+
+  Args:
+    experiment: the run.
+    checkpoint: where it starts from.
+    inputs: the images that the network reads.
+    shapes: of its variables.
+    fresh: those that do not start from the checkpoint.
+
+  Raises:
+    ValueError: the others are not all in it, in the same shapes; or the first layer reads another
+      number of channels (of which the shapes say nothing where z depths make up for it).
+  """
+  held = checkpoint.describe().inputs
+  restored = {name: shape for name, shape in shapes.items() if name not in fresh}
+  differing = [
+    (name, checkpoint.shapes.get(name), shape)
+    for name, shape in restored.items()
+    if checkpoint.shapes.get(name) != shape
+  ]
+  other_channels = experiment.training.restore_inputs and len(inputs.channels) != len(held.channels)
+  if not differing and not other_channels:
+    return
+  what = shown(differing)
+  if other_channels:
+    what = f'it reads {", ".join(held.channels)} at each z depth, not {", ".join(inputs.channels)},'
+  needed = ' '.join(
+    checkpoint.needed_flags(model=experiment.model, base_depth=experiment.base_depth, inputs=inputs)
+  )
+  first_layers = _FIRST_LAYERS[checkpoint.describe().model]
+  if all(name.startswith(first_layers) for name, _, _ in differing):
+    needed += ', or --norestore_inputs to start the first layer fresh'
+  raise ValueError(
+    f'--restore_directory has another network: {what} in {str(checkpoint.prefix)!r};'
+    f' {len(restored) - len(differing):,} of {len(shapes):,} variables match; give {needed}'
+  )
+
+
+def _check_readable(checkpoint: Checkpoint, names: Iterable[str]) -> None:
+  """Reads values, since opening does not notice damage in the data.
+
+  Raises:
+    ValueError: one cannot be read, or is not finite.
+  """
+  for name in names:
+    checkpoint.value(name)
+
+
+def _by_reason(fresh: Mapping[str, str]) -> dict[str, list[str]]:
+  """Layers instead of variables: `head/MAXPROJECT/DAPI_CONFOCAL`, `Conv`."""
+  names = collections.defaultdict(list)
+  for name, reason in fresh.items():
+    names[reason].append(name)
+  return {reason: _layers(of_reason) for reason, of_reason in names.items()}
+
+
+def _layers(names: Iterable[str]) -> list[str]:
+  """The layers that variables are of, each once."""
+  depths = ((name, 3 if name.startswith(_HEADS) else 1) for name in names)
+  return list(dict.fromkeys('/'.join(name.split('/')[:depth]) for name, depth in depths))
+
+
+def _family(layer: str) -> str:
+  """The layer's name, with a * for the number in which it differs from its neighbours."""
+  return re.sub(r'(?<=^head/)[\d.]+|(?<=_)\d+(_in_scale)?$', '*', layer)

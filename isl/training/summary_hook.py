@@ -1,0 +1,194 @@
+"""What TensorBoard shows of a training: losses, histograms, pictures."""
+
+from __future__ import annotations
+
+import pathlib
+import time
+from typing import Any
+
+import numpy as np
+import tensorflow.compat.v1 as tf
+from absl import logging
+
+from isl.core.experiment import Panel
+from isl.core.statistic import NUM_CLASSES, PICTURE_STATISTICS, Statistic
+from isl.models import ops
+from isl.report import mosaics, visualize
+from isl.report.event_files import SummaryWriter
+from isl.training.graph import PatchStream, TrainingGraph
+
+# What the panels draw of each pixel's distribution.
+_STATISTICS = (*PICTURE_STATISTICS, Statistic.CROSS_ENTROPY)
+_SECONDS_BETWEEN_COMPLAINTS = 60.0
+
+
+class SummaryHook(tf.train.SessionRunHook):
+  """Writes summaries every so many seconds, the first after the second step.
+
+  Tags: `total_loss`, `loss/input`, `loss/target`, `loss/{z}/{channel}`; histograms
+  `logits/{z}/{channel}`, `activations/{module}`, `variables/{name}`, `gradients/{name}`; pictures
+  `crops` (the first patch's crop: input at the middle depth, labels; of shards, a crop of the first
+  example), `patches` (the input of all, at the middle depth), `input_error_panel` and
+  `target_error_panel` of the patches.
+  """
+
+  def __init__(
+    self, directory: pathlib.Path, seconds: float, graph: TrainingGraph, patches: PatchStream
+  ):
+    """Adds to the graph what only summaries need.
+
+    Args:
+      directory: of the event files.
+      seconds: between summaries.
+      graph: of the training.
+      patches: what it is trained on.
+    """
+    self._patches = patches
+    self._directory = directory
+    self._seconds = seconds
+    self._graph = graph
+    self._writer: SummaryWriter | None = None
+    self._complained = -_SECONDS_BETWEEN_COMPLAINTS
+    # Not with the first step, which takes long enough.
+    self._due = float('inf')
+    self._is_due = False
+    self._fetches = {
+      'step': graph.step,
+      'total_loss': graph.total_loss,
+      'input_loss': graph.input_loss,
+      'target_loss': graph.target_loss,
+      'loss_by_head': graph.loss_by_head,
+      'weights': [part.read for part in graph.variables.parts],
+      'gradients': graph.gradients,
+      'logits': graph.logits,
+      'inputs': graph.inputs,
+      'classes': graph.classes,
+      'masks': graph.masks,
+      'statistics': _statistics(graph),
+      'histograms': tf.summary.merge(
+        [
+          # It fails where one is not finite, before the loss could be looked at.
+          tf.summary.histogram(
+            f'activations/{module}', tf.where(tf.is_finite(tensor), tensor, tf.zeros_like(tensor))
+          )
+          for module, tensor in graph.activations.items()
+        ]
+      ),
+    }
+
+  def after_create_session(self, session: Any, coord: Any) -> None:
+    """Opens the event file."""
+    del coord
+    # Of a session that was lost.
+    self._close()
+    self._writer = SummaryWriter(self._directory)
+    # A run that is resumed does again what it had done since the last checkpoint.
+    self._writer.start(int(session.run(self._graph.global_step)) + 1)
+
+  def before_run(self, run_context: Any) -> tf.train.SessionRunArgs | None:
+    """Asks for everything where it is time to."""
+    self._is_due = time.monotonic() >= self._due
+    return tf.train.SessionRunArgs(self._fetches) if self._is_due else None
+
+  def after_run(self, run_context: Any, run_values: Any) -> None:
+    """Writes it."""
+    if self._is_due:
+      try:
+        self._write(run_values.results)
+      except OSError as e:
+        self._complain(e)
+        self._close()
+      self._due = time.monotonic() + self._seconds
+    elif self._due == float('inf'):
+      self._due = 0.0
+
+  def end(self, session: Any) -> None:
+    """Closes the event file."""
+    self._close()
+
+  def _close(self) -> None:
+    """Of a file that could not be written to the end, readers see nothing that is added later."""
+    writer, self._writer = self._writer, None
+    try:
+      if writer is not None:
+        writer.close()
+    except OSError as e:
+      self._complain(e)
+
+  def _complain(self, error: OSError) -> None:
+    """A full disk does not stop a training."""
+    now = time.monotonic()
+    if now - self._complained >= _SECONDS_BETWEEN_COMPLAINTS:
+      self._complained = now
+      logging.error('Summaries could not be written, training goes on without: %s', error)
+
+  def _write(self, values: dict[str, Any]) -> None:
+    step = int(values['step'])
+    if self._writer is None:
+      self._writer = SummaryWriter(self._directory)
+    writer = self._writer
+    heads = self._graph.heads
+    names = {key: str(key) for key in heads}
+    losses = {
+      'total_loss': values['total_loss'],
+      'loss/input': values['input_loss'],
+      'loss/target': values['target_loss'],
+    }
+    losses |= {f'loss/{names[k]}': v for k, v in zip(heads, values['loss_by_head'], strict=True)}
+    writer.scalars(step, losses)
+    writer.serialized(step, values['histograms'])
+    unpacked = self._graph.variables.unpack_arrays
+    writer.histograms(
+      step,
+      {f'logits/{names[key]}': logits for key, logits in zip(heads, values['logits'], strict=True)}
+      | {f'variables/{n}': v for n, v in unpacked(values['weights']).items()}
+      | {f'gradients/{n}': v for n, v in unpacked(values['gradients']).items()},
+    )
+    middle = values['inputs'].shape[-1] // 2
+    # The step is the number of those done, this one included.
+    first_patch = (step - 1) * len(values['inputs'])
+    writer.image(step, 'crops', mosaics.grey_boxes(self._patches.crop_images(first_patch)))
+    writer.image(step, 'patches', mosaics.grey_boxes(values['inputs'][..., middle]))
+    num_inputs = len(heads) - self._graph.num_targets
+    for panel, rows in (
+      (Panel.INPUT, slice(0, num_inputs)),
+      (Panel.TARGET, slice(num_inputs, None)),
+    ):
+      patches = self._predicted(values, rows)
+      writer.image(step, f'{panel.value.lower()}_error_panel', mosaics.patch_panel(patches))
+
+  def _predicted(self, values: dict[str, Any], rows: slice) -> mosaics.PredictedPatches:
+    """The heads `rows` of the batch."""
+    batch, side, *_ = values['inputs'].shape
+    output = side - 2 * self._graph.plan.spec.geometry.margin
+
+    def by_patch(array: np.ndarray) -> np.ndarray:
+      return array[rows].reshape([-1, batch, output, output]).astype(np.float32)
+
+    statistics = dict(zip(_STATISTICS, np.moveaxis(values['statistics'], 1, 0), strict=True))
+    return mosaics.PredictedPatches(
+      mode=by_patch(statistics[Statistic.MODE]),
+      median=by_patch(statistics[Statistic.MEDIAN]),
+      mean=by_patch(statistics[Statistic.MEAN]),
+      standard_deviation=by_patch(statistics[Statistic.STANDARD_DEVIATION]),
+      entropy=by_patch(statistics[Statistic.ENTROPY]),
+      cross_entropy=visualize.clipped_cross_entropy(by_patch(statistics[Statistic.CROSS_ENTROPY])),
+      truth=by_patch(values['classes']) / (NUM_CLASSES - 1),
+      mask=by_patch(values['masks']),
+    )
+
+
+def _statistics(graph: TrainingGraph) -> tf.Tensor:
+  """[head, statistic, pixel], one head at a time."""
+
+  @tf.autograph.experimental.do_not_convert
+  def of_head(logits_and_classes: tuple[tf.Tensor, tf.Tensor]) -> tf.Tensor:
+    logits, classes = logits_and_classes
+    return tf.stack(ops.distribution_statistics(logits, classes, _STATISTICS))
+
+  return tf.map_fn(
+    of_head,
+    (graph.logits, graph.classes),
+    fn_output_signature=tf.float32,
+    parallel_iterations=1,
+  )

@@ -1,0 +1,323 @@
+"""A network's variables in training, packed into few: its weights, and its moving averages.
+
+A plain graph has a variable for each of a network's 1,252 arrays, with an initializer, a read, an
+update and slots of the optimizer each: some 25,000 nodes, which take longer to build and to start
+than a hundred steps take to run. Here one variable holds all weights (or one on each parameter
+server a share), one all moving averages, and a checkpoint still has each array under its own name.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import pathlib
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow.compat.v1 as tf
+
+from isl.checkpoints.checkpoint import Checkpoint, last_part, step_in_name
+from isl.core.channels import ImageKey
+from isl.models.plan import NetworkPlan, variable_shapes
+from isl.system import files
+
+Shape = tuple[int, ...]
+
+# Of a checkpoint in the making, too.
+_PART = re.compile(r'(?P<prefix>.+)\.(?P<part>(index|data-\d{5}-of-\d{5})(\.tempstate\d+)?)')
+_AVERAGES = ('moving_mean', 'moving_variance')
+
+
+def is_average(name: str) -> bool:
+  """Whether a model variable follows batch norm's statistics; all others are trained."""
+  return name.rsplit('/', 1)[-1] in _AVERAGES
+
+
+def initial_value(name: str, shape: Shape, rng: np.random.Generator) -> np.ndarray:
+  """What a model variable starts from.
+
+  Convolutions' weights are drawn from U(-a, a) with a = sqrt(6 / (fan in + fan out)) (Glorot and
+  Bengio, Understanding the difficulty of training deep feedforward neural networks, 2010); gammas
+  and moving variances are 1, all others 0.
+
+  Args:
+    name: as in checkpoints.
+    shape: its shape.
+    rng: is used for weights only.
+
+  Returns:
+    float32 of that shape.
+  """
+  kind = name.rsplit('/', 1)[-1]
+  if kind == 'weights':
+    # In a transposed convolution both fans change places.
+    limit = np.sqrt(6 / (np.prod(shape[:2]) * (shape[2] + shape[3])))
+    return rng.uniform(-limit, limit, shape).astype(np.float32)
+  filled = 1 if kind in ('gamma', 'moving_variance') else 0
+  return np.full(shape, filled, np.float32)
+
+
+class Packing:
+  """Where arrays lie in a vector: one behind the other."""
+
+  def __init__(self, shapes: Mapping[str, Shape]):
+    """Takes the arrays' names and shapes, in their order."""
+    self.shapes = dict(shapes)
+    self._sizes = [int(np.prod(shape, dtype=np.int64)) for shape in self.shapes.values()]
+
+  @property
+  def size(self) -> int:
+    """The vector's."""
+    return sum(self._sizes)
+
+  def pack(self, arrays: Mapping[str, np.ndarray]) -> np.ndarray:
+    """The vector of arrays, by name."""
+    return np.concatenate([np.ravel(arrays[name]) for name in self.shapes])
+
+  def repeat(self, value: Callable[[str], float]) -> np.ndarray:
+    """A vector that has one number in each array's whole place."""
+    return np.repeat(np.array([value(name) for name in self.shapes], np.float32), self._sizes)
+
+  def unpack_array(self, vector: np.ndarray) -> dict[str, np.ndarray]:
+    """The arrays of a vector, by name."""
+    pieces = np.split(vector, np.cumsum(self._sizes)[:-1])
+    shaped = zip(self.shapes.items(), pieces, strict=True)
+    return {name: piece.reshape(shape) for (name, shape), piece in shaped}
+
+  def unpack(self, vector: tf.Tensor) -> dict[str, tf.Tensor]:
+    """`unpack_array` for tensors."""
+    pieces = zip(self.shapes.items(), tf.split(vector, self._sizes), strict=True)
+    return {
+      name: piece if len(shape) == 1 else tf.reshape(piece, shape)
+      for (name, shape), piece in pieces
+    }
+
+  def pack_tensors(self, tensors: Mapping[str, tf.Tensor]) -> tf.Tensor:
+    """`pack` for tensors of which each has one dimension."""
+    return tf.concat([tensors[name] for name in self.shapes], axis=0)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class PackedPart:
+  """Some of a network's weights, in one variable.
+
+  Attributes:
+    variable: [weight].
+    packing: the weights' names and places in it.
+    read: the variable's value, of which gradients can be had.
+  """
+
+  variable: tf.Variable
+  packing: Packing
+  read: tf.Tensor
+
+
+class PackedVariables:
+  """The variables of a network in training.
+
+  Attributes:
+    parts: the weights, which are trained: in one vector, or in one for each device.
+    averages: batch norm's moving averages, [average].
+    average_packing: their names and places.
+  """
+
+  def __init__(
+    self, plan: NetworkPlan, heads: Iterable[ImageKey], devices: Sequence[str | None] = (None,)
+  ):
+    """Makes them in the current graph.
+
+    Args:
+      plan: the network.
+      heads: the images that it predicts.
+      devices: where the variables are, of about the same size each; None: where the graph is.
+    """
+    shapes = dict(variable_shapes(plan, heads))
+    trained = {name: shape for name, shape in shapes.items() if not is_average(name)}
+    averaged = {name: shape for name, shape in shapes.items() if is_average(name)}
+    shares = _divide(trained, len(devices))
+    names = ['weights'] if len(devices) == 1 else [f'weights_{i}' for i in range(len(devices))]
+    self.parts = tuple(
+      _make_part(name, Packing(share), device)
+      for name, share, device in zip(names, shares, devices, strict=True)
+    )
+    self.average_packing = Packing(averaged)
+    # The last has the least, if not all have the same.
+    with tf.device(devices[-1]):
+      self.averages = _vector('moving_averages', self.average_packing.size)
+    self._views = {
+      name: view for part in self.parts for name, view in part.packing.unpack(part.read).items()
+    }
+
+  def read_averages(self) -> tf.Tensor:
+    """The moving averages as they are when this is run."""
+    return read_where_it_is(self.averages)
+
+  def custom_getter(self, getter: Callable[..., tf.Tensor], name: str, **kwargs: Any) -> tf.Tensor:
+    """For tf.variable_scope: gives the weights by the names that checkpoints have."""
+    del getter
+    view = self._views[name]
+    assert view.shape.as_list() == list(kwargs['shape']), (name, view.shape, kwargs['shape'])
+    return view
+
+  def unpack_arrays(self, vectors: Iterable[np.ndarray]) -> dict[str, np.ndarray]:
+    """The arrays of one vector for each of the parts, by name."""
+    pairs = zip(self.parts, vectors, strict=True)
+    return {n: a for part, v in pairs for n, a in part.packing.unpack_array(v).items()}
+
+  def named_tensors(self, optimizer: tf.train.Optimizer) -> dict[str, tf.Tensor]:
+    """All that a checkpoint holds, by name: model variables, the optimizer's slots, its step.
+
+    An optimizer's slots are named as TensorFlow names those of single variables:
+    `{variable}/Adam`, `{variable}/Adam_1`.
+
+    Args:
+      optimizer: has been applied to the weights.
+    """
+    tensors = dict(self._views) | self.average_packing.unpack(self.read_averages())
+    for part in self.parts:
+      for name, slot in slots(part, optimizer).items():
+        views = part.packing.unpack(read_where_it_is(slot))
+        tensors |= {f'{variable}/{name}': view for variable, view in views.items()}
+    for variable in tf.global_variables():
+      if variable.shape.rank == 0:
+        tensors[variable.op.name] = read_where_it_is(variable)
+    return tensors
+
+
+def slots(part: PackedPart, optimizer: tf.train.Optimizer) -> dict[str, tf.Variable]:
+  """The optimizer's vectors beside some weights, by the last part of their names."""
+  found = [optimizer.get_slot(part.variable, name) for name in optimizer.get_slot_names()]
+  return {slot.op.name.rsplit('/', 1)[-1]: slot for slot in found}
+
+
+def read_where_it_is(variable: tf.Variable) -> tf.Tensor:
+  """A variable's value, as of when this is run; only the value goes to another machine."""
+  with tf.device(variable.device):
+    value = variable.read_value()
+  return tf.identity(value)
+
+
+def _divide(shapes: Mapping[str, Shape], count: int) -> list[dict[str, Shape]]:
+  """Shares of about the same size, the largest first; each in the order of the whole.
+
+  The largest array first, each to the share that has the least (Graham, Bounds on multiprocessing
+  timing anomalies, 1969: at most 4/3 of the best possible).
+  """
+  sizes = {name: int(np.prod(shape, dtype=np.int64)) for name, shape in shapes.items()}
+  totals, owner = [0] * count, {}
+  for name in sorted(sizes, key=lambda name: sizes[name], reverse=True):
+    owner[name] = totals.index(min(totals))
+    totals[owner[name]] += sizes[name]
+  order = sorted(range(count), key=lambda share: totals[share], reverse=True)
+  return [{n: shape for n, shape in shapes.items() if owner[n] == share} for share in order]
+
+
+def _make_part(name: str, packing: Packing, device: str | None) -> PackedPart:
+  with tf.device(device):
+    variable = _vector(name, packing.size)
+  return PackedPart(variable=variable, packing=packing, read=read_where_it_is(variable))
+
+
+def _vector(name: str, size: int) -> tf.Variable:
+  return tf.get_variable(name, [size], initializer=tf.zeros_initializer(), use_resource=True)
+
+
+def make_saver(tensors: Mapping[str, tf.Tensor], **kwargs: Any) -> tf.train.Saver:
+  """A Saver that writes tensors under these names; values are read with `checkpoints.Checkpoint`.
+
+  Args:
+    tensors: by name.
+    **kwargs: of tf.train.SaverDef: max_to_keep say. It needs keep_checkpoint_every_n_hours, too,
+      whose default of 0 keeps all.
+  """
+  prefix = tf.placeholder(tf.string, [], name='checkpoint_prefix')
+  saved = tf.raw_ops.SaveV2(
+    prefix=prefix,
+    tensor_names=list(tensors),
+    shape_and_slices=[''] * len(tensors),
+    tensors=list(tensors.values()),
+  )
+  with tf.control_dependencies([saved]):
+    written = tf.identity(prefix)
+  return tf.train.Saver(
+    saver_def=tf.train.SaverDef(
+      filename_tensor_name=prefix.name,
+      save_tensor_name=written.name,
+      # A Saver wants one; nobody runs it.
+      restore_op_name=written.op.name,
+      version=tf.train.SaverDef.V2,
+      **kwargs,
+    ),
+    save_relative_paths=True,
+  )
+
+
+def complete_state_file(directory: str | os.PathLike[str]) -> None:
+  """Has the state file name the newest checkpoint, where a kill came between the two.
+
+  A checkpoint is taken for that if it is whole, has more steps than the one that is named, and is
+  younger than the state file: one from which somebody has gone back, by naming another, is not.
+
+  Args:
+    directory: a folder of checkpoints. Without a state file nothing has to be done: then the
+      largest step is the newest.
+
+  Raises:
+    OSError: the state file cannot be written.
+  """
+  folder = pathlib.Path(directory)
+  state = tf.train.get_checkpoint_state(folder)
+  if state is None:
+    return
+  # Names alone: the folder may be a copy of one that the state file names.
+  listed = [last_part(path) for path in state.all_model_checkpoint_paths]
+  named = last_part(state.model_checkpoint_path)
+  written = (folder / 'checkpoint').stat().st_mtime_ns
+  younger = [
+    path.with_suffix('')
+    for path in folder.glob('model.ckpt-*.index')
+    if path.stem not in (named, *listed) and path.stat().st_mtime_ns >= written
+  ]
+  for prefix in sorted(younger, key=step_in_name, reverse=True):
+    if step_in_name(prefix) > step_in_name(pathlib.Path(named)) and _is_readable(prefix):
+      state = tf.train.generate_checkpoint_state_proto(
+        str(folder.absolute()),
+        prefix.name,
+        all_model_checkpoint_paths=[*listed, prefix.name],
+        last_preserved_timestamp=state.last_preserved_timestamp,
+      )
+      with files.whole_file(folder / 'checkpoint') as partial:
+        partial.write_text(str(state), encoding='utf-8')
+      return
+
+
+def _is_readable(prefix: pathlib.Path) -> bool:
+  try:
+    checkpoint = Checkpoint(prefix)
+    for name in checkpoint.shapes:
+      checkpoint.value(name)
+  except ValueError:
+    return False
+  return True
+
+
+def remove_partial(directory: str | os.PathLike[str]) -> None:
+  """Removes what saving that was cut short has left in a folder of checkpoints."""
+  folder = pathlib.Path(directory)
+  # TensorFlow's, of a state file for which the disk had no room.
+  for path in folder.glob('checkpoint.tmp*'):
+    path.unlink(missing_ok=True)
+  parts: dict[str, set[str]] = {}
+  for path in folder.glob('model.ckpt-*'):
+    if match := _PART.fullmatch(path.name):
+      parts.setdefault(match['prefix'], set()).add(match['part'])
+  for prefix, found in parts.items():
+    complete = {'index', 'data'} <= {part.partition('-')[0] for part in found - _partial(found)}
+    for part in _partial(found) if complete else found:
+      (folder / f'{prefix}.{part}').unlink(missing_ok=True)
+
+
+def _partial(parts: set[str]) -> set[str]:
+  return {part for part in parts if 'tempstate' in part}

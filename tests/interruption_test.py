@@ -1,0 +1,139 @@
+"""Full disks and kills, for real: no final name ever holds half a file."""
+
+from __future__ import annotations
+
+import mmap
+import subprocess
+
+import pytest
+
+from isl import launch
+from tests.support.program import InferSetting, files_in, finish, python_process, run_in_process
+
+# A label alone keeps the runs short.
+_DAPI = '--infer_channel_whitelist=DAPI_CONFOCAL'
+# What a run writes: the predictions, then the panels, then the tables.
+_PREDICTION, _PANEL = 'predictions', 'error_panel'
+
+
+@pytest.fixture(scope='module')
+def setting(tmp_path_factory):
+  return InferSetting(launch.run, tmp_path_factory)
+
+
+@pytest.fixture(scope='module')
+def finished(setting):
+  """A run that nothing stopped."""
+  return setting.run(_DAPI)
+
+
+def _sizes(run):
+  return {name: (run.folder / name).stat().st_size for name in files_in(run.folder)}
+
+
+@pytest.mark.parametrize('first_missing', [_PREDICTION, _PANEL])
+def test_file_that_grows_too_large(setting, finished, tmp_path, first_missing):
+  """As on a full disk: the system refuses to write on."""
+  limit = min(size for name, size in _sizes(finished).items() if first_missing in name) - 1
+  code = """if True:
+    import resource, sys
+    from isl import launch
+    limit = int(sys.argv.pop(1))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+    launch.run()
+  """
+  base = tmp_path / 'base'
+  process = python_process(code, limit, *setting.flags(base), _DAPI)
+  line = finish(process).error
+  assert 'File too large' in line
+  assert first_missing in line
+  assert str(base) in line
+  written = files_in(base)
+  expected = {_PREDICTION: 0, _PANEL: 1}[first_missing]
+  assert len(written) == sum(_PREDICTION in name for name in written) == expected
+
+
+@pytest.mark.soak
+def test_disk_that_is_full(setting, finished, tmp_path):
+  """A file system with room for the prediction, but not for the panels: of two pages."""
+  disk = tmp_path / 'disk'
+  disk.mkdir()
+  for name, size in _sizes(finished).items():
+    assert size < mmap.PAGESIZE or _PANEL in name
+  mount = ['mount', '-t', 'tmpfs', '-o', f'size={2 * mmap.PAGESIZE}', 'none', str(disk)]
+  if subprocess.run(mount, capture_output=True, check=False).returncode:
+    pytest.skip('no right to mount a file system')
+  try:
+    outcome = run_in_process(launch.run, *setting.flags(disk / 'base'), _DAPI)
+    assert 'No space left on device' in outcome.error
+    (written,) = files_in(disk)
+    assert _PREDICTION in written
+  finally:
+    subprocess.run(['umount', str(disk)], check=True)
+
+
+def test_kill_while_the_panel_is_written(setting, finished, tmp_path):
+  code = """if True:
+    import sys
+    from isl import launch
+    from isl.report import visualize
+    bands = visualize.bands
+    def stopping_bands(*arguments):
+      for band in bands(*arguments):
+        yield band
+        print('drawing', flush=True)
+        sys.stdin.read()
+    visualize.bands = stopping_bands
+    launch.run()
+  """
+  base = tmp_path / 'base'
+  process = python_process(code, *setting.flags(base), _DAPI)
+  assert process.stdout
+  assert process.stdout.readline() == 'drawing\n'
+  process.kill()
+  process.communicate(timeout=60)
+  folder = base / 'eval_eval_infer' / '00001000'
+  partial = {name for name in files_in(folder) if name.endswith('.partial')}
+  assert partial == {'target_error_panel.png.partial'}
+  whole = files_in(folder) - partial
+  assert whole == {name for name in files_in(finished.folder) if _PREDICTION in name}
+  for name in whole:
+    assert (folder / name).read_bytes() == (finished.folder / name).read_bytes()
+  again = setting.run(_DAPI, base=base)
+  assert _sizes(again).keys() == _sizes(finished).keys()
+  for name in whole | {'target_error_panel.png', 'input_error_panel.png'}:
+    assert (folder / name).read_bytes() == (finished.folder / name).read_bytes()
+
+
+_KILLED_AT = """if True:
+  import os, pathlib, signal, sys
+  from isl import launch
+  wanted, renames = int(sys.argv.pop(1)), 0
+  replace = pathlib.Path.replace
+  def killing_replace(self, target):
+    global renames
+    renames += 1
+    if renames == wanted:
+      os.kill(os.getpid(), signal.SIGKILL)
+    return replace(self, target)
+  pathlib.Path.replace = killing_replace
+  launch.run()
+"""
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize('files', range(1, 6))
+def test_kill_before_each_renaming(setting, finished, tmp_path, files):
+  """The files that have their final names by then are whole."""
+  base = tmp_path / 'base'
+  process = python_process(_KILLED_AT, files, *setting.flags(base), _DAPI)
+  process.communicate(timeout=300)
+  assert process.returncode == -9
+  folder = base / 'eval_eval_infer' / '00001000'
+  whole = {name for name in files_in(folder) if not name.endswith('.partial')}
+  assert len(whole) == files - 1
+  for name in whole:
+    if name != 'run.json':
+      assert (folder / name).read_bytes() == (finished.folder / name).read_bytes()
+  again = setting.run(_DAPI, base=base)
+  assert files_in(again.folder) == files_in(finished.folder)

@@ -1,0 +1,160 @@
+"""Memory grows with a field of view by little more than the arrays that become files."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+
+import numpy as np
+import pytest
+
+from isl import launch
+from isl.images import png_folders, png_io
+from isl.programs import random_checkpoint
+from tests.support import program
+from tests.support.microscope import write_ome_zarr
+from tests.support.program import (
+  finish,
+  make_fovea_shallow,
+  python_process,
+  shared_path,
+  write_image_set,
+)
+
+# ru_maxrss would begin with the parent's; this is the process's own.
+_PEAK = r"""if True:
+  import importlib, pathlib, re, sys
+  launch = importlib.import_module(sys.argv.pop(1))
+  try:
+    launch.run()
+  except SystemExit as e:
+    assert not e.code
+  status = pathlib.Path('/proc/self/status').read_text()
+  print(re.search(r'VmHWM:\s*(\d+) kB', status)[1])
+"""
+
+
+# Tiles of one size, whatever the field of view's.
+_TO_ZARR = ('--prediction_format=OME_ZARR', '--infer_panels=', '--infer_size=8')
+
+
+def _arguments(base, checkpoint, images):
+  """Of labelling a whole field of view."""
+  return [
+    '--mode=EVAL_EVAL',
+    '--metric=INFER_FULL',
+    '--read_pngs',
+    '--stitch_crop_size=0',
+    f'--restore_directory={checkpoint}',
+    f'--dataset_eval_directory={images}',
+    f'--base_directory={base}',
+  ]
+
+
+def _peak_mb(base, checkpoint, images, timeout, *flags):
+  """Of labelling a whole field of view, in MB; without flags all heads and both panels."""
+  if not pathlib.Path('/proc/self/status').exists():
+    pytest.skip('this system does not tell a peak')
+  arguments = _arguments(base, checkpoint, images)
+  process = python_process(_PEAK, launch.__name__, *arguments, *flags)
+  outcome = finish(process, timeout)
+  assert outcome.status == 0, outcome.stderr
+  return int(outcome.stdout) * 1024 / 1e6
+
+
+# One process after the other would load TensorFlow twice; a peak never falls, and what the first
+# run leaves behind counts for the second.
+_GROWTH = r"""if True:
+  import importlib, json, pathlib, re, sys
+  import pytest
+  program, launch = map(importlib.import_module, sys.argv[1:3])
+  program.make_fovea_shallow(pytest.MonkeyPatch())
+  for arguments in json.loads(sys.argv[3]):
+    outcome = program.run_in_process(launch.run, *arguments)
+    assert not outcome.status, outcome.stderr
+    status = pathlib.Path('/proc/self/status').read_text()
+    print(re.search(r'VmHWM:\s*(\d+) kB', status)[1])
+"""
+
+
+def _growth_mb(tmp_path, checkpoint, images, *flags):
+  """By how much the peak is higher for the last folder of images than for those before, in MB."""
+  if not pathlib.Path('/proc/self/status').exists():
+    pytest.skip('this system does not tell a peak')
+  lines = [
+    [*_arguments(tmp_path / f'base{i}', checkpoint, folder), *flags]
+    for i, folder in enumerate(images)
+  ]
+  process = python_process(_GROWTH, program.__name__, launch.__name__, json.dumps(lines))
+  outcome = finish(process)
+  assert outcome.status == 0, outcome.stderr
+  *_, before, after = map(int, outcome.stdout.split())
+  return (after - before) * 1024 / 1e6
+
+
+def test_growth_is_small(tmp_path, monkeypatch):
+  """Logits of the larger field of view would take 85 MB for each head."""
+  make_fovea_shallow(monkeypatch)
+  checkpoint = tmp_path / 'checkpoint'
+  random_checkpoint.write_random_checkpoint(checkpoint, model='FOVEA', base_depth=5, num_z_values=2)
+  # Of 13 x 13 blocks, and of 36 x 36.
+  images = [tmp_path / str(side) for side in (132, 324)]
+  for folder in images:
+    side = int(folder.name)
+    write_image_set(folder, rows=side, columns=side, depths=2)
+  # Tiles of one size, whatever the field of view's.
+  assert _growth_mb(tmp_path, checkpoint, images, '--infer_size=8') < 60
+
+
+def _write_fields(tmp_path, sides, depths):
+  """Fields of view of some sizes, one label each, as files of two kinds; and a checkpoint."""
+  checkpoint = tmp_path / 'checkpoint'
+  random_checkpoint.write_random_checkpoint(
+    checkpoint,
+    model='FOVEA',
+    base_depth=5,
+    num_z_values=depths,
+    target_channels=['DAPI_CONFOCAL'],
+  )
+  written = []
+  for side in sides:
+    images = tmp_path / str(side)
+    write_image_set(images, rows=side, columns=side, depths=depths, channels=['DAPI_CONFOCAL'])
+    written.append({'PNG': images, 'OME_ZARR': tmp_path / f'{side}.ome.zarr'})
+    (field,) = png_folders.find_png_fields(images)
+    write_ome_zarr(written[-1]['OME_ZARR'], field, chunk=256)
+  return checkpoint, written
+
+
+def test_growth_is_smaller_to_zarr(tmp_path, monkeypatch):
+  """From 8 x 8 blocks to 65 x 65, of which the logits would take 277 MB."""
+  make_fovea_shallow(monkeypatch)
+  checkpoint, fields = _write_fields(tmp_path, (92, 548), depths=2)
+  images = [field['OME_ZARR'] for field in fields]
+  assert _growth_mb(tmp_path, checkpoint, images, *_TO_ZARR) < 60
+
+
+@pytest.mark.soak
+def test_field_of_view_sixteen_times_as_large_to_zarr(tmp_path):
+  """Of 4096 x 4096 pixels, 13 depths: half a gigabyte of images, which are not kept in memory."""
+  checkpoint, (small, large) = _write_fields(tmp_path, (1024, 4096), depths=13)
+  for source in ('PNG', 'OME_ZARR'):
+    peaks = [
+      _peak_mb(tmp_path / f'base{i}{source}', checkpoint, field[source], 7200, *_TO_ZARR)
+      for i, field in enumerate((small, large))
+    ]
+    assert peaks[1] < 1.3 * peaks[0]
+
+
+@pytest.mark.soak
+def test_real_sample_and_one_four_times_as_large(tmp_path):
+  """At full width: under 3 GB, and at most 1.3 times that."""
+  sample = shared_path('data', 'condition_b_sample')
+  checkpoint, large = tmp_path / 'checkpoint', tmp_path / 'large'
+  random_checkpoint.write_random_checkpoint(checkpoint, base_depth=400, num_z_values=26)
+  large.mkdir()
+  for path in sample.glob('*.png'):
+    png_io.write_png(large / path.name, np.tile(png_io.read_png(path), (2, 2)))
+  peak = _peak_mb(tmp_path / 'base', checkpoint, sample, timeout=1800)
+  assert peak < 3000
+  assert _peak_mb(tmp_path / 'base_large', checkpoint, large, timeout=5400) < 1.3 * peak

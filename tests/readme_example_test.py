@@ -1,0 +1,60 @@
+"""The README's examples of Python, run as they stand there."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+
+from isl import launch
+from tests.support.program import REPOSITORY, run_in_process
+
+_LABELS = ('DAPI_CONFOCAL', 'NFH_CONFOCAL', 'MAP2_CONFOCAL')
+
+
+@pytest.fixture(scope='module')
+def examples():
+  """Of Predictor, and of what EXPORT writes."""
+  readme = REPOSITORY / 'README.md'
+  if not readme.exists():
+    pytest.skip('the README is not here')
+  found = re.findall(r'^```python\n(.*?)^```$', readme.read_text(), re.M | re.S)
+  assert len(found) == 2
+  return found
+
+
+def _run(example, folder):
+  done = subprocess.run(
+    [sys.executable, '-c', example],
+    cwd=folder,
+    env={**os.environ, 'PYTHONPATH': os.pathsep.join(filter(None, sys.path))},
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+  assert done.returncode == 0, done.stderr
+  return done.stdout.splitlines()
+
+
+def test_predictor(examples):
+  lines = [line.rsplit(' ', 1) for line in _run(examples[0], REPOSITORY)]
+  assert [line[0] for line in lines] == [f'{label} (300, 320)' for label in _LABELS]
+  # Of noise, a network trained on cells is not sure.
+  assert all(0 < float(width) < 1 for _, width in lines)
+
+
+def test_exported_network(examples, tmp_path):
+  outcome = run_in_process(
+    launch.run,
+    '--mode=EXPORT',
+    '--metric=STITCH',
+    f'--restore_directory={REPOSITORY / "checkpoints"}',
+    f'--export_directory={tmp_path / "exported"}',
+    '--infer_statistics=MEDIAN,ENTROPY',
+  )
+  assert outcome.status == 0, outcome.stderr
+  lines = _run(f"{examples[1]}\nprint(predicted['DAPI_CONFOCAL_MEDIAN'].shape)", tmp_path)
+  assert lines == ['(1, 192, 216)']

@@ -1,0 +1,182 @@
+"""For tests: trainings on many machines, as processes on this one."""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import re
+import signal
+import socket
+import subprocess
+import threading
+from collections.abc import Sequence
+
+import pytest
+
+from isl import launch
+from tests.support.program import python_process
+
+# The first of FOVEA's towers alone, as in program.make_fovea_shallow.
+_SHALLOW = f"""if True:
+  import pytest
+  from tests.support import program
+  program.make_fovea_shallow(pytest.MonkeyPatch())
+  from {launch.__name__} import run
+  run()
+"""
+
+
+def free_addresses(count: int) -> list[str]:
+  """Addresses on this machine that nobody listens on."""
+  sockets = [socket.create_server(('127.0.0.1', 0)) for _ in range(count)]
+  addresses = [f'127.0.0.1:{s.getsockname()[1]}' for s in sockets]
+  for s in sockets:
+    s.close()
+  return addresses
+
+
+class Machine:
+  """A process of the program, whose log is read while it runs."""
+
+  def __init__(self, *flags: object, tf_config: object = None):
+    """Starts it.
+
+    Args:
+      *flags: the command line.
+      tf_config: what TF_CONFIG says, in its environment; None: nothing.
+    """
+    environment = {} if tf_config is None else {'TF_CONFIG': json.dumps(tf_config)}
+    with pytest.MonkeyPatch.context() as monkeypatch:
+      for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+      self.process = python_process(_SHALLOW, *flags)
+    self._lines: list[str] = []
+    self._changed = threading.Condition()
+    self._is_over = False
+    threading.Thread(target=self._read, daemon=True).start()
+
+  def _read(self) -> None:
+    assert self.process.stderr is not None
+    for line in self.process.stderr:
+      with self._changed:
+        self._lines.append(line)
+        self._changed.notify_all()
+    with self._changed:
+      self._is_over = True
+      self._changed.notify_all()
+
+  @property
+  def log(self) -> str:
+    """What it has said so far."""
+    with self._changed:
+      return ''.join(self._lines)
+
+  def wait_for(self, pattern: str, count: int = 1, timeout: float = 120) -> re.Match[str]:
+    """The `count`th match of a pattern in its log, once it is there."""
+    found: list[re.Match[str]] = []
+
+    def is_there() -> bool:
+      found[:] = list(re.finditer(pattern, ''.join(self._lines)))
+      return len(found) >= count or self._is_over
+
+    with self._changed:
+      self._changed.wait_for(is_there, timeout)
+    if len(found) < count:
+      pytest.fail(f'{count} x {pattern!r} is not in the log:\n{self.log}')
+    return found[count - 1]
+
+  def kill(self) -> None:
+    """Ends it as kill -9 does."""
+    self.process.send_signal(signal.SIGKILL)
+    self.process.wait()
+
+  def end(self, timeout: float = 120) -> int:
+    """Its exit status, once it is over."""
+    try:
+      return self.process.wait(timeout)
+    except subprocess.TimeoutExpired:
+      self.kill()
+      pytest.fail(f'ran longer than {timeout} s:\n{self.log}')
+
+  def losses(self) -> list[tuple[int, float]]:
+    """(step, loss) of its lines of progress."""
+    return [(int(s), float(x)) for s, x in re.findall(r'step (\d+): loss ([\d.]+)', self.log)]
+
+
+class Machines:
+  """A training of a narrow FOVEA, which any number of processes take part in.
+
+  Attributes:
+    base: the folder that it writes to.
+    ps_hosts: addresses of the parameter servers.
+    worker_hosts: addresses of the workers.
+  """
+
+  def __init__(
+    self,
+    images: pathlib.Path,
+    base: pathlib.Path,
+    *,
+    servers: int,
+    workers: int,
+    flags: Sequence[str],
+  ):
+    """Starts nothing yet."""
+    self.base = base
+    addresses = free_addresses(servers + workers)
+    self.ps_hosts, self.worker_hosts = addresses[:servers], addresses[servers:]
+    self._flags = [
+      '--model=FOVEA',
+      '--base_depth=6',
+      '--num_z_values=3',
+      '--read_pngs',
+      f'--dataset_train_directory={images}',
+      '--loss_crop_size=130',
+      '--preprocess_batch_size=2',
+      f'--base_directory={base}',
+      *flags,
+    ]
+    self._started: list[Machine] = []
+
+  def _hosts(self) -> list[str]:
+    return [
+      f'--ps_hosts={",".join(self.ps_hosts)}',
+      f'--worker_hosts={",".join(self.worker_hosts)}',
+    ]
+
+  def _start(self, *flags: str, tf_config: object = None) -> Machine:
+    machine = Machine(*self._flags, *flags, tf_config=tf_config)
+    self._started.append(machine)
+    return machine
+
+  def server(self, task: int, *flags: str) -> Machine:
+    """Starts a parameter server."""
+    return self._start('--mode=PS', f'--task={task}', *self._hosts(), *flags)
+
+  def worker(self, task: int, *flags: str) -> Machine:
+    """Starts a worker, by flags."""
+    return self._start('--mode=TRAIN', f'--task={task}', *self._hosts(), *flags)
+
+  def from_environment(self, job: str, task: int, *flags: str) -> Machine:
+    """Starts any of them by TF_CONFIG; the same command for all."""
+    cluster = {'ps': self.ps_hosts, 'worker': self.worker_hosts}
+    config = {'cluster': cluster, 'task': {'type': job, 'index': task}}
+    return self._start('--mode=TRAIN', *flags, tf_config=config)
+
+  def steps_saved(self) -> list[int]:
+    """Of the checkpoints that there are."""
+    indices = (self.base / 'train').glob('model.ckpt-*.index')
+    return sorted(int(path.stem.rpartition('-')[2]) for path in indices)
+
+  def kill_all(self) -> None:
+    """Ends what is still running."""
+    for machine in self._started:
+      if machine.process.poll() is None:
+        machine.kill()
+
+
+def cpu_seconds(machine: Machine) -> float:
+  """Processor time that a process has taken so far."""
+  fields = pathlib.Path(f'/proc/{machine.process.pid}/stat').read_text().rpartition(')')[2].split()
+  return (int(fields[11]) + int(fields[12])) / os.sysconf('SC_CLK_TCK')

@@ -1,0 +1,369 @@
+"""For tests: reference files where there are any, small fields of view, runs of the program."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import dataclasses
+import io
+import json
+import os
+import pathlib
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any, NoReturn
+from unittest import mock
+
+import cv2
+import numpy as np
+import pytest
+from absl import app, logging
+from absl.testing import flagsaver
+
+from isl.core.experiment import Geometry
+from isl.images import image_names, png_io
+from isl.programs.random_field import PUBLISHED as PUBLISHED
+from isl.programs.random_field import SAMPLE as SAMPLE
+from isl.programs.random_field import field_name as field_name
+from isl.programs.random_field import image_name as image_name
+from isl.programs.random_field import write_image_set as write_image_set
+
+# Under Bazel this file is a link into the repository.
+REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
+
+
+def shared_path(*parts: str) -> pathlib.Path:
+  """A file or folder of the shared reference material; skips the test where it is missing.
+
+  It lies in `../shared` beside the repository, or in $ISL_SHARED. With ISL_REQUIRE_SHARED=1 the
+  test fails instead of being skipped.
+
+  Args:
+    *parts: from there on: 'data', 'condition_b_sample'.
+  """
+  path = pathlib.Path(os.environ.get('ISL_SHARED') or REPOSITORY.parent / 'shared', *parts)
+  if not path.exists():
+    skip_what_lacks(path)
+  return path
+
+
+def skip_what_lacks(something: object) -> NoReturn:
+  """Skips the test, for which something is missing; with ISL_REQUIRE_SHARED=1 it fails instead."""
+  if os.environ.get('ISL_REQUIRE_SHARED') == '1':
+    pytest.fail(f'{something} is missing, and ISL_REQUIRE_SHARED=1 asks for it')
+  pytest.skip(f'{something} is missing')
+
+
+def python_process(code: str, *arguments: object) -> subprocess.Popen[str]:
+  """Starts Python with what this process can import, for tests that kill it or starve it of disk.
+
+  Args:
+    code: the program.
+    *arguments: what it finds in sys.argv[1:].
+
+  Returns:
+    The process, with pipes for its input and outputs, as text.
+  """
+  # A shell's background jobs ignore Ctrl-C, and so would programs that they start.
+  if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+  return subprocess.Popen(
+    [sys.executable, '-c', code, *map(str, arguments)],
+    stdin=subprocess.PIPE,
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    text=True,
+    env={**os.environ, 'PYTHONPATH': os.pathsep.join(sys.path)},
+  )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Outcome:
+  """How a run of the program ended.
+
+  Attributes:
+    status: its exit status.
+    stdout: what it printed.
+    stderr: likewise, log lines and errors.
+  """
+
+  status: int
+  stdout: str
+  stderr: str
+
+  @property
+  def error_lines(self) -> list[str]:
+    """Of stderr, all but absl's log lines of information and warnings."""
+    return [x for x in self.stderr.splitlines() if not re.match(r'[IW]\d{4} \d\d:\d\d:\d\d\.', x)]
+
+  @property
+  def error(self) -> str:
+    """The one line that says what a user can mend; there must be nothing else."""
+    assert self.status in (1, 2), (self.status, self.stderr)
+    assert len(self.error_lines) == 1, self.stderr
+    return self.error_lines[0]
+
+
+def run_in_process(run: Callable[[], None], *arguments: object) -> Outcome:
+  """Runs a program made with absl, as often as needed: TensorFlow is loaded only once.
+
+  Args:
+    run: the console script.
+    *arguments: the command line. The flags' values are afterwards as they were.
+
+  Returns:
+    How it ended; an exception that reaches the top is none of these, and passes on.
+  """
+  # Before the flags are saved, since only a first run defines --help and its like.
+  app.define_help_flags()
+  out, err = io.StringIO(), io.StringIO()
+  status: object = 0
+  with (
+    flagsaver.flagsaver(),
+    mock.patch.object(sys, 'argv', ['isl-launch', *map(str, arguments)]),
+    mock.patch.dict(os.environ),
+    # absl took hold of stderr when it was loaded.
+    mock.patch.object(logging.get_absl_handler().python_handler, 'stream', err),
+    contextlib.redirect_stdout(out),
+    contextlib.redirect_stderr(err),
+  ):
+    try:
+      run()
+    except SystemExit as e:
+      status = e.code or 0
+  assert isinstance(status, int), status
+  return Outcome(status=status, stdout=out.getvalue(), stderr=err.getvalue())
+
+
+def finish(process: subprocess.Popen[str], timeout: float = 300) -> Outcome:
+  """Waits for a process of `python_process`; one that takes longer than `timeout` s is killed."""
+  try:
+    out, err = process.communicate(timeout=timeout)
+  except subprocess.TimeoutExpired:
+    process.kill()
+    out, err = process.communicate()
+    pytest.fail(f'ran longer than {timeout} s: {err}')
+  return Outcome(status=process.returncode, stdout=out, stderr=err)
+
+
+def files_in(folder: pathlib.Path) -> set[str]:
+  """The paths of all files below a folder (which may be missing), as seen from it."""
+  return {str(path.relative_to(folder)) for path in folder.rglob('*') if not path.is_dir()}
+
+
+def events(folder: pathlib.Path) -> dict[tuple[int, str], np.ndarray]:
+  """(step, tag) -> value of all event files in a folder, as TensorBoard loads them."""
+  # These load TensorFlow.
+  from tensorboard.backend.event_processing import event_file_loader
+  from tensorboard.util import tensor_util
+
+  return {
+    (event.step, value.tag): tensor_util.make_ndarray(value.tensor)
+    for path in sorted(folder.iterdir())
+    for event in event_file_loader.EventFileLoader(str(path)).Load()
+    for value in event.summary.value
+  }
+
+
+def event_picture(value: np.ndarray) -> np.ndarray:
+  """The picture of an event: RGB uint8 [row, column, color]; it must have the size it says."""
+  decoded = cv2.imdecode(np.frombuffer(value[2], np.uint8), cv2.IMREAD_UNCHANGED)
+  assert decoded is not None and decoded.dtype == np.uint8
+  assert [int(n) for n in value[:2]] == [decoded.shape[1], decoded.shape[0]]
+  return decoded[..., ::-1]
+
+
+def panel_boxes(strip: np.ndarray, count: int) -> list[np.ndarray]:
+  """The pictures in a row of an error panel, from left to right, without their borders."""
+  return [box[4:-4, 4:-4] for box in np.split(strip, count, axis=1)]
+
+
+class InferRun:
+  """What a run of INFER_FULL wrote.
+
+  Attributes:
+    folder: where.
+    outcome: how it ended.
+    record: run.json.
+    metrics: the rows of metrics.csv.
+  """
+
+  def __init__(self, folder: pathlib.Path, outcome: Outcome):
+    """Reads the tables."""
+    self.folder = folder
+    self.outcome = outcome
+    self.record = json.loads((folder / 'run.json').read_text())
+    with (folder / 'metrics.csv').open(newline='') as stream:
+      self.metrics = list(csv.DictReader(stream))
+
+  def record_of(self, field: str) -> dict[str, Any]:
+    """What run.json says of a field of view."""
+    (record,) = (record for record in self.record['fields'] if record['field'] == field)
+    return record
+
+  def prediction(self, field: str, channel: str, statistic: str = 'MEDIAN') -> np.ndarray:
+    """A predicted image, uint16 [row, column]."""
+    name = image_names.prediction_name(field, channel, statistic)
+    (path,) = (path for path in self.record_of(field)['files'] if path.endswith(name))
+    return png_io.read_png(self.folder / path)
+
+  def panel(self, name: str) -> np.ndarray:
+    """An error panel, target or input: RGB uint16 [row, column, color]."""
+    image = cv2.imread(str(self.folder / f'{name}_error_panel.png'), cv2.IMREAD_UNCHANGED)
+    assert image is not None and image.dtype == np.uint16, name
+    return image[..., ::-1]
+
+
+class InferSetting:
+  """A FOVEA of random weights, a field of view with three labels, and runs of INFER_FULL.
+
+  The field of view has 4 x 6 blocks (patches of 110 pixels, margin 51) and some pixels that make
+  no block; 5 depths, of which the network reads those at 0, 0.5 and 1.
+
+  Attributes:
+    checkpoint: the folder of the checkpoint, at step 1000.
+    images: the folder of the field of view.
+    field: its name.
+    rows: of its images.
+    columns: likewise.
+    size: (rows, columns) of its predictions.
+    channels: its labels.
+  """
+
+  rows, columns = 139, 155
+  size = (32, 48)
+  channels = ('DAPI_CONFOCAL', 'MAP2_CONFOCAL', 'NFH_CONFOCAL')
+
+  def __init__(self, run: Callable[[], None], tmp_path_factory: pytest.TempPathFactory):
+    """Writes checkpoint and images; `run` is the console script."""
+    # TensorFlow takes seconds to load, which not all tests should wait for.
+    from isl.programs import random_checkpoint
+
+    self._run = run
+    self._tmp = tmp_path_factory
+    self.checkpoint = self.new_folder()
+    random_checkpoint.write_random_checkpoint(
+      self.checkpoint, model='FOVEA', base_depth=8, num_z_values=3
+    )
+    self.images = self.new_folder()
+    (self.field,) = write_image_set(
+      self.images, rows=self.rows, columns=self.columns, depths=5, channels=self.channels
+    )
+
+  def new_folder(self) -> pathlib.Path:
+    """An empty one."""
+    return self._tmp.mktemp('infer')
+
+  def flags(self, base: pathlib.Path, images: pathlib.Path | None = None) -> list[str]:
+    """The command line of a run that writes to `base`."""
+    return [
+      '--mode=EVAL_EVAL',
+      '--metric=INFER_FULL',
+      '--read_pngs',
+      f'--restore_directory={self.checkpoint}',
+      f'--dataset_eval_directory={images or self.images}',
+      f'--base_directory={base}',
+    ]
+
+  def run(
+    self, *flags: str, images: pathlib.Path | None = None, base: pathlib.Path | None = None
+  ) -> InferRun:
+    """Runs the program in this process, with more flags; it must succeed."""
+    base = base or self.new_folder()
+    outcome = run_in_process(self._run, *self.flags(base, images), *flags)
+    assert outcome.status == 0, outcome.stderr
+    assert not outcome.error_lines
+    return InferRun(base / 'eval_eval_infer' / '00001000', outcome)
+
+
+class TrainRun:
+  """What a run of TRAIN wrote.
+
+  Attributes:
+    folder: BASE/train.
+    outcome: how it ended.
+  """
+
+  def __init__(self, folder: pathlib.Path, outcome: Outcome):
+    """Reads nothing yet."""
+    self.folder = folder
+    self.outcome = outcome
+
+  @property
+  def record(self) -> dict[str, Any]:
+    """run.json."""
+    record: dict[str, Any] = json.loads((self.folder / 'run.json').read_text())
+    return record
+
+  @property
+  def steps(self) -> list[int]:
+    """Of the checkpoints that are there."""
+    return sorted(int(path.stem.rpartition('-')[2]) for path in self.folder.glob('*.index'))
+
+  def values(self, step: int) -> dict[str, np.ndarray]:
+    """All variables of a checkpoint, the optimizer's too, by name."""
+    from isl.checkpoints.checkpoint import Checkpoint
+
+    checkpoint = Checkpoint(self.folder / f'model.ckpt-{step}')
+    return {name: checkpoint.value(name) for name in checkpoint.shapes}
+
+
+class TrainSetting:
+  """A field of view with three labels, and runs of TRAIN of a narrow FOVEA.
+
+  Attributes:
+    images: the folder of the field of view, of 3 depths.
+    network: the flags that name the network.
+  """
+
+  network = ('--model=FOVEA', '--base_depth=6', '--num_z_values=3')
+
+  def __init__(self, run: Callable[[], None], tmp_path_factory: pytest.TempPathFactory):
+    """Writes the images; `run` is the console script."""
+    self._run = run
+    self._tmp = tmp_path_factory
+    self.images = self.new_folder()
+    write_image_set(self.images, rows=160, columns=160)
+
+  def new_folder(self) -> pathlib.Path:
+    """An empty one."""
+    return self._tmp.mktemp('train')
+
+  def flags(self, base: pathlib.Path) -> list[str]:
+    """The command line of a run that writes to `base`; the network is not in it."""
+    return [
+      '--mode=TRAIN',
+      '--read_pngs',
+      f'--dataset_train_directory={self.images}',
+      '--loss_crop_size=130',
+      '--preprocess_batch_size=2',
+      f'--base_directory={base}',
+    ]
+
+  def run(self, *flags: str, base: pathlib.Path | None = None) -> TrainRun:
+    """Runs the program in this process, with more flags; it must succeed."""
+    base = base or self.new_folder()
+    outcome = run_in_process(self._run, *self.flags(base), *flags)
+    assert outcome.status == 0, outcome.stderr
+    assert not outcome.error_lines, outcome.stderr
+    return TrainRun(base / 'train', outcome)
+
+
+def make_fovea_shallow(monkeypatch: pytest.MonkeyPatch) -> None:
+  """Leaves FOVEA the first of its towers alone, which takes a quarter of the time to build."""
+  from isl.models import fovea, networks
+
+  shallow = dataclasses.replace(
+    fovea.FOVEA, geometry=Geometry(patch=36, output=8), crops=(36,), lower_recursions=(10,)
+  )
+  monkeypatch.setitem(networks.NETWORKS, 'FOVEA', shallow)
+
+
+def assert_same_values(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> None:
+  """To the bit."""
+  assert a.keys() == b.keys()
+  differing = [name for name in a if not np.array_equal(a[name], b[name])]
+  assert not differing

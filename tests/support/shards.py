@@ -1,0 +1,123 @@
+"""What tests of training shards share: small fields of view, their shards, reading them."""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+import tensorflow.compat.v1 as tf
+
+from isl.core.channels import input_stack, target_stack
+from isl.core.experiment import Corruption, Geometry, InputRange, Sampling, ShardReading
+from isl.data import field_reading, shard_writing
+from isl.data.shard_patches import Preparation, ShardPatches
+from isl.data.shard_reading import Record
+from isl.data.shard_writing import Cut
+from tests.support.program import write_image_set
+
+GEOMETRY = Geometry(patch=20, output=4)
+NO_CORRUPTION = Corruption(multiplier_std=0, offset_std=0, noise_std=0)
+SAMPLING = Sampling(
+  crop_size=33, patch_stride=6, output_size=4, batch_size=2, num_threads=2, capacity=1
+)
+PER_CROP = 3 * 3
+CHANNELS = ('DAPI_CONFOCAL', 'MAP2_CONFOCAL', 'NFH_CONFOCAL')
+WELLS = ('A1', 'A2', 'A3', 'B1', 'B2')
+ROWS, COLUMNS = 47, 60
+
+
+def write_images(folder: pathlib.Path) -> pathlib.Path:
+  """Writes five fields of view."""
+  write_image_set(folder, rows=ROWS, columns=COLUMNS, wells=WELLS, depths=5)
+  return folder
+
+
+def write_shards(folder: pathlib.Path, images: pathlib.Path, count: int) -> list[pathlib.Path]:
+  """Writes fields of view as wholes."""
+  return shard_writing.write_shards(
+    field_reading.find_in([images]), str(folder / 's-%d'), count, Cut()
+  )
+
+
+def make_patches(
+  paths: Iterable[pathlib.Path],
+  *,
+  input_range: InputRange | None = None,
+  stretch: tuple[str, ...] = (),
+  skip_corrupt: bool = False,
+  num_threads: int = 1,
+  batch_size: int = 1,
+  capacity: int = 1,
+  channels: tuple[str, ...] = CHANNELS,
+  leave_out: bool = False,
+  seed: int = 1,
+  augment: bool = False,
+  corruption: Corruption = NO_CORRUPTION,
+  z: int = 3,
+  shuffled: int = 1,
+  **sampling: int,
+) -> ShardPatches:
+  """Of shards; of the Sampling, whatever is given is other than in SAMPLING."""
+  return ShardPatches(
+    ShardReading(
+      paths=tuple(paths),
+      num_threads=num_threads,
+      batch_size=batch_size,
+      capacity=capacity,
+      skip_corrupt=skip_corrupt,
+    ),
+    Preparation(input_range=input_range, stretch_targets=stretch, leave_out_others=leave_out),
+    sampling=dataclasses.replace(SAMPLING, capacity=shuffled, **sampling),
+    geometry=GEOMETRY,
+    inputs=input_stack(z),
+    targets=target_stack(channels),
+    seed=seed,
+    augment=augment,
+    corruption=corruption,
+  )
+
+
+def read_batches(
+  patches: ShardPatches, count: int, size: int = PER_CROP, first: int = 0
+) -> list[list[np.ndarray]]:
+  """As a training reads them."""
+  with tf.Graph().as_default():
+    batches = patches.dataset(first, size, 2)
+    iterator = tf.data.make_initializable_iterator(batches)
+    batch = iterator.get_next()
+    assert [t.shape.as_list() for t in batch] == [
+      [size, *patches.input_shape],
+      [size, *patches.target_shape],
+      [size, patches.target_shape[-1]],
+      [size, *patches.input_shape[:2]],
+    ]
+    with tf.Session() as session:
+      session.run(iterator.initializer)
+      return [session.run(batch) for _ in range(count)]
+
+
+def is_same(first: Iterable[Sequence[np.ndarray]], second: Iterable[Sequence[np.ndarray]]) -> bool:
+  """Whether batches are."""
+  return all(
+    np.array_equal(a, b)
+    for one, other in zip(first, second, strict=True)
+    for a, b in zip(one, other, strict=True)
+  )
+
+
+def drawn_wells(patches: ShardPatches, count: int, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+  """The fields of view that crops are of, in the order in which they are drawn."""
+  drawn: dict[int, str] = {}
+  crop = patches._crop
+
+  def noting(record: Record, *number: int) -> Any:
+    drawn[number[0]] = record.decode().files.name.partition('well-')[2][:2]
+    return crop(record, *number)
+
+  monkeypatch.setattr(patches, '_crop', noting)
+  read_batches(patches, count)
+  return [drawn[number] for number in sorted(drawn)]

@@ -1,0 +1,159 @@
+"""What a user sees in TensorBoard: the real one, in a real browser."""
+
+from __future__ import annotations
+
+import re
+import signal
+import subprocess
+import sys
+import threading
+
+import pytest
+
+from isl import launch
+from isl.core.channels import TARGET_CHANNELS
+from isl.report import visualize
+from isl.report.visualize import Layout
+from tests.support.browser import chromium
+from tests.support.program import make_fovea_shallow, run_in_process, write_image_set
+
+# Of the checkpoints that are evaluated; each start of the training writes summaries once, after its
+# second step.
+_EVALUATED = (2, 4, 7)
+_TRAINED = (2, 4, 6)
+# 4 x 6 outputs of 8 pixels: the shallow FOVEA's patches have 36.
+_ROWS, _COLUMNS = 65, 81
+_SIZE = (32, 48)
+_NUM_Z_VALUES = 3
+_CROP, _PATCH, _BATCH = 60, 36, 2
+# Loading TensorFlow takes TensorBoard long on a busy machine.
+_SECONDS = 120
+
+
+@pytest.fixture(scope='module')
+def base(tmp_path_factory):
+  """A BASE whose training has been evaluated three times, by loss and by error panels."""
+  base = tmp_path_factory.mktemp('base')
+  images = tmp_path_factory.mktemp('images')
+  write_image_set(images, rows=_ROWS, columns=_COLUMNS, depths=5)
+
+  def run(*flags):
+    outcome = run_in_process(
+      launch.run,
+      '--read_pngs',
+      f'--dataset_train_directory={images}',
+      f'--dataset_eval_directory={images}',
+      f'--base_directory={base}',
+      f'--loss_crop_size={_CROP}',
+      f'--preprocess_batch_size={_BATCH}',
+      '--metric_num_examples=2',
+      *flags,
+    )
+    assert outcome.status == 0, outcome.stderr
+
+  network = ('--model=FOVEA', '--base_depth=8', f'--num_z_values={_NUM_Z_VALUES}')
+  with pytest.MonkeyPatch.context() as monkeypatch:
+    make_fovea_shallow(monkeypatch)
+    for step in _EVALUATED:
+      run('--mode=TRAIN', *network, f'--number_of_steps={step}')
+      for metric in ('LOSS', 'STITCH'):
+        run('--mode=EVAL_EVAL', f'--metric={metric}', '--eval_once')
+  return base
+
+
+@pytest.fixture(scope='module')
+def address(base):
+  """Of the TensorBoard that shows BASE."""
+  process = subprocess.Popen(
+    [sys.executable, '-m', 'tensorboard.main', f'--logdir={base}', '--host=127.0.0.1', '--port=0'],
+    stdout=subprocess.DEVNULL,
+    stderr=subprocess.PIPE,
+    text=True,
+  )
+  watchdog = threading.Timer(_SECONDS, process.kill)
+  watchdog.start()
+  said, found = [], None
+  assert process.stderr
+  for line in process.stderr:
+    said.append(line)
+    if found := re.search(r'http://127\.0\.0\.1:\d+', line):
+      break
+  watchdog.cancel()
+  try:
+    assert found, ''.join(said)
+    yield found[0]
+  finally:
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=60)
+  assert process.returncode == 0
+
+
+@pytest.fixture(scope='module')
+def page():
+  """A page of a browser."""
+  with chromium() as browser:
+    page = browser.new_page(viewport={'width': 1400, 'height': 1000})
+    page.set_default_timeout(1000 * _SECONDS)
+    yield page
+
+
+def test_each_step_and_evaluation_is_a_point_of_a_curve(page, address):
+  # Else the curve is drawn on a canvas, in which no point can be found, and smoothed.
+  page.goto(f'{address}/?tagFilter=total_loss&forceSVG=true&smoothing=0#timeseries')
+  paths = page.locator('scalar-card .series-view path')
+  # One of the training, one of the evaluation.
+  paths.nth(1).wait_for(state='attached')
+  assert paths.count() == 2
+  curves = [
+    [float(point.split(',')[0]) for point in re.split('[ML]', path.get_attribute('d'))[1:]]
+    for path in paths.all()
+  ]
+  left, right = min(map(min, curves)), max(map(max, curves))
+  first, last = _EVALUATED[0], _EVALUATED[-1]
+  steps = sorted(
+    [first + (last - first) * (column - left) / (right - left) for column in columns]
+    for columns in curves
+  )
+  assert len(steps[0]) == len(steps[1]) == 3
+  assert steps == [pytest.approx(_TRAINED, abs=0.01), pytest.approx(_EVALUATED, abs=0.01)]
+  assert page.locator('scalar-card').get_by_text('total_loss').count()
+
+
+def test_error_panels_are_shown(page, address):
+  # TensorBoard reads one run after the other; which tags are unfolded depends on what it has then.
+  page.goto(address)
+  page.wait_for_function(
+    """async () => {
+      const response = await fetch('data/plugin/images/tags');
+      const runs = Object.values(await response.json());
+      return runs.flatMap(tags => Object.keys(tags)).length === 6;
+    }""",
+    polling=200,
+  )
+  page.goto('about:blank')
+  page.goto(f'{address}/#images')
+  # The first two tags are unfolded, the others by a click.
+  for tag in ('patches', 'target_error_panel'):
+    page.get_by_text(tag, exact=True).first.click()
+  # Decoded, or else they have no width.
+  page.wait_for_function(
+    """() => {
+      const images = root => [...root.querySelectorAll('*')].flatMap(element =>
+        [...(element.tagName === 'IMG' ? [element] : []),
+         ...(element.shadowRoot ? images(element.shadowRoot) : [])]);
+      window.panels = images(document).filter(image => image.src.includes('individualImage'));
+      return window.panels.length === 6 && window.panels.every(image => image.naturalWidth > 0);
+    }"""
+  )
+  sizes = page.evaluate('window.panels.map(image => [image.naturalHeight, image.naturalWidth])')
+  # Of the evaluation, the fields of view; of the training, the patches of a batch side by side, and
+  # a crop: its light, and three labels and the one made of two.
+  expected = [
+    visualize.panel_size(num_images, *size, Layout.STITCH)
+    for num_images in (len(TARGET_CHANNELS), _NUM_Z_VALUES)
+    for size in (_SIZE, (8, 8 * _BATCH))
+  ]
+  expected += [(_CROP + 8, 5 * (_CROP + 8)), (_PATCH + 8, _BATCH * (_PATCH + 8))]
+  assert sorted(map(tuple, sizes)) == sorted(expected)
+  for tag in ('target_error_panel', 'input_error_panel', 'crops', 'patches'):
+    assert page.get_by_text(tag).count()

@@ -1,0 +1,392 @@
+"""Trainings that are stopped, killed, diverge or run out of disk, for real."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import mmap
+import random
+import re
+import resource
+import shutil
+import signal
+import subprocess
+import time
+import types
+
+import pytest
+
+from isl import launch
+from isl.checkpoints.checkpoint import Checkpoint, find_newest
+from isl.training import hooks, summary_hook
+from isl.training.hooks import ProgressLog
+from tests.support.program import (
+  TrainRun,
+  TrainSetting,
+  assert_same_values,
+  files_in,
+  finish,
+  make_fovea_shallow,
+  python_process,
+  run_in_process,
+)
+
+_RUN = 'from isl import launch; launch.run()'
+_SEED = '--random_seed=5'
+# The first of FOVEA's towers alone, as in make_fovea_shallow.
+_SHALLOW = """if True:
+  import os, pytest, sys
+  from isl import launch
+  from tests.support import program
+  program.make_fovea_shallow(pytest.MonkeyPatch())
+"""
+
+
+@pytest.fixture(scope='module')
+def setting(tmp_path_factory):
+  with pytest.MonkeyPatch.context() as monkeypatch:
+    make_fovea_shallow(monkeypatch)
+    yield TrainSetting(launch.run, tmp_path_factory)
+
+
+@pytest.fixture(scope='module')
+def two_steps(setting):
+  return setting.run(*setting.network, _SEED, '--number_of_steps=2')
+
+
+def _start(setting, base, *more, code='launch.run()'):
+  flags = [*setting.flags(base), *setting.network, _SEED, *more]
+  return python_process(f'{_SHALLOW}  {code}', *flags)
+
+
+def _read_until(process, words):
+  """The log up to the line with `words`."""
+  assert process.stderr
+  lines = []
+  for line in process.stderr:
+    lines.append(line)
+    if words in line:
+      return lines
+  pytest.fail(f'{words!r} is not in the log: {"".join(lines)}')
+
+
+def _verified(folder):
+  """Reads all of the newest checkpoint, and gives its step."""
+  checkpoint = Checkpoint(find_newest(folder))
+  checkpoint.verify()
+  return checkpoint.describe().global_step
+
+
+def _partial_files(base):
+  return [name for name in files_in(base) if re.search(r'temp|\.tmp|\.partial', name)]
+
+
+def _saved_steps(log):
+  return [int(step) for step in re.findall(r'Saved \S+-(\d+)\n', log)]
+
+
+@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
+def test_signal_between_steps(setting, tmp_path, number):
+  process = _start(setting, tmp_path)
+  _read_until(process, 'step 1: ')
+  process.send_signal(number)
+  outcome = finish(process)
+  assert outcome.status == 0
+  assert not outcome.error_lines
+  step = _verified(tmp_path / 'train')
+  assert step >= 1
+  assert f'Saved {tmp_path / "train" / "model.ckpt"}-{step}\n' in outcome.stderr
+  assert f'Stopped by {number.name}\n' in outcome.stderr
+  assert not _partial_files(tmp_path)
+
+
+def test_two_trainings_in_one_base(setting, tmp_path):
+  first = _start(setting, tmp_path)
+  _read_until(first, 'step 1: ')
+  outcome = finish(_start(setting, tmp_path))
+  folder = tmp_path / 'train'
+  assert outcome.error == (
+    f'isl-launch: another TRAIN is at work in {folder}: stop it first, or give another'
+    ' --base_directory'
+  )
+  first.send_signal(signal.SIGTERM)
+  outcome = finish(first)
+  assert outcome.status == 0
+  assert len(TrainRun(folder, outcome).record['starts']) == 1
+
+
+def _pausing(name):
+  """Code of a process that stops twice before a function, until it reads a line."""
+  return f"""
+  os.environ['TF_CPP_MIN_LOG_LEVEL'] = '3'
+  from isl.system import quiet
+  with quiet.quiet_stderr():
+    from isl.training import hooks
+    from isl.training import training_run
+  wrapped = {name}
+  def pausing(*arguments):
+    for _ in range(2):
+      print('pausing', flush=True)
+      sys.stdin.readline()
+    return wrapped(*arguments)
+  {name} = pausing
+  launch.run()
+"""
+
+
+def _wait_for_pause(process):
+  assert process.stdout
+  assert process.stdout.readline() == 'pausing\n'
+
+
+def _go_on(process):
+  assert process.stdin
+  process.stdin.write('\n')
+  process.stdin.flush()
+
+
+def _stop_in_pause(process, number):
+  """Sends a signal to a process that pauses, which must end well."""
+  _wait_for_pause(process)
+  process.send_signal(number)
+  for _ in range(2):
+    _go_on(process)
+  outcome = finish(process)
+  assert outcome.status == 0
+  assert not outcome.error_lines
+  return outcome
+
+
+def test_signal_while_the_graph_is_built(setting, tmp_path):
+  process = _start(setting, tmp_path, code=_pausing('training_run.TrainingGraph'))
+  outcome = _stop_in_pause(process, signal.SIGTERM)
+  assert 'Stopped by SIGTERM\n' in outcome.stderr
+  assert 'step 1: ' not in outcome.stderr
+  # A training that has not begun binds no other to its flags.
+  assert not files_in(tmp_path)
+
+
+def test_signal_before_the_first_step(setting, tmp_path):
+  """What it starts from is saved by then, and can be gone on with."""
+  code = _pausing('hooks.CheckpointSaver.after_create_session')
+  process = _start(setting, tmp_path, code=code)
+  outcome = _stop_in_pause(process, signal.SIGTERM)
+  assert 'step 1: ' not in outcome.stderr
+  assert _verified(tmp_path / 'train') == 0
+
+
+def test_signal_while_a_resumed_graph_is_built(setting, two_steps, tmp_path):
+  base = shutil.copytree(two_steps.folder.parent, tmp_path / 'base')
+  before = {name: (base / name).read_bytes() for name in files_in(base)}
+  process = _start(setting, base, code=_pausing('training_run.TrainingGraph'))
+  _stop_in_pause(process, signal.SIGINT)
+  assert {name: (base / name).read_bytes() for name in files_in(base)} == before
+
+
+@pytest.mark.parametrize('name', ['training_run.TrainingGraph', 'hooks.CheckpointSaver.end'])
+def test_second_interrupt_stops_at_once(setting, tmp_path, name):
+  process = _start(setting, tmp_path, '--number_of_steps=2', code=_pausing(name))
+  for again in (False, True):
+    _wait_for_pause(process)
+    process.send_signal(signal.SIGINT)
+    if not again:
+      # The first is taken before the next pause.
+      _go_on(process)
+  outcome = finish(process)
+  assert (outcome.status, outcome.error_lines) == (130, ['isl-launch: stopped'])
+
+
+def test_killed_training_goes_on_as_if_nothing_had_been(setting, tmp_path):
+  base = tmp_path / 'base'
+  process = _start(setting, base, '--save_interval_secs=1')
+  _read_until(process, 'model.ckpt-0\n')
+  saved = _saved_steps(''.join(_read_until(process, 'Saved ')))
+  process.kill()
+  finish(process)
+  newest = _verified(base / 'train')
+  assert newest >= saved[-1] >= 1
+  last = f'--number_of_steps={newest + 2}'
+  resumed = setting.run(*setting.network, _SEED, last, base=base)
+  assert f'Resuming from {base / "train" / "model.ckpt"}-{newest}, ' in resumed.outcome.stderr
+  straight = setting.run(*setting.network, _SEED, last)
+  assert_same_values(resumed.values(newest + 2), straight.values(newest + 2))
+
+
+def _whole_steps(folder):
+  """The steps of all checkpoints that can be read."""
+  for index in folder.glob('model.ckpt-*.index'):
+    with contextlib.suppress(ValueError):
+      checkpoint = Checkpoint(index.with_suffix(''))
+      checkpoint.verify()
+      yield checkpoint.describe().global_step
+
+
+def _kill_while_it_saves(process, folder):
+  while process.poll() is None:
+    if any(folder.glob('*tempstate*')):
+      process.kill()
+
+
+def _kill_after(process, seconds):
+  with pytest.raises(subprocess.TimeoutExpired):
+    process.wait(seconds)
+  process.kill()
+
+
+@pytest.mark.soak
+def test_kills_at_twenty_moments(setting, tmp_path):
+  """No step is lost but those since the last checkpoint, and what is there can be read."""
+  rng = random.Random(0)
+  folder = tmp_path / 'train'
+  newest = 0
+  for moment in range(20):
+    process = _start(setting, tmp_path, '--save_interval_secs=1')
+    lines = _read_until(process, 'step ' if moment else 'Training starts')
+    assert moment == 0 or f'Resuming from {folder / "model.ckpt"}-{newest}, step ' in ''.join(lines)
+    if moment % 2:
+      _kill_while_it_saves(process, folder)
+    else:
+      _kill_after(process, rng.uniform(0, 5))
+    killed = time.time()
+    saved = _saved_steps(''.join(lines) + finish(process).stderr)
+    # Whether or not the state file could be written before the kill.
+    before, newest = newest, max(_whole_steps(folder))
+    # One may have been saved before the log could say so.
+    assert newest >= max([before, *saved])
+    if len(saved) > 1:
+      # A save and a step may take long on a busy machine, but not as long as five of them.
+      assert killed - (folder / f'model.ckpt-{newest}.index').stat().st_mtime < 5
+  # On a machine that is busy with other things, too.
+  assert newest > 5
+
+
+def test_training_that_diverges(setting, tmp_path):
+  flags = [*setting.flags(tmp_path), *setting.network, _SEED, '--learning_rate=1e30']
+  outcome = run_in_process(launch.run, *flags, '--number_of_steps=9')
+  assert outcome.status == 1
+  assert re.search(
+    r'the loss of 0.0/TRANSMISSION, .* is not finite at step 2; the newest .* is from before; a',
+    outcome.error,
+  )
+  assert _verified(tmp_path / 'train') == 0
+
+
+@pytest.mark.filterwarnings('ignore:overflow')
+def test_training_whose_last_step_overflows(setting, tmp_path):
+  """The loss is of the weights before, and finite."""
+  flags = [*setting.flags(tmp_path), *setting.network, _SEED, '--learning_rate=1e39']
+  outcome = run_in_process(launch.run, *flags, '--number_of_steps=1')
+  assert 'a weight is not finite after step 1; the newest checkpoint is from befo' in outcome.error
+  assert _verified(tmp_path / 'train') == 0
+
+
+@pytest.mark.parametrize('more', [(), ('--tensorcheck_enable_checks',)])
+def test_training_whose_last_step_ruins_the_weights(setting, tmp_path, more):
+  """They are finite, too, but nothing that they predict is."""
+  flags = [*setting.flags(tmp_path), *setting.network, _SEED, '--learning_rate=1e30', *more]
+  outcome = run_in_process(launch.run, *flags, '--number_of_steps=1')
+  found = 'a check failed: logits' if more else ' others is not finite at step 2; '
+  assert found in outcome.error
+  assert _verified(tmp_path / 'train') == 0
+
+
+def test_training_that_diverges_with_checks(setting, tmp_path):
+  flags = [*setting.flags(tmp_path), *setting.network, _SEED, '--learning_rate=1e30']
+  outcome = run_in_process(launch.run, *flags, '--number_of_steps=9', '--tensorcheck_enable_checks')
+  assert 'logits' in outcome.error
+  assert _verified(tmp_path / 'train') == 0
+
+
+@contextlib.contextmanager
+def _small_disk(room):
+  """No file can grow beyond `room` bytes, as on a full disk: the system refuses to write on."""
+  soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+  resource.setrlimit(resource.RLIMIT_FSIZE, (room, hard))
+  try:
+    yield lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+  finally:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def _size_of_checkpoint(run):
+  return (run.folder / 'model.ckpt-2.data-00000-of-00001').stat().st_size
+
+
+@pytest.fixture
+def seconds_pass(monkeypatch):
+  """A clock on which each look at it takes a second."""
+  for module in (hooks, summary_hook):
+    clock = itertools.count(1000.0)
+    monkeypatch.setattr(module, 'time', types.SimpleNamespace(monotonic=lambda c=clock: next(c)))
+
+
+def _complaints(outcome):
+  return [line for line in outcome.error_lines if re.match(r'E\d{4} .* could not be saved', line)]
+
+
+@pytest.mark.usefixtures('seconds_pass')
+def test_training_goes_on_when_the_disk_is_full(setting, two_steps, tmp_path):
+  base = shutil.copytree(two_steps.folder.parent, tmp_path / 'base')
+  before = files_in(base)
+  flags = [*setting.flags(base), *setting.network, _SEED, '--save_interval_secs=1']
+  with _small_disk(_size_of_checkpoint(two_steps) - 1):
+    outcome = run_in_process(launch.run, *flags, '--number_of_steps=52')
+  assert outcome.status == 1
+  *complaints, error = outcome.error_lines
+  # Each step takes at least two seconds, and not many more.
+  assert 2 <= len(complaints) < 6
+  assert complaints == _complaints(outcome)
+  assert 'training goes on without' in complaints[0]
+  assert 'the last checkpoint, of step 52, could not be saved: ' in error
+  assert 'step 50: loss' in outcome.stderr or 'step 51: loss' in outcome.stderr
+  assert _verified(base / 'train') == 2
+  events = {name for name in files_in(base) - before if 'tfevents' in name}
+  assert files_in(base) == before | events
+  assert_same_values(two_steps.values(2), TrainRun(base / 'train', outcome).values(2))
+
+
+@pytest.mark.usefixtures('seconds_pass')
+def test_saving_is_tried_again_until_there_is_room(setting, two_steps, tmp_path, monkeypatch):
+  with _small_disk(_size_of_checkpoint(two_steps) - 1) as make_room:
+    after_run = ProgressLog.after_run
+
+    def making_room(hook, context, values):
+      after_run(hook, context, values)
+      if values.results[0] == 6:
+        make_room()
+
+    monkeypatch.setattr(ProgressLog, 'after_run', making_room)
+    flags = [*setting.flags(tmp_path), *setting.network, _SEED, '--save_interval_secs=1']
+    outcome = run_in_process(launch.run, *flags, '--number_of_steps=9')
+  assert outcome.status == 0
+  assert outcome.error_lines == _complaints(outcome)
+  assert len(outcome.error_lines) == 1
+  assert _saved_steps(outcome.stderr) == [6, 7, 8, 9]
+  assert TrainRun(tmp_path / 'train', outcome).steps == [6, 7, 8, 9]
+  assert not _partial_files(tmp_path)
+
+
+@pytest.mark.soak
+@pytest.mark.usefixtures('seconds_pass')
+@pytest.mark.parametrize('pages', range(6))
+def test_disk_that_is_full(setting, two_steps, tmp_path, pages):
+  """A file system with room for three checkpoints and some pages more, where others are kept."""
+  size = sum(path.stat().st_size for path in two_steps.folder.glob('model.ckpt-2.*'))
+  room = 3 * size + sum(path.stat().st_size for path in two_steps.folder.glob('events*'))
+  disk = tmp_path / 'disk'
+  disk.mkdir()
+  mount = ['mount', '-t', 'tmpfs', '-o', f'size={room + pages * mmap.PAGESIZE}', 'none', str(disk)]
+  if subprocess.run(mount, capture_output=True, check=False).returncode:
+    pytest.skip('no right to mount a file system')
+  try:
+    flags = [*setting.flags(disk), *setting.network, _SEED, '--save_interval_secs=1']
+    outcome = run_in_process(launch.run, *flags, '--number_of_steps=12')
+    assert outcome.status == 1
+    assert 'No space left on device' in outcome.error_lines[-1]
+    assert 'the last checkpoint, of step 12, could not be saved' in outcome.error_lines[-1]
+    assert _verified(disk / 'train') >= 1
+    assert not _partial_files(disk)
+    for step in (run := TrainRun(disk / 'train', outcome)).steps:
+      run.values(step)
+  finally:
+    subprocess.run(['umount', str(disk)], check=True)
