@@ -11,6 +11,7 @@ from absl import flags
 
 from isl import command_line
 from isl.checkpoints.checkpoint import Checkpoint, find_newest
+from isl.checkpoints.saving import make_saver
 from isl.core.channels import ImageKey, StackSpec
 from isl.core.experiment import Experiment
 from isl.core.statistic import Statistic
@@ -21,7 +22,6 @@ from isl.inference.controller import HeadGroup, Labeler
 from isl.training import train
 from isl.training.graph import TrainingGraph
 from isl.training.start import find_start
-from isl.training.variables import make_saver
 
 
 def make_experiment(**options: object) -> Experiment:

@@ -33,7 +33,7 @@ from specimen import CHANNELS, Specimen
 
 from isl.core.channels import MAXPROJECT
 from isl.images import png_io
-from isl.programs.random_field import image_name
+from isl.images.png_folders import image_name
 
 # Intensities are shares of a pixel's full range: light without a specimen, the photons that fill a
 # pixel, the deviation of reading it.

@@ -12,7 +12,6 @@ import pytest
 
 from isl.core.channels import MAXPROJECT, ImageKey
 from isl.images import png_folders, png_io
-from isl.programs import random_field
 from tests.support.program import REPOSITORY
 
 DATA_SAMPLE = REPOSITORY / 'data_sample'
@@ -164,7 +163,7 @@ def folder(tmp_path_factory):
 
 def test_names_are_the_samples_and_a_field_has_13_depths_and_3_labels(folder):
   fields = png_folders.find_image_sets(folder)
-  assert [field.name for field in fields] == [random_field.field_name(w) for w in ('A1', 'B3')]
+  assert [field.name for field in fields] == [png_folders.field_name(w) for w in ('A1', 'B3')]
   for field in fields:
     image_set = field.read()
     assert image_set.size == (96, 128)
@@ -279,7 +278,7 @@ def test_the_command_line(tmp_path):
   done = _run(f'--directory={tmp_path / "new"}', *flags)
   assert (done.returncode, done.stdout, done.stderr) == (0, '', '')
   fields = png_folders.find_image_sets(tmp_path / 'new')
-  assert [field.name for field in fields] == [random_field.field_name(w) for w in ('A1', 'A2')]
+  assert [field.name for field in fields] == [png_folders.field_name(w) for w in ('A1', 'A2')]
   assert fields[0].read().transmitted_light == 'DIC'
   failed = _run(f'--directory={tmp_path / "file" / "new"}', *flags)
   assert failed.returncode == 1
@@ -294,7 +293,7 @@ def test_the_command_line(tmp_path):
 )
 def test_the_sample_data_are_what_their_commands_give(name, seed, rows, columns):
   (field,) = png_folders.find_image_sets(DATA_SAMPLE / name)
-  assert field.name == random_field.field_name('A1')
+  assert field.name == png_folders.field_name('A1')
   readme = (DATA_SAMPLE / 'README.md').read_text()
   flags = f'{name} \\\n      --seed {seed} --rows {rows} --columns {columns}\n'
   assert flags in readme
@@ -315,7 +314,7 @@ def test_the_sample_data_are_small():
 
 def test_intensities_alone_do_not_tell_what_is_labeled(tmp_path):
   # As if a network had given these correlations, for the pixels of a crop of 500.
-  name = random_field.field_name('A1')
+  name = png_folders.field_name('A1')
   crop = {'field': name, 'output_offset': [121, 121], 'output_size': [256, 256]}
   (tmp_path / 'run.json').write_text(json.dumps({'fields': [crop]}))
   rows = [f'"{name}",{channel},65536,0.75' for channel in LABELS]

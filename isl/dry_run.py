@@ -6,6 +6,7 @@ import pathlib
 from collections.abc import Iterator
 
 from isl.checkpoints.checkpoint import Checkpoint, find_newest
+from isl.checkpoints.training_record import check_stretch_targets
 from isl.core.channels import MAXPROJECT, ImageKey, StackSpec
 from isl.core.experiment import Experiment, Geometry, Metric, Mode
 from isl.data import data_provider, field_reading
@@ -13,8 +14,8 @@ from isl.images import fields_of_view
 from isl.images.fields_of_view import ImageFiles
 from isl.images.placement import Placement
 from isl.inference import field_labeling, prediction_files, run_results
-from isl.inference.prediction_store import PredictionStore
-from isl.training.start import check_stretch_targets, find_start
+from isl.inference.prediction_files import PredictionStore
+from isl.training.start import find_start
 
 _INDENT = '  '
 

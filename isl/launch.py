@@ -37,7 +37,7 @@ def _run_mode(experiment: Experiment) -> list[str]:
     from isl.export import export
     from isl.inference import infer
     from isl.models import tensorcheck
-    from isl.training import parameter_server, train
+    from isl.training import cluster_session, train
 
   # It warns of functions that its own Saver uses, over several lines.
   tf.logging.set_verbosity(tf.logging.ERROR)
@@ -50,7 +50,7 @@ def _run_mode(experiment: Experiment) -> list[str]:
   elif experiment.dry_run:
     return dry_run.run(experiment)
   elif experiment.cluster is not None and experiment.cluster.is_ps:
-    parameter_server.run(experiment.cluster)
+    cluster_session.serve(experiment.cluster)
   elif experiment.mode is Mode.TRAIN:
     train.run(experiment)
   elif experiment.mode is Mode.EXPORT:

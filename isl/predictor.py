@@ -25,8 +25,8 @@ from isl.core.channels import ImageKey
 from isl.core.experiment import Inference, InferMethod, InputRange, Padding
 from isl.core.statistic import NUM_CLASSES, AnyStatistic, Statistic
 from isl.data import data_provider
-from isl.images import intensities
 from isl.images.fields_of_view import ImageSet
+from isl.images.pixels import extremes
 from isl.inference import calibration, field_record
 from isl.inference.field_labeling import FieldLabeler, Wanted
 
@@ -216,7 +216,7 @@ def _input_range(text: Any) -> InputRange | None:
 
 
 def _check_floats(stack: np.ndarray, input_range: InputRange | None) -> None:
-  low, high = intensities.extremes(stack)
+  low, high = extremes(stack)
   if input_range is None and not (low >= 0 and high <= 1):
     raise ValueError(
       f'a stack of floats must be in [0, 1] without input_range, got {low:.6g} to {high:.6g}'

@@ -13,12 +13,13 @@ import tifffile
 
 import isl
 from isl import launch
+from isl.checkpoints import saving
 from isl.checkpoints.checkpoint import Checkpoint, find_newest
 from isl.core.channels import TARGET_CHANNELS
 from isl.core.statistic import PICTURE_STATISTICS
 from isl.images import png_folders
 from isl.inference import calibration, field_record
-from isl.programs import bare_checkpoint, random_checkpoint
+from isl.programs import random_checkpoint
 from tests.support.program import InferSetting, finish, python_process, write_image_set
 
 _NAMES = (*(s.name for s in PICTURE_STATISTICS), 'QUANTILE_5', 'QUANTILE_97.5')
@@ -228,8 +229,8 @@ def test_network_that_is_certain(setting, stack, tmp_path):
   values = {name: source.value(name) for name in source.shapes}
   (biases,) = (name for name in values if '/DAPI_CONFOCAL/' in name and name.endswith('biases'))
   values[biases] = np.where(np.arange(256) == 200, 1e4, 0).astype(np.float32)
-  bare_checkpoint.write_values(tmp_path / source.prefix.name, values)
-  bare_checkpoint.name_newest(tmp_path / source.prefix.name)
+  saving.write_values(tmp_path / source.prefix.name, values)
+  saving.name_newest(tmp_path / source.prefix.name)
   with isl.Predictor(tmp_path) as predictor:
     predicted = predictor.predict(stack, statistics=_NAMES, labels=_LABELS[1:])
   of_label = predicted['DAPI_CONFOCAL']

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Iterable
+from typing import Any
+
 from absl import flags
 
-from isl import flag_groups
 from isl.core import statistic
 from isl.core.experiment import (
   DEFAULT_BASE_DEPTH,
@@ -22,7 +25,63 @@ from isl.core.experiment import (
 )
 from isl.core.statistic import Statistic
 
+GROUP_PREFIX = 'isl: '
 FLAGS = flags.FLAGS
+
+
+class Group:
+  """Defines flags under a title of --helpfull."""
+
+  def __init__(self, title: str):
+    self._module_name = GROUP_PREFIX + title
+
+  def _define(self, define: Callable[..., Any], name: str, *args: Any, **kwargs: Any) -> None:
+    define(name, *args, module_name=self._module_name, **kwargs)
+    flags.declare_key_flag(name)
+
+  def text(self, name: str, default: str | None, meaning: str) -> None:
+    """A string."""
+    self._define(flags.DEFINE_string, name, default, meaning)
+
+  def switch(self, name: str, default: bool, meaning: str) -> None:
+    """--name or --noname."""
+    self._define(flags.DEFINE_boolean, name, default, meaning)
+
+  def integer(self, name: str, default: int | None, meaning: str, *, least: int = 1) -> None:
+    """A whole number of at least `least`."""
+    self._define(flags.DEFINE_integer, name, default, meaning, lower_bound=least)
+
+  def number(self, name: str, default: float, meaning: str, *, least: float = 0.0) -> None:
+    """A finite number of at least `least`."""
+    self._define(flags.DEFINE_float, name, default, meaning, lower_bound=least)
+    flags.register_validator(name, math.isfinite, 'must be a finite number')
+
+  def choice(self, name: str, default: str, allowed: Iterable[str], meaning: str) -> None:
+    """One of `allowed`."""
+    self._define(flags.DEFINE_enum, name, default, list(allowed), meaning)
+
+  def names(self, name: str, default: list[str] | None, meaning: str) -> None:
+    """A comma list without repetitions."""
+    self._define(flags.DEFINE_list, name, default, meaning)
+    flags.register_validator(name, _no_name_twice)
+
+  def choices(self, name: str, default: list[str], allowed: list[str], meaning: str) -> None:
+    """A comma list of some of `allowed`."""
+    self.names(name, default, f'{meaning} A comma list of {", ".join(allowed)}.')
+
+    def all_allowed(values: list[str]) -> bool:
+      wrong = [value for value in values if value not in allowed]
+      if wrong:
+        raise flags.ValidationError(f'{", ".join(wrong)} is not one of {", ".join(allowed)}')
+      return True
+
+    flags.register_validator(name, all_allowed)
+
+
+def _no_name_twice(values: list[str] | None) -> bool:
+  if values and len(set(values)) < len(values):
+    raise flags.ValidationError('names one of them twice')
+  return True
 
 
 def _are_statistics(values: list[str]) -> bool:
@@ -34,7 +93,7 @@ def _are_statistics(values: list[str]) -> bool:
 
 
 # fmt: off
-_run = flag_groups.Group('what to run')
+_run = Group('what to run')
 _run.choice('mode', 'TRAIN', [m.name for m in Mode], 'What to do.')
 _run.choice('metric', 'LOSS', [m.name for m in Metric],
             'What an evaluation computes. TRAIN goes with LOSS, EXPORT with STITCH.')
@@ -51,7 +110,7 @@ _run.integer('random_seed', None,
 _run.switch('tensorcheck_enable_checks', False,
             'Check shapes, bounds and finiteness of tensors at run time.')
 
-_data = flag_groups.Group('images')
+_data = Group('images')
 _data.switch('read_pngs', False,
              'Read images (PNGs or what bioio reads); otherwise TFRecord shards.')
 _data.names('dataset_train_directory', None,
@@ -83,7 +142,7 @@ _data.integer('data_batch_size', 4, 'Examples of shards decoded at once.')
 _data.integer('data_batch_num_threads', 4, 'Shards read at the same time.')
 _data.integer('data_batch_capacity', 8, 'Examples of shards among which the next is drawn.')
 
-_network = flag_groups.Group('network and checkpoint')
+_network = Group('network and checkpoint')
 _network.text('restore_directory', '',
               'Folder of the checkpoint to start from (TRAIN) or to use (all others); without it,'
               ' these use the newest in BASE/train.')
@@ -97,7 +156,7 @@ _network.integer('base_depth', DEFAULT_BASE_DEPTH,
 _network.integer('num_z_values', DEFAULT_NUM_Z_VALUES,
                  "z depths that the network reads. Where not given, the checkpoint's.")
 
-_training = flag_groups.Group('training')
+_training = Group('training')
 _training.choice('optimizer', 'ADAM', [o.name for o in Optimizer], 'The optimizer.')
 _training.number('learning_rate', 1e-4, 'The learning rate.')
 flags.register_validator('learning_rate', lambda rate: rate > 0, 'must be positive')
@@ -122,7 +181,7 @@ _training.integer('number_of_steps', None,
 _training.integer('save_summaries_secs', 180, 'Seconds between summaries.')
 _training.integer('save_interval_secs', 180, 'Seconds between checkpoints.')
 
-_evaluation = flag_groups.Group('evaluation')
+_evaluation = Group('evaluation')
 _evaluation.integer('eval_interval_secs', 15, 'Seconds between evaluations.', least=0)
 _evaluation.integer('eval_delay_secs', 0, 'Seconds before the first evaluation.', least=0)
 _evaluation.switch('eval_once', False, 'Evaluate the newest checkpoint, and exit.')
@@ -131,7 +190,7 @@ _evaluation.integer('stitch_crop_size', 500,
                     "Crop at the image's top left for STITCH and INFER_FULL, in pixels; 0: the"
                     ' whole image.', least=0)
 
-_inference = flag_groups.Group('inference (INFER_FULL)')
+_inference = Group('inference (INFER_FULL)')
 _inference.names('infer_channel_whitelist', None,
                  'Target channels to infer, in this order; without it, all that the checkpoint'
                  ' predicts.')
@@ -162,7 +221,7 @@ _inference.choice('infer_method', 'DENSE', [m.name for m in InferMethod],
                   ' patch by itself. The same numbers.')
 _inference.switch('infer_continuously', False, 'Infer again whenever a new checkpoint appears.')
 
-_machines = flag_groups.Group('many machines')
+_machines = Group('many machines')
 _machines.text('master', 'local',
                "TensorFlow master; '' and local: in this process. Else this worker's own address,"
                ' grpc://host:port.')

@@ -13,6 +13,7 @@ import zarr
 
 import isl
 from isl import launch
+from isl.checkpoints import saving
 from isl.checkpoints.checkpoint import Checkpoint, find_newest
 from isl.core.channels import MAXPROJECT
 from isl.images import png_folders, png_io
@@ -255,7 +256,7 @@ def overconfident(tmp_path_factory):
   for name in values:
     if name.startswith('head/') and name.endswith(('Conv/weights', 'Conv/biases')):
       values[name] = 2 * values[name]
-  bare_checkpoint.write_values(checkpoint.prefix, values)
+  saving.write_values(checkpoint.prefix, values)
   return folder
 
 

@@ -16,8 +16,8 @@ import time
 import pytest
 
 from isl import launch
-from isl.data import field_reading, shard_writing
-from isl.images import png_folders
+from isl.data import shard_writing
+from isl.images import finding, png_folders
 from tests.support.microscope import write_ome_tiff, write_ome_zarr
 from tests.support.program import (
   InferRun,
@@ -235,9 +235,7 @@ def test_waits_for_workers_and_labels_with_them(setting, cluster):
 def test_shards_by_relative_names_until_all_are_lost(setting, plate, cluster):
   """First the only worker, then, while another is waited for, the scheduler."""
   base = setting.new_folder()
-  shard_writing.write_shards(
-    field_reading.find_in([plate]), str(base / 's-%d'), 1, shard_writing.Cut()
-  )
+  shard_writing.write_shards(finding.find_all([plate]), str(base / 's-%d'), 1, shard_writing.Cut())
   flags = [f for f in setting.flags(base, plate) if 'pngs' not in f and 'dataset' not in f]
   cluster.start_worker()
   outcome = _run_on(

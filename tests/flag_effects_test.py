@@ -16,11 +16,11 @@ from absl.testing import flagsaver
 
 from isl import command_line, launch
 from isl.checkpoints.checkpoint import Checkpoint, find_newest
-from isl.data import field_reading, shard_patches, shard_reading, shard_writing
+from isl.data import shard_patches, shard_reading, shard_writing, streams
 from isl.data.patches import Patches
 from isl.data.shard_writing import Cut
+from isl.images import finding
 from isl.inference import controller, field_labeling
-from isl.training import train
 from isl.training.start import find_start
 from tests.support.program import (
   InferSetting,
@@ -53,7 +53,7 @@ def images(tmp_path_factory):
 def shards(images, tmp_path_factory):
   """The flags that name two shards of them."""
   pattern = str(tmp_path_factory.mktemp('shards') / 's-%d')
-  shard_writing.write_shards(field_reading.find_in([images]), pattern, 2, Cut())
+  shard_writing.write_shards(finding.find_all([images]), pattern, 2, Cut())
   return (f'--dataset_pattern={pattern}', '--dataset_num_shards=2', '--train_on_full_dataset')
 
 
@@ -63,7 +63,7 @@ def _patches(*more):
   with flagsaver.flagsaver():
     flags.FLAGS(['isl-launch', *given, '--loss_crop_size=60'])
     experiment = command_line.make_experiment()
-  return experiment, train.make_patches(experiment, find_start(experiment), seed=1)
+  return experiment, streams.make_patches(experiment, find_start(experiment), seed=1)
 
 
 def _read(experiment, patches, count):

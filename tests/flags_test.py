@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from absl import flags
 
-from isl import flag_groups, program_flags
+from isl import program_flags
 
 ISL = Path(__file__).parent
 
@@ -112,7 +112,7 @@ _LEFT_OUT = ('soak', 'skip', 'skipif', 'xfail')
 def _flags_of_the_program() -> set[str]:
   assert program_flags.FLAGS is flags.FLAGS
   by_group = flags.FLAGS.flags_by_module_dict()
-  prefix = flag_groups.GROUP_PREFIX
+  prefix = program_flags.GROUP_PREFIX
   return {
     f.name for group, defined in by_group.items() if group.startswith(prefix) for f in defined
   }

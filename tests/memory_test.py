@@ -11,9 +11,9 @@ import pytest
 from isl import launch
 from isl.images import png_folders, png_io
 from isl.programs import random_checkpoint
-from tests.support import program
 from tests.support.microscope import write_ome_zarr
 from tests.support.program import (
+  __name__,
   finish,
   make_fovea_shallow,
   python_process,
@@ -85,7 +85,7 @@ def _growth_mb(tmp_path, checkpoint, images, *flags):
     [*_arguments(tmp_path / f'base{i}', checkpoint, folder), *flags]
     for i, folder in enumerate(images)
   ]
-  process = python_process(_GROWTH, program.__name__, launch.__name__, json.dumps(lines))
+  process = python_process(_GROWTH, __name__, launch.__name__, json.dumps(lines))
   outcome = finish(process)
   assert outcome.status == 0, outcome.stderr
   *_, before, after = map(int, outcome.stdout.split())

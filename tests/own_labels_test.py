@@ -18,7 +18,8 @@ from isl.checkpoints.checkpoint import Checkpoint, find_newest
 from isl.core.channels import MAXPROJECT, TARGET_CHANNELS, TRANSMISSION, ImageKey
 from isl.core.statistic import Statistic
 from isl.data import data_provider
-from isl.images import fields_of_view, png_folders
+from isl.images import png_folders
+from isl.images.pixels import intensity
 from isl.inference.controller import HeadGroup, Labeler
 from isl.programs import bare_checkpoint, random_checkpoint
 from isl.training.start import find_start
@@ -246,9 +247,7 @@ def test_losses_are_those_of_each_head(setting, trained, tmp_path):
     # At 0.0, 0.5 and 1.0 of three depths.
     z = key.z if key.z == MAXPROJECT else round(2 * float(key.z))
     recorded = ImageKey(z, 'PHASE_CONTRAST' if key.channel == TRANSMISSION else key.channel)
-    truth.append(
-      np.rint(fields_of_view.intensity(image_set.images[recorded][centre, centre]) * 255)
-    )
+    truth.append(np.rint(intensity(image_set.images[recorded][centre, centre]) * 255))
   labeler = Labeler(
     held.plan(),
     checkpoint,

@@ -1,4 +1,4 @@
-"""Tests of restoration.py through the command line: what a new training starts from."""
+"""Tests of start.py through the command line: what a new training starts from."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from absl import flags
 from absl.testing import flagsaver
 
 from isl import command_line, launch
+from isl.checkpoints import saving
 from isl.checkpoints.checkpoint import Checkpoint
 from isl.core.channels import target_stack
 from isl.models import fovea, networks, plan
-from isl.programs import bare_checkpoint, random_checkpoint
+from isl.programs import random_checkpoint
 from isl.training.start import find_start
 from tests.support.program import TrainSetting, make_fovea_shallow, write_image_set
 
@@ -47,7 +48,7 @@ def checkpoint(setting):
   values = _model_values(prefix)
   values |= {f'{name}/{slot}': v * 0 + 0.5 for name, v in values.items() for slot in _SLOTS}
   values |= {'beta1_power': np.float32(0.1), 'beta2_power': np.float32(0.2)}
-  bare_checkpoint.write_values(prefix, values | {'global_step': np.int64(1000)})
+  saving.write_values(prefix, values | {'global_step': np.int64(1000)})
   return prefix
 
 

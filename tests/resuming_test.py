@@ -1,4 +1,4 @@
-"""Tests of restoration.py and training_record.py: which trainings go on in their BASE."""
+"""Tests of start.py and training_record.py: which trainings go on in their BASE."""
 
 from __future__ import annotations
 

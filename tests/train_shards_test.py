@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from isl import launch
-from isl.data import field_reading, shard_examples, shard_reading, shard_writing
+from isl.data import shard_examples, shard_reading, shard_writing
 from isl.data.shard_examples import Place
 from isl.data.shard_writing import Cut
-from isl.images import png_io
+from isl.images import finding, png_io
 from isl.training import train
 from isl.training.graph import TrainingGraph
 from isl.training.start import find_start
@@ -55,7 +55,7 @@ class _Setting:
       target_channels=_CHANNELS.split(','),
     )
     self.pattern = str(folder / 's-%d')
-    (field,) = field_reading.find_in([self.images])
+    (field,) = finding.find_all([self.images])
     shard_writing.write_shards([field], self.pattern, 2, Cut())
     full = max((folder / 's-0', folder / 's-1'), key=lambda path: path.stat().st_size)
     (tile,) = (record.decode() for record in shard_reading.records(full))
@@ -318,7 +318,7 @@ def test_damage_behind_the_first_example_ends_a_training(setting, tmp_path, monk
   images = tmp_path / 'images'
   wells = [f'A{i}' for i in range(4)]
   write_image_set(images, rows=60, columns=60, wells=wells)
-  found = field_reading.find_in([images])
+  found = finding.find_all([images])
   (path,) = shard_writing.write_shards(found, str(tmp_path / 's-%d'), 1, Cut())
   path.write_bytes(path.read_bytes()[:-20])
   flags = [*setting.shards(str(tmp_path / 's-%d'), 1), '--train_on_full_dataset']

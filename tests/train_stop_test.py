@@ -122,7 +122,7 @@ def _pausing(name):
   from isl.system import quiet
   with quiet.quiet_stderr():
     from isl.training import hooks
-    from isl.training import training_run
+    from isl.training import train
   wrapped = {name}
   def pausing(*arguments):
     for _ in range(2):
@@ -158,7 +158,7 @@ def _stop_in_pause(process, number):
 
 
 def test_signal_while_the_graph_is_built(setting, tmp_path):
-  process = _start(setting, tmp_path, code=_pausing('training_run.TrainingGraph'))
+  process = _start(setting, tmp_path, code=_pausing('train.TrainingGraph'))
   outcome = _stop_in_pause(process, signal.SIGTERM)
   assert 'Stopped by SIGTERM\n' in outcome.stderr
   assert 'step 1: ' not in outcome.stderr
@@ -178,12 +178,12 @@ def test_signal_before_the_first_step(setting, tmp_path):
 def test_signal_while_a_resumed_graph_is_built(setting, two_steps, tmp_path):
   base = shutil.copytree(two_steps.folder.parent, tmp_path / 'base')
   before = {name: (base / name).read_bytes() for name in files_in(base)}
-  process = _start(setting, base, code=_pausing('training_run.TrainingGraph'))
+  process = _start(setting, base, code=_pausing('train.TrainingGraph'))
   _stop_in_pause(process, signal.SIGINT)
   assert {name: (base / name).read_bytes() for name in files_in(base)} == before
 
 
-@pytest.mark.parametrize('name', ['training_run.TrainingGraph', 'hooks.CheckpointSaver.end'])
+@pytest.mark.parametrize('name', ['train.TrainingGraph', 'hooks.CheckpointSaver.end'])
 def test_second_interrupt_stops_at_once(setting, tmp_path, name):
   process = _start(setting, tmp_path, '--number_of_steps=2', code=_pausing(name))
   for again in (False, True):

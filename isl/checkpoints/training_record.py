@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from absl import logging
 
 from isl.checkpoints.checkpoint import Description
+from isl.core.channels import StackSpec
 from isl.core.experiment import Experiment
 from isl.system import files
 
@@ -135,3 +136,36 @@ def as_flag(value: Any) -> str:
   if isinstance(value, list | tuple):
     return ','.join(map(str, value)) or 'empty'
   return 'left out' if value is None else str(value)
+
+
+def check_stretch_targets(stretch_targets: Sequence[str], targets: StackSpec) -> None:
+  """Compares --stretch_targets with the labels that a network predicts.
+
+  Raises:
+    ValueError: one is none of these.
+  """
+  unknown = [channel for channel in stretch_targets if channel not in targets.channels]
+  if unknown:
+    raise ValueError(
+      f'--stretch_targets has {", ".join(unknown)}, which the network does not predict; it predicts'
+      f' {", ".join(targets.channels)}'
+    )
+
+
+def check_stretched_as_trained(experiment: Experiment) -> None:
+  """Compares --stretch_targets with what the checkpoint's training had, if there is a record of it.
+
+  Its predictions are on that scale, and so must be what they are compared with.
+
+  Raises:
+    ValueError: they differ, or the record is damaged.
+  """
+  folder = experiment.checkpoint_directory
+  trained = read_record(folder).get('flags', {}).get('stretch_targets')
+  now = experiment.stretch_targets
+  if trained is not None and in_order(trained) != in_order(now):
+    was = as_flag(trained)
+    raise ValueError(
+      f'the network in {str(folder)!r} was trained with --stretch_targets={was} and predicts on'
+      f' that scale; give that, not {as_flag(now)}'
+    )

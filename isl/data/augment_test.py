@@ -10,6 +10,7 @@ from isl.core.channels import MAXPROJECT, ImageKey
 from isl.core.experiment import Corruption
 from isl.data import augment
 from isl.images import fields_of_view
+from isl.images.pixels import intensity
 
 _NONE = Corruption(multiplier_std=0, offset_std=0, noise_std=0)
 _WHOLE = (slice(None), slice(None))
@@ -193,7 +194,7 @@ def test_jitter_corrupts_transmitted_light_alone(dtype):
       else:
         light = with_corruption.images[key]
         assert light.shape == image.shape
-        was, now = (fields_of_view.intensity(i[_WHOLE]) for i in (image, light))
+        was, now = (intensity(i[_WHOLE]) for i in (image, light))
         differs |= not np.array_equal(was, now)
         assert light.dtype == (np.uint16 if differs else dtype)
     corrupted += differs
@@ -213,7 +214,7 @@ def test_jitter_corrupts_every_input_channel_in_its_range(monkeypatch):
   jittered = augment.jitter(image_set, 0, _NONE, np.random.default_rng(0))
   keys = [ImageKey(z, 'DIC') for z in range(3)] + [ImageKey(z, 'POLARIZATION') for z in range(2)]
   for key, factor, offset in zip(keys, drawn.factors, drawn.offsets, strict=True):
-    seen = fields_of_view.intensity(image_set.images[key][_WHOLE])
+    seen = intensity(image_set.images[key][_WHOLE])
     if key.channel == 'POLARIZATION':
       seen = np.clip((seen - 0.2) / 0.4, 0, 1)
     expected = np.clip(seen * factor + offset, 0, 1)

@@ -11,8 +11,10 @@ import numpy as np
 from isl.core.channels import MAXPROJECT, ImageKey, StackSpec
 from isl.core.experiment import InputRange, Padding
 from isl.core.statistic import NUM_CLASSES
-from isl.images import fields_of_view, intensities
+from isl.images import fields_of_view
 from isl.images.fields_of_view import ImageSet
+from isl.images.pixels import extremes, intensity, maximum, percentiles
+from isl.inference.tiling import Grid
 
 # What `with_stretched` leaves out at either end: dust, dead pixels.
 _STRETCHED_PERCENTILES = (0.1, 99.9)
@@ -115,8 +117,8 @@ def input_percentiles(image_set: ImageSet, channel: str) -> tuple[float, float]:
   if image_set.percentiles is not None:
     return _known(image_set, image_set.percentiles.inputs, channel)
   images = [image_set.images[key] for key in image_set.input_keys if key.channel == channel]
-  low, high = intensities.percentiles(images, _STRETCHED_PERCENTILES)
-  unit = fields_of_view.maximum(images[0].dtype)
+  low, high = percentiles(images, _STRETCHED_PERCENTILES)
+  unit = maximum(images[0].dtype)
   return low / unit, high / unit
 
 
@@ -148,7 +150,7 @@ def _with_input_range(image_set: ImageSet, input_range: InputRange) -> ImageSet:
   ranges = {}
   for channel in dict.fromkeys(key.channel for key in image_set.input_keys):
     key = next(key for key in image_set.input_keys if key.channel == channel)
-    unit = fields_of_view.maximum(image_set.images[key].dtype)
+    unit = maximum(image_set.images[key].dtype)
     if input_range.ends is not None:
       low, high = (end / unit for end in input_range.ends)
     else:
@@ -165,7 +167,7 @@ def _with_input_range(image_set: ImageSet, input_range: InputRange) -> ImageSet:
 
 
 def _check_floats(image_set: ImageSet, key: ImageKey, is_ranged: bool) -> None:
-  low, high = intensities.extremes(image_set.images[key])
+  low, high = extremes(image_set.images[key])
   if is_ranged and math.isfinite(low) and math.isfinite(high):
     return
   if not (low >= 0 and high <= 1):
@@ -205,7 +207,7 @@ def light_crop(
   windows = {key: image_set.images[key][rows, columns] for key in set(keys)}
   # Interleaved before they are converted: the strided pass over the large result is what costs.
   crop = np.stack([windows[key] for key in keys], axis=-1)
-  maxima = np.array([fields_of_view.maximum(windows[key].dtype) for key in keys], np.float32)
+  maxima = np.array([maximum(windows[key].dtype) for key in keys], np.float32)
   result = np.divide(crop, maxima, out=out, dtype=np.float32)
   if image_set.input_ranges:
     for i, key in enumerate(keys):
@@ -340,9 +342,7 @@ def _unstretched(
 ) -> np.ndarray:
   """A target channel that was recorded, float32 [row, column] as on disk."""
   keys = [ImageKey(MAXPROJECT, part) for part in fields_of_view.parts_of(channel)]
-  return np.mean(
-    [fields_of_view.intensity(image_set.images[key][rows, columns]) for key in keys], axis=0
-  )
+  return np.mean([intensity(image_set.images[key][rows, columns]) for key in keys], axis=0)
 
 
 def _check_window(image_set: ImageSet, rows: slice, columns: slice) -> tuple[int, int]:
@@ -357,3 +357,36 @@ def _check_window(image_set: ImageSet, rows: slice, columns: slice) -> tuple[int
       )
     lengths.append(stop - start)
   return lengths[0], lengths[1]
+
+
+class TruthReader:
+  """The labels and the input of a field of view, where its outputs are.
+
+  Attributes:
+    image_set: the field of view.
+    offset: rows and columns of the image in front of the outputs.
+    size: (rows, columns) of the outputs.
+  """
+
+  def __init__(self, image_set: fields_of_view.ImageSet, grid: Grid):
+    """Reads nothing yet."""
+    self.image_set = image_set
+    self.offset = grid.offset
+    self.size = grid.output_size
+
+  def stack(self, stack: StackSpec, rows: slice, columns: slice) -> np.ndarray:
+    """[row, column, z, channel, mask] of a part of the outputs."""
+    window = [slice(s.start + self.offset, s.stop + self.offset) for s in (rows, columns)]
+    is_target = stack.z_values == (MAXPROJECT,)
+    crop = target_crop if is_target else input_crop
+    return crop(self.image_set, stack, window[0], window[1])
+
+  def image(self, key: ImageKey, rows: slice, columns: slice) -> np.ndarray:
+    """One image, float32 [row, column]."""
+    stack = StackSpec(z_values=(key.z,), channels=(key.channel,))
+    return self.stack(stack, rows, columns)[:, :, 0, 0, 0]
+
+  def classes(self, stack: StackSpec, rows: slice, columns: slice) -> np.ndarray:
+    """True classes, uint8 [image, row, column]; 0 without a truth."""
+    classes = classes_of(self.stack(stack, rows, columns)[..., 0])
+    return np.moveaxis(classes.reshape(*classes.shape[:2], -1), -1, 0)

@@ -1,4 +1,4 @@
-"""Tests of training_fields.py."""
+"""Tests of field_reading.py."""
 
 import numpy as np
 import pytest
@@ -13,15 +13,16 @@ from isl.core.channels import (
   target_stack,
 )
 from isl.core.experiment import Corruption, Geometry, InputRange, Sampling
-from isl.data import training_fields
+from isl.data import field_reading
 from isl.data.patches import Patches
-from isl.images import fields_of_view, png_folders, png_io
+from isl.images import png_folders, png_io
+from isl.images.pixels import intensity
 from tests.support.microscope import write_ome_tiff
 from tests.support.program import image_name, shared_path, write_image_set
 
 
 def _read(*folders, inputs=(TRANSMISSION,), channels=TARGET_CHANNELS, stretch_targets=(), **kwargs):
-  return training_fields.read_fields(
+  return field_reading.read_fields(
     folders,
     inputs=input_stack(3, inputs),
     targets=target_stack(channels),
@@ -59,7 +60,7 @@ def test_given_channels_are_stretched_in_every_field(tmp_path):
   for before, field in zip(plain, fields, strict=True):
     assert before.ranges == {}
     assert set(field.ranges) == {'DAPI_CONFOCAL', 'NEURITE_CONFOCAL'}
-    image = fields_of_view.intensity(field.images[ImageKey(MAXPROJECT, 'DAPI_CONFOCAL')])
+    image = intensity(field.images[ImageKey(MAXPROJECT, 'DAPI_CONFOCAL')])
     np.testing.assert_allclose(
       field.ranges['DAPI_CONFOCAL'], np.percentile(image, [0.1, 99.9]), atol=1e-6
     )

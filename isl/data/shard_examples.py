@@ -35,7 +35,8 @@ from typing import Any
 import tensorflow.compat.v1 as tf
 
 from isl.core.channels import MAXPROJECT, ImageKey
-from isl.images.fields_of_view import EncodedSource, ImageFiles, Percentiles
+from isl.images.fields_of_view import ImageFiles, Percentiles
+from isl.images.sources import EncodedSource
 
 _STACK = 'STACK'
 

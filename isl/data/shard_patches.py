@@ -17,23 +17,29 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 import tensorflow.compat.v1 as tf
+from absl import logging
 
-from isl.core.channels import StackSpec
+from isl.core.channels import MAXPROJECT, ImageKey, StackSpec
 from isl.core.experiment import Corruption, Geometry, InputRange, Sampling, ShardReading
-from isl.data import data_provider, shard_crops, shard_examples, shard_reading
+from isl.data import data_provider, shard_examples, shard_reading
 from isl.data.patches import Patches, options
+from isl.data.shard_examples import ShardTile
 from isl.data.shard_reading import Record, Shards
 from isl.images.fields_of_view import ImageSet
+from isl.images.sources import ImageSource
 
 # What random numbers are for, between the seed and a running number.
 _CROP, _PATCHES, _SHARDS, _SHUFFLE = range(4)
 # Of a batch's tensors.
 _TYPES = (tf.float32, tf.uint8, tf.float32, tf.float32)
 _INT64_MAX = np.iinfo(np.int64).max
+# After so many Examples, what none of them had is missed.
+_MANY_EXAMPLES = 64
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -107,7 +113,7 @@ class ShardPatches:
     self._augment = augment
     self._corruption = corruption
     wanted = (*preparation.wanted_targets, *preparation.stretch_targets)
-    self._labels = shard_crops.LabelWatch(targets, wanted)
+    self._labels = LabelWatch(targets, wanted)
     self._first, crop = self._find_first()
     self.input_shape, self.target_shape = crop.input_shape, crop.target_shape
     self.per_crop = crop.per_crop
@@ -136,13 +142,13 @@ class ShardPatches:
     if tile is None:
       return None
     if not self._preparation.leave_out_others:
-      shard_crops.check_labels(tile, self._inputs, self._targets)
+      check_labels(tile, self._inputs, self._targets)
     files = tile.files.select(self._inputs.channels, self._targets.channels)
     rng = np.random.default_rng(self._draw(_CROP, *number))
-    window = shard_crops.draw_window(tile, self._geometry.margin, self._sampling.crop_size, rng)
-    needed = shard_crops.needed_images(files.sources, self._inputs, window)
+    window = draw_window(tile, self._geometry.margin, self._sampling.crop_size, rng)
+    needed = needed_images(files.sources, self._inputs, window)
     try:
-      images = shard_crops.read_window(needed, tile, window)
+      images = read_window(needed, tile, window)
     # The rest was checked before, and a PNG that is damaged is not of this run's making.
     except ValueError as e:
       self.shards.leave_out(record, e)
@@ -151,7 +157,7 @@ class ShardPatches:
       name=f'{tile.files.origin}: {files.name}',
       images=images,
       percentiles=files.percentiles,
-      presence=shard_crops.placed(np.ones(tile.place.image_size, np.uint8), tile, window),
+      presence=placed(np.ones(tile.place.image_size, np.uint8), tile, window),
     )
     image_set = data_provider.prepared(
       image_set, self._preparation.input_range, self._preparation.stretch_targets
@@ -310,3 +316,123 @@ class ShardPatches:
     except (ValueError, OSError) as e:
       self.failure = self.failure or e
       raise
+
+
+def check_labels(tile: ShardTile, inputs: StackSpec, targets: StackSpec) -> None:
+  """Raises ValueError if an Example has a label that the network does not know."""
+  files = tile.files
+  others = files.other_targets(inputs.channels, targets.channels)
+  if others:
+    raise ValueError(
+      f'{files.origin} has images of {", ".join(others)} at z {MAXPROJECT}, of which the network'
+      f' knows nothing; it predicts {", ".join(targets.channels)}; give --target_channels'
+      ' with all labels that there are, or with those that it predicts to leave out the others'
+    )
+
+
+def draw_window(
+  tile: ShardTile, margin: int, crop: int, rng: np.random.Generator
+) -> tuple[slice, slice]:
+  """A crop's rows and columns, in pixels of the field of view; some may be outside of it.
+
+  Args:
+    tile: what it is of.
+    margin: zeros around the field of view, in pixels.
+    crop: side of the crop.
+    rng: random numbers.
+
+  Raises:
+    ValueError: the padded Example is smaller than a crop, or was written with too little overlap.
+  """
+  place = tile.place
+  windows = []
+  for i in range(2):
+    first, stop = place.offset[i] - margin, place.offset[i] + place.size[i] + margin
+    begin, end = place.image_offset[i], place.image_offset[i] + place.image_size[i]
+    if first < begin != 0 or stop > end != place.field_size[i]:
+      raise ValueError(
+        f'{tile.files.origin} has too little overlap with its neighbours: this network needs'
+        f' {margin} pixels; make the shards with --tile_overlap {margin} or more'
+      )
+    if stop - first < crop:
+      raise ValueError(
+        f'{tile.files.origin} is {place.size[0]} rows x {place.size[1]} columns; with'
+        f' {margin} pixels around it, that is too small for --loss_crop_size {crop}; expected at'
+        f' most {min(place.size) + 2 * margin}'
+      )
+    start = first + int(rng.integers(stop - first - crop + 1))
+    windows.append(slice(start, start + crop))
+  return windows[0], windows[1]
+
+
+def needed_images(
+  sources: Mapping[ImageKey, ImageSource], inputs: StackSpec, window: tuple[slice, slice]
+) -> dict[ImageKey, ImageSource | None]:
+  """The images; None: the network reads another depth instead."""
+  nothing = np.broadcast_to(np.uint16(0), [w.stop - w.start for w in window])
+  every = ImageSet(name='', images=dict.fromkeys(sources, nothing))
+  numbers = data_provider.images_read(every, inputs)
+  read = {every.input_keys[i] for i in numbers}
+  return {
+    key: source if key.z == MAXPROJECT or key in read else None for key, source in sources.items()
+  }
+
+
+def read_window(
+  sources: Mapping[ImageKey, ImageSource | None], tile: ShardTile, window: tuple[slice, slice]
+) -> dict[ImageKey, np.ndarray]:
+  """The images in a window of the field of view; of None: without a pixel in memory.
+
+  Raises:
+    ValueError: one is damaged.
+  """
+  nothing = np.broadcast_to(np.uint16(0), [w.stop - w.start for w in window])
+  return {
+    key: nothing if source is None else placed(np.asarray(source.read()), tile, window)
+    for key, source in sources.items()
+  }
+
+
+def placed(image: np.ndarray, tile: ShardTile, window: tuple[slice, slice]) -> np.ndarray:
+  """A window of the field of view, out of a tile's image; zeros are where that has no pixels."""
+  result = np.zeros([w.stop - w.start for w in window], image.dtype)
+  read, written = [], []
+  for w, begin, size in zip(window, tile.place.image_offset, image.shape, strict=True):
+    first, stop = max(w.start, begin), min(w.stop, begin + size)
+    read.append(slice(first - begin, stop - begin))
+    written.append(slice(first - w.start, stop - w.start))
+  result[written[0], written[1]] = image[read[0], read[1]]
+  return result
+
+
+class LabelWatch:
+  """Which labels Examples have."""
+
+  def __init__(self, targets: StackSpec, wanted: Iterable[str]):
+    """Nothing has been seen yet; `wanted` are missed one by one."""
+    self._channels = targets.channels
+    self._wanted = set(wanted)
+    self._found: set[str] = set()
+    self._count = 0
+    self._lock = threading.Lock()
+
+  def see(self, masks: np.ndarray) -> None:
+    """Takes note of an Example's labels, [channel].
+
+    Raises:
+      ValueError: none of many had any.
+    """
+    with self._lock:
+      self._count += 1
+      self._found |= {c for c, mask in zip(self._channels, masks, strict=True) if mask}
+      if self._count != _MANY_EXAMPLES:
+        return
+    if not self._found:
+      raise ValueError(
+        f'none of {_MANY_EXAMPLES} examples drawn from the shards has an image of a label at z'
+        f' {MAXPROJECT}; the network predicts {", ".join(self._channels)}'
+      )
+    for channel in sorted(self._wanted - self._found):
+      logging.warning(
+        'None of %d examples drawn from the shards has an image of %s', _MANY_EXAMPLES, channel
+      )

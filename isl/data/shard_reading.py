@@ -18,7 +18,8 @@ from isl.core.channels import ImageKey
 from isl.core.experiment import ShardReading
 from isl.data import shard_examples
 from isl.data.shard_examples import DamagedError, ShardTile
-from isl.images.fields_of_view import EncodedSource, ImageFiles
+from isl.images.fields_of_view import ImageFiles
+from isl.images.sources import EncodedSource
 from isl.system.progress import Progress
 
 # What a file that TensorFlow compressed begins with.

@@ -8,7 +8,7 @@ import pytest
 import tensorflow.compat.v1 as tf
 
 from isl.core.experiment import ShardReading
-from isl.data import field_reading, shard_reading, shard_writing
+from isl.data import shard_reading, shard_writing
 from isl.data.shard_examples import DamagedError
 from isl.data.shard_reading import Shards
 from isl.data.shard_writing import Cut
@@ -38,7 +38,7 @@ def shard(request, images, tmp_path) -> pathlib.Path:
   """A shard of all of them."""
   pattern = str(tmp_path / 's-%d')
   (path,) = shard_writing.write_shards(
-    field_reading.find_in([images]), pattern, 1, Cut(gzip=request.param)
+    finding.find_all([images]), pattern, 1, Cut(gzip=request.param)
   )
   return path
 
@@ -184,7 +184,7 @@ def test_end_of_a_shard_is_looked_at_where_it_is_too_early(shard):
 
 def test_fields_of_view_are_found_and_read_when_they_are_needed(shard, images):
   found = shard_reading.find_fields(_reading(shard))
-  originals = field_reading.find_in([images])
+  originals = finding.find_all([images])
   assert [field.name for field in found] == [field.name for field in originals]
   for field, original in zip(found, originals, strict=True):
     assert set(field.paths.values()) == {shard}

@@ -29,7 +29,8 @@ from isl.core.channels import MAXPROJECT, SYNTHETIC_CHANNELS, ImageKey
 from isl.data import data_provider, shard_examples
 from isl.data.shard_examples import Place
 from isl.images import png_io
-from isl.images.fields_of_view import ImageFiles, ImageSet, Percentiles, Pixels
+from isl.images.fields_of_view import ImageFiles, ImageSet, Percentiles
+from isl.images.pixels import Pixels
 from isl.models.networks import NETWORKS
 from isl.system import files
 from isl.system.progress import Progress

@@ -8,10 +8,11 @@ import pytest
 
 from isl.core.channels import ImageKey
 from isl.core.experiment import ShardReading
-from isl.data import data_provider, field_reading, shard_reading, shard_writing
+from isl.data import data_provider, shard_reading, shard_writing
 from isl.data.shard_writing import Cut
-from isl.images import png_io
-from isl.images.fields_of_view import EncodedSource, ImageFiles, ImageSet
+from isl.images import finding, png_io
+from isl.images.fields_of_view import ImageFiles, ImageSet
+from isl.images.sources import EncodedSource
 from tests.support.program import files_in, write_image_set
 
 _CHANNELS = ('GFP', 'MAP2_CONFOCAL', 'NFH_CONFOCAL')
@@ -19,7 +20,7 @@ _CHANNELS = ('GFP', 'MAP2_CONFOCAL', 'NFH_CONFOCAL')
 
 def _images(folder: pathlib.Path, rows=40, columns=30, **arguments) -> list[ImageFiles]:
   write_image_set(folder, rows=rows, columns=columns, channels=_CHANNELS, **arguments)
-  return field_reading.find_in([folder])
+  return finding.find_all([folder])
 
 
 def _read(paths: list[pathlib.Path]) -> list[ImageFiles]:

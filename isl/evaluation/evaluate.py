@@ -20,17 +20,11 @@ from absl import logging
 
 from isl.checkpoints import watching
 from isl.checkpoints.checkpoint import Checkpoint, Description
+from isl.checkpoints.training_record import check_stretch_targets, check_stretched_as_trained
 from isl.core.channels import TRANSMISSION, ImageKey, StackSpec
 from isl.core.experiment import Corruption, Experiment, Geometry, Loss, Metric, Mode, Panel
 from isl.core.statistic import Statistic
-from isl.data import (
-  augment,
-  data_provider,
-  field_reading,
-  shard_patches,
-  shard_reading,
-  training_fields,
-)
+from isl.data import augment, data_provider, field_reading, shard_patches, shard_reading
 from isl.data.patches import Patches
 from isl.evaluation import best_checkpoint
 from isl.images import fields_of_view, finding
@@ -41,7 +35,6 @@ from isl.report import visualize
 from isl.report.event_files import SummaryWriter
 from isl.system import files
 from isl.system.progress import Progress
-from isl.training.start import check_stretch_targets, check_stretched_as_trained
 
 # Patches computed together.
 _BATCH = 4
@@ -243,7 +236,7 @@ class _Losses(_Evaluator):
         corruption=_NO_CORRUPTION,
       )
     if self._read_for != (inputs, targets):
-      self._folders = training_fields.read_fields(
+      self._folders = field_reading.read_fields(
         self._experiment.image_directories,
         inputs=inputs,
         targets=targets,

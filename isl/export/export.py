@@ -33,7 +33,7 @@ from isl.core.experiment import Experiment, ExportFormat
 from isl.export import onnx_export
 from isl.export.export_graph import INPUT, ExportedGraph
 from isl.inference import field_labeling
-from isl.system import folders
+from isl.system import files
 
 _PREDICT, _DESCRIBE = 'predict', 'describe'
 _SAVED_MODEL, _ONNX, _RECORD = 'saved_model.pb', 'model.onnx', 'run.json'
@@ -66,7 +66,7 @@ def run(experiment: Experiment) -> None:
   step = checkpoint.describe().global_step
   folder = experiment.export.directory / str(step)
   logging.info('Checkpoint %s, step %d', checkpoint.prefix, step)
-  with folders.whole_folder(folder, lambda older: _may_replace(older, name)) as partial:
+  with files.whole_folder(folder, lambda older: _may_replace(older, name)) as partial:
     if is_onnx:
       onnx_export.write(graph, partial / name, _description(graph))
     else:

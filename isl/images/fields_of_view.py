@@ -7,8 +7,7 @@ import dataclasses
 import functools
 import os
 import pathlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -21,90 +20,11 @@ from isl.core.channels import (
   ImageKey,
 )
 from isl.images import png_io
-from isl.images.spill import Spill
+from isl.images.pixels import Pixels, Spill, intensity
+from isl.images.sources import ImageSource
 
-# Rows of an image that are looked at together where it may be larger than the memory.
-_BAND = 256
 # A field of view's images that take more are kept on the disk.
 _MOST_BYTES = 1 << 28
-
-
-class Pixels(Protocol):
-  """An image that can be read in parts: a NumPy array, or one that is read when it is sliced."""
-
-  @property
-  def shape(self) -> tuple[int, ...]:
-    """(rows, columns)."""
-
-  @property
-  def dtype(self) -> np.dtype[Any]:
-    """uint8, uint16 or float32."""
-
-  def __getitem__(self, window: tuple[slice, slice], /) -> np.ndarray:
-    """The pixels of a window."""
-
-
-class ImageSource(Protocol):
-  """Where one image of a field of view is.
-
-  Attributes:
-    path: of its file, which may hold other images, too.
-  """
-
-  @property
-  def path(self) -> pathlib.Path:
-    """The file, or the folder of an OME-Zarr."""
-
-  @property
-  def size(self) -> tuple[int, int]:
-    """(rows, columns), without decoding it; raises OSError or ValueError like `read`."""
-
-  def read(self) -> Pixels:
-    """Opens or decodes it; raises OSError or ValueError, which name the file."""
-
-
-@dataclasses.dataclass(frozen=True)
-class PngSource:
-  """An image that is a PNG of its own.
-
-  Attributes:
-    path: the file.
-  """
-
-  path: pathlib.Path
-
-  @property
-  def size(self) -> tuple[int, int]:
-    """(rows, columns), from the file's header."""
-    return png_io.read_size(self.path)
-
-  def read(self) -> np.ndarray:
-    """Decodes it, see `png_io.read_png`."""
-    return png_io.read_png(self.path)
-
-
-@dataclasses.dataclass(frozen=True)
-class EncodedSource:
-  """An image that is a PNG within another file.
-
-  Attributes:
-    path: that file.
-    shown: how errors name the image.
-    load: gives the PNG's contents; raises OSError or ValueError.
-  """
-
-  path: pathlib.Path
-  shown: str
-  load: Callable[[], bytes]
-
-  @property
-  def size(self) -> tuple[int, int]:
-    """(rows, columns), from the PNG's header."""
-    return png_io.decode_size(self.load(), self.shown)
-
-  def read(self) -> np.ndarray:
-    """Decodes it, see `png_io.decode_png`."""
-    return png_io.decode_plain_png(self.load(), self.shown)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -118,16 +38,6 @@ class Percentiles:
 
   inputs: Mapping[str, tuple[float, float]]
   targets: Mapping[str, tuple[float, float]]
-
-
-def maximum(dtype: np.dtype[Any]) -> float:
-  """What stands for the intensity 1: the largest whole number of the type; 1 of floats."""
-  return float(np.iinfo(dtype).max) if dtype.kind == 'u' else 1.0
-
-
-def intensity(image: np.ndarray) -> np.ndarray:
-  """As float32 in [0, 1]: divided by the type's maximum; floats as they are."""
-  return image / np.float32(maximum(image.dtype))
 
 
 def recorded_channels(channel: str) -> tuple[str, ...]:
@@ -202,12 +112,6 @@ class ImageSet:
       return values
     low, high = (np.float32(end) for end in self.input_ranges[key.channel])
     return np.clip((values - low) / (high - low), 0, 1)
-
-
-def bands(image: Pixels) -> Iterator[np.ndarray]:
-  """An image's rows from the top down, some at a time."""
-  for first in range(0, image.shape[0], _BAND):
-    yield image[first : first + _BAND, :]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -1,11 +1,12 @@
-"""Tests of image_io.py."""
+"""Tests of fields_of_view.py."""
 
 import numpy as np
 import pytest
 from absl import logging
 
 from isl.core.channels import MAXPROJECT, TARGET_CHANNELS, TRANSMITTED_LIGHT_CHANNELS, ImageKey
-from isl.images import fields_of_view, image_names, png_folders, png_io
+from isl.images import png_folders, png_io
+from isl.images.pixels import intensity
 from tests.support.program import PUBLISHED, SAMPLE, image_name, shared_path, write_image_set
 
 _SAMPLE = (
@@ -65,21 +66,21 @@ def _error(function, *arguments) -> str:
   ],
 )
 def test_name_is_parsed(name, field, key):
-  assert image_names.parse_name(name) == image_names.ImageName(
+  assert png_folders.parse_name(name) == png_folders.ImageName(
     field=field, key=key, is_mask=False, is_prediction=False
   )
 
 
 @pytest.mark.parametrize('field', [_SAMPLE, _PUBLISHED, 'well-A4', ''])
 def test_prediction_name_gives_the_field_back(field):
-  name = image_names.prediction_name(field, 'DAPI_CONFOCAL', 'MEDIAN')
-  assert image_names.parse_name(name) == image_names.ImageName(
+  name = png_folders.prediction_name(field, 'DAPI_CONFOCAL', 'MEDIAN')
+  assert png_folders.parse_name(name) == png_folders.ImageName(
     field=field, key=ImageKey(MAXPROJECT, 'DAPI_CONFOCAL'), is_mask=False, is_prediction=True
   )
 
 
 def test_prediction_name_is_in_the_published_dialect():
-  assert image_names.prediction_name('well-A4', 'DAPI_CONFOCAL', 'MEDIAN') == (
+  assert png_folders.prediction_name('well-A4', 'DAPI_CONFOCAL', 'MEDIAN') == (
     'well-A4,depth_computation,value-MAXPROJECT,channel,value-DAPI_CONFOCAL,'
     'statistic,value-MEDIAN,kind,value-PREDICTED.png'
   )
@@ -96,7 +97,7 @@ def test_prediction_name_is_in_the_published_dialect():
   ],
 )
 def test_masks_and_predictions_are_recognized(end, is_mask, is_prediction):
-  name = image_names.parse_name(f'z_depth-0,channel-DIC{end}.png')
+  name = png_folders.parse_name(f'z_depth-0,channel-DIC{end}.png')
   assert (name.is_mask, name.is_prediction) == (is_mask, is_prediction)
 
 
@@ -122,7 +123,7 @@ def test_masks_and_predictions_are_recognized(end, is_mask, is_prediction):
   ],
 )
 def test_name_of_neither_dialect_is_an_error(name, problem):
-  message = _error(image_names.parse_name, name)
+  message = _error(png_folders.parse_name, name)
   assert message.startswith(f'{name!r} {problem}')
   assert 'expected' in message
 
@@ -191,7 +192,7 @@ def test_masks_and_predictions_are_skipped_with_a_line(tmp_path, logged):
   (expected,) = png_folders.find_image_sets(tmp_path)
   for z in (0, 1):
     (tmp_path / image_name('A4', z, 'PHASE_CONTRAST', is_mask=True)).write_text('')
-  (tmp_path / image_names.prediction_name(name, 'DAPI_CONFOCAL', 'MEDIAN')).write_text('')
+  (tmp_path / png_folders.prediction_name(name, 'DAPI_CONFOCAL', 'MEDIAN')).write_text('')
   assert png_folders.find_image_sets(tmp_path) == [expected]
   assert logged == [f"'{tmp_path}': skipping masks (2), predictions (1)."]
 
@@ -238,7 +239,7 @@ def test_network_s_own_channels_are_selected(tmp_path):
 @pytest.mark.parametrize('dtype', [np.uint8, np.uint16])
 def test_intensity_is_a_share_of_the_types_maximum(dtype):
   maximum = np.iinfo(dtype).max
-  intensities = fields_of_view.intensity(np.array([0, 51, maximum], dtype))
+  intensities = intensity(np.array([0, 51, maximum], dtype))
   assert intensities.dtype == np.float32
   np.testing.assert_array_equal(intensities, np.array([0, 51 / maximum, 1], np.float32))
 
@@ -262,7 +263,7 @@ def test_folder_without_png(tmp_path):
 
 
 def test_folder_of_masks_and_predictions_only(tmp_path):
-  (tmp_path / image_names.prediction_name('well-A4', 'DAPI_CONFOCAL', 'MEDIAN')).write_text('')
+  (tmp_path / png_folders.prediction_name('well-A4', 'DAPI_CONFOCAL', 'MEDIAN')).write_text('')
   (tmp_path / image_name('A4', 0, 'DIC', is_mask=True)).write_text('')
   assert _error(png_folders.find_image_sets, tmp_path).startswith(
     f"'{tmp_path}' has no images in it, only masks (1) and predictions (1); expected"

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import collections
+import dataclasses
 import hashlib
 import os
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from absl import logging
 
-from isl.images import manifest, microscope_files, microscope_scenes, png_folders
-from isl.images.fields_of_view import EncodedSource, ImageFiles, ImageSource
+from isl.images import fields_of_view, manifest, microscope_files, microscope_scenes, png_folders
+from isl.images.fields_of_view import ImageFiles
 from isl.images.microscope_files import PlaneSource
-from isl.images.projection import ProjectionSource
+from isl.images.sources import EncodedSource, ImageSource, ProjectionSource
 
 _OTHERS = (
   f'or a folder of microscope files ({", ".join(microscope_scenes.SUFFIXES)}), one such file, or a'
@@ -147,3 +148,29 @@ def _digest(path: pathlib.Path) -> str:
       while piece := stream.read(_PIECE):
         result.update(piece)
   return result.hexdigest()
+
+
+def find_all(directories: Iterable[pathlib.Path]) -> list[fields_of_view.ImageFiles]:
+  """The fields of view of all folders, files and manifests.
+
+  Those of one name in several of them have the folder's name in theirs, as `folder-NAME`: results
+  are named by them.
+
+  Raises:
+    OSError: a folder is missing.
+    ValueError: there are no images in one, or a field of view is in two folders of one name.
+  """
+  found = [(folder, field) for folder in directories for field in find_fields(folder)]
+  counts = collections.Counter(field.name for _, field in found)
+  fields: dict[str, fields_of_view.ImageFiles] = {}
+  for folder, field in found:
+    name = field.name
+    if counts[name] > 1:
+      name = ','.join(filter(None, (name, f'folder-{folder.resolve().name}')))
+    if name in fields:
+      raise ValueError(
+        f'field of view {field.name!r} is in several folders named {folder.resolve().name!r}; their'
+        ' results would have the same names'
+      )
+    fields[name] = dataclasses.replace(field, name=name)
+  return list(fields.values())

@@ -1,4 +1,4 @@
-"""Tests of datasets.py."""
+"""Tests of finding.py."""
 
 import os
 import pathlib

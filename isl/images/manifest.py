@@ -20,10 +20,10 @@ import re
 from collections.abc import Iterator
 
 from isl.core.channels import MAXPROJECT, ImageKey
-from isl.images import image_names, microscope_files, microscope_scenes
-from isl.images.fields_of_view import ImageFiles, ImageSource, PngSource
+from isl.images import microscope_files, microscope_scenes, png_folders
+from isl.images.fields_of_view import ImageFiles
 from isl.images.microscope_files import MicroscopeFile
-from isl.images.projection import ProjectionSource
+from isl.images.sources import ImageSource, PngSource, ProjectionSource
 
 SUFFIX = '.csv'
 COLUMNS = ('field', 'z', 'channel', 'path')
@@ -145,7 +145,7 @@ def _sources(
 ) -> dict[int | str, ImageSource]:
   """The images that a line names, by z; `files` holds what was opened before."""
   path, wanted = _existing(folder, row)
-  if path.suffix.lower() == image_names.EXTENSION:
+  if path.suffix.lower() == png_folders.EXTENSION:
     if wanted is not None:
       raise ValueError(f'{row.where}: {str(path)!r} is a PNG, which has no channel {wanted!r}')
     found: dict[int | str, ImageSource] = {0: PngSource(path), MAXPROJECT: PngSource(path)}
@@ -157,7 +157,7 @@ def _sources(
       raise ValueError(f'{row.where}: {error}') from error
   else:
     raise ValueError(
-      f'{row.where}: {str(path)!r} is not named like an image; expected {image_names.EXTENSION},'
+      f'{row.where}: {str(path)!r} is not named like an image; expected {png_folders.EXTENSION},'
       f' {", ".join(microscope_scenes.SUFFIXES)}'
     )
   return _at(row, path, found)

@@ -17,9 +17,10 @@ import numpy as np
 
 from isl.core.channels import MAXPROJECT, ImageKey
 from isl.images import microscope_scenes
-from isl.images.fields_of_view import ImageFiles, ImageSource, Pixels
+from isl.images.fields_of_view import ImageFiles
 from isl.images.microscope_scenes import SUFFIXES, Scene
-from isl.images.projection import MaximumPixels
+from isl.images.pixels import MaximumPixels, Pixels
+from isl.images.sources import ImageSource
 
 # Of decoded chunks, in bytes. Windows overlap, and the depths of one are read one after the other;
 # with this, up to 13 depths of four chunks of 1024 x 1024 pixels stay for the next window.
@@ -135,7 +136,7 @@ _chunks = _Chunks()
 
 
 class _PlaneInWindows:
-  """A plane of an OME-Zarr: image_io.Pixels of which only the chunks of a window are decoded."""
+  """A plane of an OME-Zarr: Pixels of which only the chunks of a window are decoded."""
 
   def __init__(self, file: MicroscopeFile, scene: int, channel: int, z: int):
     self._file, self._index, self._channel, self._z = file, scene, channel, z

@@ -13,8 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import tifffile
 
-from isl.images import pyramid
-from isl.images.placement import Placement
+from isl.images.placement import Placement, halved, level_sizes
 from isl.system import files
 
 # Those of OME's pixel types that predictions have; there is none for float16.
@@ -92,7 +91,7 @@ def _holds(dtype: np.dtype, plane: np.ndarray) -> bool:
 def _is_big(shape: tuple[int, int, int], dtype: np.dtype) -> bool:
   """Whether the file might outgrow a classic TIFF: zlib makes noise no smaller."""
   channels, *size = shape
-  pixels = sum(rows * columns for rows, columns in pyramid.level_sizes((size[0], size[1])))
+  pixels = sum(rows * columns for rows, columns in level_sizes((size[0], size[1])))
   return pixels * channels * dtype.itemsize > _MAX_CLASSIC
 
 
@@ -109,11 +108,11 @@ def _write_plane(
     # What tifffile would say of the shape, OME-XML says.
     'metadata': None,
   }
-  levels = len(pyramid.level_sizes((plane.shape[0], plane.shape[1])))
+  levels = len(level_sizes((plane.shape[0], plane.shape[1])))
   tiff.write(plane, subifds=levels - 1, description=xml, **common, **_resolution(placement, 0))
   for level in range(1, levels):
     bands = (plane[row : row + _BAND] for row in range(0, len(plane), _BAND))
-    plane = np.concatenate([pyramid.halved(band) for band in bands])
+    plane = np.concatenate([halved(band) for band in bands])
     tiff.write(plane, subfiletype=1, **common, **_resolution(placement, level))
 
 

@@ -9,8 +9,8 @@ import pytest
 import tifffile
 
 from isl.core.statistic import NUM_CLASSES
-from isl.images import ome_tiff_io, pyramid
-from isl.images.placement import Placement
+from isl.images import ome_tiff_io
+from isl.images.placement import Placement, halved, level_sizes
 from tests.support.program import finish, python_process
 
 _NAMES = ('DAPI_CONFOCAL/MEDIAN', 'NFH_CONFOCAL/QUANTILE_2.5')
@@ -53,11 +53,11 @@ def test_planes_and_their_pyramids_are_read_back(tmp_path, size, dtype, channels
   with tifffile.TiffFile(tmp_path / 'image.ome.tif') as tiff:
     assert tiff.is_ome
     (series,) = tiff.series
-    assert len(series.levels) == len(pyramid.level_sizes(size))
+    assert len(series.levels) == len(level_sizes(size))
     for level in series.levels:
       assert level.dtype == dtype
       np.testing.assert_array_equal(level.asarray().reshape(values.shape), values)
-      values = pyramid.halved(values)
+      values = halved(values)
 
 
 def test_pages_are_tiled_and_compressed(tmp_path):

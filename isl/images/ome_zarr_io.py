@@ -23,9 +23,8 @@ import numpy as np
 import numpy.typing as npt
 
 from isl.core.statistic import NUM_CLASSES
-from isl.images import pyramid
-from isl.images.placement import Placement
-from isl.system import folders
+from isl.images.placement import Placement, halved, level_sizes
+from isl.system import files
 
 # In the group's attributes, what is ours: earlier files of ours may be replaced, others' may not.
 _KEY = 'isl'
@@ -127,9 +126,9 @@ class OmeZarrImage:
     import zarr
 
     with contextlib.ExitStack() as stack:
-      partial = stack.enter_context(folders.whole_folder(self._path, _is_ours))
+      partial = stack.enter_context(files.whole_folder(self._path, _is_ours))
       self._group = zarr.create_group(partial, zarr_format=3)
-      sizes = pyramid.level_sizes(self._shape[1:])
+      sizes = level_sizes(self._shape[1:])
       self._levels = [self._create_level(level, size) for level, size in enumerate(sizes)]
       self._folder = stack.pop_all()
     return self
@@ -188,7 +187,7 @@ class OmeZarrImage:
         for region in _regions(target.shape, target.chunks):
           channels, *sides = region
           covered = (slice(2 * side.start, 2 * side.stop) for side in sides)
-          target[region] = pyramid.halved(source[channels, *covered])
+          target[region] = halved(source[channels, *covered])
       self._describe()
       self._group.attrs[_KEY] = self._attributes
       self._group = None

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from isl.core.statistic import NUM_CLASSES
-from isl.images import ome_zarr_io, pyramid
+from isl.images import ome_zarr_io
 from isl.images.ome_zarr_io import OmeZarrImage
-from isl.images.placement import Placement
+from isl.images.placement import Placement, halved, level_sizes
 from tests.support.program import finish, python_process
 
 zarr = pytest.importorskip('zarr')
@@ -81,10 +81,10 @@ def test_tiles_make_the_image(tmp_path, dtype, tile, written):
 def test_each_level_is_half_of_the_one_before(tmp_path, size, dtype):
   path, values = tmp_path / 'image.zarr', _values(dtype, (2, *size))
   _write(path, values)
-  levels = len(pyramid.level_sizes(size))
+  levels = len(level_sizes(size))
   assert set(zarr.open_group(path, mode='r').array_keys()) == {str(k) for k in range(levels)}
   for level in range(1, levels):
-    values = pyramid.halved(values)
+    values = halved(values)
     np.testing.assert_array_equal(_level(path, level), values)
 
 
@@ -99,7 +99,7 @@ def test_metadata_are_valid_and_say_where_each_level_lies(tmp_path, pixel_size):
   unit = pixel_size and 'micrometer'
   axes = [(axis.name, axis.type, axis.unit) for axis in multiscale.axes]
   assert axes == [('c', 'channel', None), ('y', 'space', unit), ('x', 'space', unit)]
-  assert len(multiscale.datasets) == len(pyramid.level_sizes((600, 30)))
+  assert len(multiscale.datasets) == len(level_sizes((600, 30)))
   height, width = pixel_size or (1, 1)
   for level, dataset in enumerate(multiscale.datasets):
     scale, translation = dataset.coordinateTransformations
@@ -137,7 +137,7 @@ def test_bioio_reads_it(tmp_path):
   assert (image.physical_pixel_sizes.Y, image.physical_pixel_sizes.X) == (0.5, 0.25)
   np.testing.assert_array_equal(image.get_image_data('CYX'), values)
   image.set_resolution_level(1)
-  np.testing.assert_array_equal(image.get_image_data('CYX'), pyramid.halved(values))
+  np.testing.assert_array_equal(image.get_image_data('CYX'), halved(values))
 
 
 def test_ome_zarr_reads_it(tmp_path):
@@ -147,7 +147,7 @@ def test_ome_zarr_reads_it(tmp_path):
   _write(tmp_path / 'image.zarr', values)
   (node,) = reader.Reader(ome_zarr_files.parse_url(tmp_path / 'image.zarr'))()
   assert node.metadata['channel_names'] == list(_NAMES)
-  assert [level.shape[1:] for level in node.data] == pyramid.level_sizes((300, 513))
+  assert [level.shape[1:] for level in node.data] == level_sizes((300, 513))
   np.testing.assert_array_equal(node.data[0], values)
 
 
@@ -207,7 +207,7 @@ def test_exception_amid_the_pyramid_leaves_nothing(tmp_path, monkeypatch):
   def interrupted(image):
     raise KeyboardInterrupt
 
-  monkeypatch.setattr(pyramid, 'halved', interrupted)
+  monkeypatch.setattr(ome_zarr_io, 'halved', interrupted)
   with pytest.raises(KeyboardInterrupt):
     _write(tmp_path / 'image.zarr', _values('uint16', (1, 300, 50)))
   assert not list(tmp_path.iterdir())

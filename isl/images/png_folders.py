@@ -3,15 +3,128 @@
 from __future__ import annotations
 
 import collections
+import dataclasses
 import os
 import pathlib
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 
 from absl import logging
 
 from isl.core.channels import MAXPROJECT, TARGET_CHANNELS, TRANSMISSION, ImageKey
-from isl.images import image_names
-from isl.images.fields_of_view import ImageFiles, PngSource, parts_of, recorded_channels
+from isl.images.fields_of_view import ImageFiles, parts_of, recorded_channels
+from isl.images.sources import PngSource
+
+EXTENSION = '.png'
+
+# All other fields of a name identify the field of view.
+_NOT_IDENTIFYING = ('z_depth', 'depth_computation', 'channel', 'is_mask', 'kind', 'statistic')
+
+EXAMPLES = (
+  "'well-A4,z_depth-3,channel-PHASE_CONTRAST,is_mask-false.png' or"
+  " 'well-A4,depth_computation,value-MAXPROJECT,channel,value-DAPI_CONFOCAL,is_mask-false.png'"
+)
+SAMPLE = 'sample'
+PUBLISHED = 'published'
+# What names begin with.
+_LAB = {
+  SAMPLE: 'lab-FINKBEINER,condition-KEVAN_0_8,acquisition_date,year-2015,month-10,day-5,minute-0',
+  PUBLISHED: 'lab-Finkbeiner,condition-kevan_0_8,acquisition_date,year-2015,month-10,day-5',
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ImageName:
+  """What a file's name says.
+
+  Attributes:
+    field: the field of view: the identifying fields of the name, in its order, joined by commas.
+    key: which of its images.
+    is_mask: it is a mask, not an image.
+    is_prediction: a network made it, not a microscope.
+  """
+
+  field: str
+  key: ImageKey
+  is_mask: bool
+  is_prediction: bool
+
+
+def parse_name(file_name: str) -> ImageName:
+  """Reads a file name of either dialect: comma-separated `key-value` fields.
+
+  `name,value-X` is the same as `name-X`; nothing else collapses.
+
+  Args:
+    file_name: with or without folders in front.
+
+  Raises:
+    ValueError: the name has no channel or no z, or says one of its fields twice or wrongly.
+  """
+  base = pathlib.PurePath(file_name).name
+  stem = base[: -len(EXTENSION)] if base.lower().endswith(EXTENSION) else base
+  identifying, said = [], {}
+  for token in _collapsed(stem.split(',')):
+    name, _, value = token.partition('-')
+    if name not in _NOT_IDENTIFYING:
+      identifying.append(token)
+    elif name in said:
+      raise ValueError(f'{file_name!r} says {name} twice; expected a name like {EXAMPLES}')
+    else:
+      said[name] = value
+  mask = said.get('is_mask', 'false').lower()
+  if mask not in ('true', 'false'):
+    raise ValueError(f"{file_name!r} has is_mask-{mask}; expected 'true' or 'false'")
+  return ImageName(
+    field=','.join(identifying),
+    key=_key(file_name, said),
+    is_mask=mask == 'true',
+    is_prediction=said.get('kind', '').upper() == 'PREDICTED' or 'statistic' in said,
+  )
+
+
+def _collapsed(tokens: Iterable[str]) -> list[str]:
+  """`name,value-X` as `name-X`, all else as it is."""
+  collapsed: list[str] = []
+  for token in tokens:
+    if token.startswith('value-') and collapsed and '-' not in collapsed[-1]:
+      collapsed[-1] += token.removeprefix('value')
+    else:
+      collapsed.append(token)
+  return collapsed
+
+
+def _key(file_name: str, said: Mapping[str, str]) -> ImageKey:
+  """Which image, from the fields of the name that do not identify the field of view."""
+  depth, projection, channel = (said.get(n) for n in ('z_depth', 'depth_computation', 'channel'))
+  if depth is None and projection is None:
+    problem = 'has no z_depth or depth_computation' + ('' if channel else ' and no channel')
+  elif depth is not None and projection is not None:
+    problem = 'has both z_depth and depth_computation'
+  elif not channel:
+    problem = 'has no channel'
+  elif depth is not None and not re.fullmatch('[0-9]{1,9}', depth):
+    problem = f'has z_depth-{depth}, not a whole number'
+  elif projection is not None and projection != MAXPROJECT:
+    problem = f'has depth_computation-{projection}, not {MAXPROJECT}'
+  else:
+    return ImageKey(MAXPROJECT if depth is None else int(depth), channel)
+  raise ValueError(f'{file_name!r} {problem}; expected a name like {EXAMPLES}')
+
+
+def prediction_name(field: str, channel: str, statistic: str) -> str:
+  """The name of a predicted image, in the published dialect.
+
+  Args:
+    field: the field of view, as `parse_name` gives it (and gives it back).
+    channel: the predicted label, DAPI_CONFOCAL say.
+    statistic: of the pixel's distribution, MEDIAN say.
+  """
+  return ','.join(
+    ([field] if field else [])
+    + [f'depth_computation,value-{MAXPROJECT}', f'channel,value-{channel}']
+    + [f'statistic,value-{statistic}', 'kind,value-PREDICTED.png']
+  )
 
 
 def find_image_sets(directory: str | os.PathLike[str]) -> list[ImageFiles]:
@@ -88,15 +201,15 @@ def find_png_fields(directory: pathlib.Path) -> list[ImageFiles]:
   ]
 
 
-def _images(directory: pathlib.Path) -> dict[pathlib.Path, image_names.ImageName]:
+def _images(directory: pathlib.Path) -> dict[pathlib.Path, ImageName]:
   """The folder's images and what their names say; masks and predictions are left out."""
-  names = {path: image_names.parse_name(str(path)) for path in _existing_pngs(directory)}
+  names = {path: parse_name(str(path)) for path in _existing_pngs(directory)}
   masks = sum(name.is_mask for name in names.values())
   predictions = sum(name.is_prediction and not name.is_mask for name in names.values())
   if masks + predictions == len(names):
     raise ValueError(
       f'{str(directory)!r} has no images in it, only masks ({masks}) and predictions'
-      f' ({predictions}); expected names like {image_names.EXAMPLES}'
+      f' ({predictions}); expected names like {EXAMPLES}'
     )
   if masks + predictions:
     logging.info('%r: skipping masks (%d), predictions (%d).', str(directory), masks, predictions)
@@ -111,9 +224,7 @@ def _existing_pngs(directory: pathlib.Path) -> list[pathlib.Path]:
     raise NotADirectoryError(f'{str(directory)!r} is not a folder; expected a folder of PNGs')
   paths = png_paths(directory)
   if not paths:
-    raise ValueError(
-      f'{str(directory)!r} has no PNG in it; expected names like {image_names.EXAMPLES}'
-    )
+    raise ValueError(f'{str(directory)!r} has no PNG in it; expected names like {EXAMPLES}')
   return paths
 
 
@@ -123,7 +234,26 @@ def png_paths(directory: pathlib.Path) -> list[pathlib.Path]:
   return sorted(
     path
     for path in directory.iterdir()
-    if path.suffix.lower() == image_names.EXTENSION
-    and not path.name.startswith('.')
-    and not path.is_dir()
+    if path.suffix.lower() == EXTENSION and not path.name.startswith('.') and not path.is_dir()
+  )
+
+
+def field_name(well: str, dialect: str = SAMPLE) -> str:
+  """What identifies a field of view in the names that `image_name` gives, as isl prints it."""
+  return f'{_LAB[dialect]},well-{well}' + (
+    ',tile_computation-STITCHED' if dialect == SAMPLE else ''
+  )
+
+
+def image_name(
+  well: str, z: int | str, channel: str, *, dialect: str = SAMPLE, is_mask: bool = False
+) -> str:
+  """The file name of an image: of depth `z`, or with z MAXPROJECT."""
+  mask = f'is_mask-{"true" if is_mask else "false"}'
+  if dialect == SAMPLE:
+    depth = f'depth_computation-{z}' if z == MAXPROJECT else f'z_depth-{z}'
+    return f'{field_name(well, dialect)},{depth},channel-{channel},{mask}.png'
+  depth = f'depth_computation,value-{z}' if z == MAXPROJECT else f'z_depth,value-{z}'
+  return (
+    f'{field_name(well, dialect)},{depth},channel,value-{channel},{mask},kind,value-ORIGINAL.png'
   )

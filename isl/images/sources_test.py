@@ -1,4 +1,4 @@
-"""Tests of projection.py."""
+"""Tests of sources.py: projections."""
 
 from typing import Any
 
@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from isl.images import png_io
-from isl.images.fields_of_view import PngSource
-from isl.images.projection import MaximumPixels, ProjectionSource
+from isl.images.pixels import MaximumPixels
+from isl.images.sources import PngSource, ProjectionSource
 
 _STACK = np.random.default_rng(0).integers(0, 1 << 16, (4, 6, 9), dtype=np.uint16)
 

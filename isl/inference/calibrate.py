@@ -13,15 +13,15 @@ import numpy as np
 from absl import logging
 
 from isl.checkpoints.checkpoint import Checkpoint
+from isl.checkpoints.training_record import check_stretch_targets
 from isl.core.channels import ImageKey, StackSpec
 from isl.core.experiment import Experiment
 from isl.core.statistic import AnyStatistic, Statistic
 from isl.data import data_provider, field_reading
+from isl.data.data_provider import TruthReader
 from isl.images import fields_of_view, finding
 from isl.inference import calibration, field_labeling, field_record
-from isl.inference.error_panels import TruthReader
 from isl.system import files
-from isl.training.start import check_stretch_targets
 
 # Below this float32 has 0, of which there is no logarithm.
 _LEAST = np.finfo(np.float32).tiny

@@ -8,13 +8,13 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
-from isl.core.channels import MAXPROJECT, ImageKey, StackSpec
+from isl.core.channels import ImageKey, StackSpec
 from isl.core.experiment import Panel
 from isl.core.statistic import AnyStatistic, Statistic
 from isl.data import data_provider
+from isl.data.data_provider import TruthReader
 from isl.images import fields_of_view, png_io
-from isl.inference.prediction_files import PredictionFiles
-from isl.inference.prediction_store import PredictionStore
+from isl.inference.prediction_files import PredictionFiles, PredictionStore
 from isl.inference.tiling import Grid
 from isl.report import metrics, visualize
 from isl.report.thumbnails import Thumbnail
@@ -37,39 +37,6 @@ PANEL_STATISTICS = {
     Statistic.CROSS_ENTROPY,
   ),
 }
-
-
-class TruthReader:
-  """The labels and the input of a field of view, where its outputs are.
-
-  Attributes:
-    image_set: the field of view.
-    offset: rows and columns of the image in front of the outputs.
-    size: (rows, columns) of the outputs.
-  """
-
-  def __init__(self, image_set: fields_of_view.ImageSet, grid: Grid):
-    """Reads nothing yet."""
-    self.image_set = image_set
-    self.offset = grid.offset
-    self.size = grid.output_size
-
-  def stack(self, stack: StackSpec, rows: slice, columns: slice) -> np.ndarray:
-    """[row, column, z, channel, mask] of a part of the outputs."""
-    window = [slice(s.start + self.offset, s.stop + self.offset) for s in (rows, columns)]
-    is_target = stack.z_values == (MAXPROJECT,)
-    crop = data_provider.target_crop if is_target else data_provider.input_crop
-    return crop(self.image_set, stack, window[0], window[1])
-
-  def image(self, key: ImageKey, rows: slice, columns: slice) -> np.ndarray:
-    """One image, float32 [row, column]."""
-    stack = StackSpec(z_values=(key.z,), channels=(key.channel,))
-    return self.stack(stack, rows, columns)[:, :, 0, 0, 0]
-
-  def classes(self, stack: StackSpec, rows: slice, columns: slice) -> np.ndarray:
-    """True classes, uint8 [image, row, column]; 0 without a truth."""
-    classes = data_provider.classes_of(self.stack(stack, rows, columns)[..., 0])
-    return np.moveaxis(classes.reshape(*classes.shape[:2], -1), -1, 0)
 
 
 class _Scoring:

@@ -1,4 +1,4 @@
-"""Tests of field_prediction.py: what is gathered tile by tile, and the files made of it."""
+"""Tests of error_panels.py: what is gathered tile by tile, and the files made of it."""
 
 import itertools
 

@@ -31,6 +31,7 @@ from absl import logging
 import isl
 from isl.checkpoints import watching
 from isl.checkpoints.checkpoint import Checkpoint
+from isl.checkpoints.training_record import check_stretch_targets, check_stretched_as_trained
 from isl.core.experiment import Experiment, PredictionFormat
 from isl.data import field_reading
 from isl.images import ome_zarr_io
@@ -40,7 +41,6 @@ from isl.inference.field_run import FieldRun, Settings
 from isl.report.page import Failure
 from isl.system import files
 from isl.system.progress import Progress
-from isl.training.start import check_stretch_targets, check_stretched_as_trained
 
 
 def run(experiment: Experiment) -> list[str]:

@@ -1,4 +1,4 @@
-"""Tests of prediction_store.py and prediction_files.py: what the files of predictions hold."""
+"""Tests of prediction_files.py: what the files of predictions hold."""
 
 import itertools
 import json
@@ -12,11 +12,10 @@ import zarr
 from isl.core.channels import ImageKey, target_stack
 from isl.core.experiment import PredictionFormat
 from isl.core.statistic import PICTURE_STATISTICS, AnyStatistic, Quantile, Statistic, is_class
-from isl.images import image_names, png_io
+from isl.images import png_folders, png_io
 from isl.images.placement import Placement
 from isl.inference import prediction_files
-from isl.inference.prediction_files import Contents
-from isl.inference.prediction_store import PredictionStore
+from isl.inference.prediction_files import Contents, PredictionStore
 from tests.support.program import files_in
 
 _SIZE = (20, 30)
@@ -74,7 +73,7 @@ def test_pngs_are_16_bit(tmp_path):
   assert files_in(tmp_path) == {str(p.relative_to(tmp_path)) for p in written.paths}
   assert len(written.paths) == len(_CHANNELS)
   for key, statistic in itertools.product(_KEYS, _STATISTICS):
-    name = image_names.prediction_name(_FIELD, key.channel, statistic.value)
+    name = png_folders.prediction_name(_FIELD, key.channel, statistic.value)
     image = png_io.read_png(tmp_path / 'predictions' / name)
     assert image.dtype == np.uint16
     values = predictions[key][statistic].astype(float)

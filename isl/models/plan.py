@@ -1,6 +1,6 @@
 """The layers of a multiscale network, derived from a TowerSpec: names, depths and sizes, as data.
 
-The network's graph (towers.py), the comparison with a checkpoint (checkpoints.py) and the count of
+The network's graph (towers.py), the comparison with a checkpoint (checkpoint.py) and the count of
 the arithmetic that a prediction needs all read this one plan. No TensorFlow.
 
 Depths follow from *nominal* sizes, those of a single patch, whatever the size actually fed: the

@@ -14,49 +14,15 @@ import argparse
 import os
 import pathlib
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
-import tensorflow.compat.v1 as tf
 
-from isl.checkpoints import channels_file
+from isl.checkpoints import channels_file, saving
 from isl.checkpoints.checkpoint import Checkpoint, find_newest
 from isl.core.channels import target_stack
 from isl.models.plan import variable_shapes
 from isl.system import files
-
-
-def write_values(prefix: pathlib.Path, values: Mapping[str, np.ndarray]) -> None:
-  """Writes a checkpoint's `.index` and `.data` files with these variables, by name.
-
-  Raises:
-    OSError: they cannot be written; nothing is left of them.
-  """
-  # The op of tf.train.Saver, without its thousand variables.
-  with tf.Graph().as_default(), tf.Session() as session:
-    save = tf.raw_ops.SaveV2(
-      prefix=os.fspath(prefix),
-      tensor_names=list(values),
-      shape_and_slices=[''] * len(values),
-      tensors=[tf.constant(value) for value in values.values()],
-    )
-    try:
-      session.run(save)
-    except tf.errors.OpError as e:
-      for path in prefix.parent.iterdir():
-        if path.name.startswith(f'{prefix.name}.') and 'tempstate' in path.name:
-          path.unlink()
-      raise OSError(f'{prefix} cannot be written: {e.message.splitlines()[0]}') from e
-
-
-def name_newest(prefix: pathlib.Path) -> None:
-  """Writes the state file that makes a checkpoint its folder's newest.
-
-  Raises:
-    OSError: it cannot be written.
-  """
-  with files.whole_file(prefix.with_name('checkpoint')) as partial:
-    partial.write_text(f'model_checkpoint_path: "{prefix.name}"\n')
 
 
 def copy_bare(
@@ -98,10 +64,10 @@ def copy_bare(
   values['global_step'] = np.array(held.global_step, np.int64)
   prefix = pathlib.Path(directory) / f'model.ckpt-{held.global_step}'
   files.check_writable(prefix.with_name('checkpoint'))
-  write_values(prefix, values)
+  saving.write_values(prefix, values)
   channels = channels_file.Channels(inputs=held.inputs.channels, targets=targets)
   channels_file.write(directory, channels)
-  name_newest(prefix)
+  saving.name_newest(prefix)
   return prefix
 
 

@@ -7,6 +7,7 @@ import sys
 import numpy as np
 import pytest
 
+from isl.checkpoints import saving
 from isl.checkpoints.checkpoint import Checkpoint, find_newest
 from isl.core.channels import input_stack, target_stack
 from isl.models.plan import variable_shapes
@@ -28,7 +29,7 @@ def train(tmp_path):
   checkpoint = Checkpoint(prefix)
   values = {name: checkpoint.value(name) for name in checkpoint.shapes}
   slots = {f'{name}/Adam': value for name, value in values.items()}
-  bare_checkpoint.write_values(prefix, values | slots)
+  saving.write_values(prefix, values | slots)
   return folder
 
 

@@ -23,8 +23,9 @@ from isl.system import quiet
 
 with quiet.quiet_stderr():
   from isl.core.channels import MAXPROJECT
-  from isl.data import field_reading, shard_writing
+  from isl.data import shard_writing
   from isl.data.shard_writing import Cut
+  from isl.images import finding
   from isl.images.fields_of_view import ImageFiles, parts_of
 
 
@@ -91,7 +92,7 @@ def find_fields(arguments: argparse.Namespace) -> list[ImageFiles]:
     ValueError: one cannot be read, or lacks a channel.
     OSError: a folder is missing.
   """
-  found = field_reading.find_in(pathlib.Path(_home(name)) for name in arguments.dataset_directory)
+  found = finding.find_all(pathlib.Path(_home(name)) for name in arguments.dataset_directory)
   inputs, targets = arguments.input_channels, arguments.target_channels
   if inputs is None and targets is None:
     return found

@@ -5,7 +5,8 @@ import pathlib
 import pytest
 
 from isl.core.experiment import ShardReading
-from isl.data import field_reading, shard_reading
+from isl.data import shard_reading
+from isl.images import finding
 from isl.images.fields_of_view import ImageFiles
 from isl.programs import make_shards
 from tests.support.program import Outcome, run_in_process, write_image_set
@@ -15,7 +16,7 @@ _CHANNELS = ('GFP', 'MAP2_CONFOCAL', 'NFH_CONFOCAL')
 
 def _images(folder: pathlib.Path, rows=40, columns=30, **arguments) -> list[ImageFiles]:
   write_image_set(folder, rows=rows, columns=columns, channels=_CHANNELS, **arguments)
-  return field_reading.find_in([folder])
+  return finding.find_all([folder])
 
 
 def _read(paths: list[pathlib.Path]) -> list[ImageFiles]:

@@ -16,10 +16,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from isl.checkpoints import channels_file
+from isl.checkpoints.saving import name_newest, write_values
 from isl.core.channels import TARGET_CHANNELS, TRANSMISSION, input_stack, target_stack
 from isl.models.networks import NETWORKS
 from isl.models.plan import make_plan, variable_shapes
-from isl.programs.bare_checkpoint import name_newest, write_values
 
 
 def _random_value(rng: np.random.Generator, name: str, shape: tuple[int, ...]) -> np.ndarray:

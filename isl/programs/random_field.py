@@ -16,39 +16,10 @@ import cv2
 import numpy as np
 
 from isl.core.channels import MAXPROJECT
-from isl.images import png_io
-
-SAMPLE = 'sample'
-PUBLISHED = 'published'
+from isl.images import png_folders, png_io
+from isl.images.png_folders import SAMPLE
 
 _CHANNELS = ('DAPI_CONFOCAL', 'MAP2_CONFOCAL', 'NFH_CONFOCAL')
-
-# What names begin with.
-_LAB = {
-  SAMPLE: 'lab-FINKBEINER,condition-KEVAN_0_8,acquisition_date,year-2015,month-10,day-5,minute-0',
-  PUBLISHED: 'lab-Finkbeiner,condition-kevan_0_8,acquisition_date,year-2015,month-10,day-5',
-}
-
-
-def field_name(well: str, dialect: str = SAMPLE) -> str:
-  """What identifies a field of view in the names that `image_name` gives, as isl prints it."""
-  return f'{_LAB[dialect]},well-{well}' + (
-    ',tile_computation-STITCHED' if dialect == SAMPLE else ''
-  )
-
-
-def image_name(
-  well: str, z: int | str, channel: str, *, dialect: str = SAMPLE, is_mask: bool = False
-) -> str:
-  """The file name of an image: of depth `z`, or with z MAXPROJECT."""
-  mask = f'is_mask-{"true" if is_mask else "false"}'
-  if dialect == SAMPLE:
-    depth = f'depth_computation-{z}' if z == MAXPROJECT else f'z_depth-{z}'
-    return f'{field_name(well, dialect)},{depth},channel-{channel},{mask}.png'
-  depth = f'depth_computation,value-{z}' if z == MAXPROJECT else f'z_depth,value-{z}'
-  return (
-    f'{field_name(well, dialect)},{depth},channel,value-{channel},{mask},kind,value-ORIGINAL.png'
-  )
 
 
 def write_image_set(
@@ -88,7 +59,7 @@ def write_image_set(
 
   def write(well: str, z: int | str, channel: str, intensity: np.ndarray) -> None:
     image = np.rint(intensity * (2**bits - 1)).astype(dtype)
-    png_io.write_png(directory / image_name(well, z, channel, dialect=dialect), image)
+    png_io.write_png(directory / png_folders.image_name(well, z, channel, dialect=dialect), image)
 
   for i, well in enumerate(wells):
     rng = np.random.default_rng([seed, i])
@@ -100,7 +71,7 @@ def write_image_set(
     for channel in further_inputs:
       for z, image in enumerate(_z_stack(rng, depths, rows, columns)):
         write(well, z, channel, image)
-  return [field_name(well, dialect) for well in wells]
+  return [png_folders.field_name(well, dialect) for well in wells]
 
 
 def _z_stack(rng: np.random.Generator, depths: int, rows: int, columns: int) -> list[np.ndarray]:

@@ -1,4 +1,4 @@
-"""Tests of summaries.py: what TensorBoard's own reader finds in the files, and full disks."""
+"""Tests of event_files.py: what TensorBoard's own reader finds in the files, and full disks."""
 
 from __future__ import annotations
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import socket
+import threading
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -28,6 +29,8 @@ _MANY = 1 << 20
 
 # What a session raises whose parameter server has gone, or was started anew.
 LOST = (tf.errors.UnavailableError, tf.errors.AbortedError)
+# For workers to notice that the chief is done, at the end of their step.
+_SECONDS_FOR_GOODBYES = 120.0
 
 
 class StoppedError(Exception):
@@ -280,3 +283,43 @@ def _is_reachable(address: str) -> bool:
       return True
   except OSError:
     return False
+
+
+_CHIEF_GOES = Presence(0, is_there=False)
+
+
+def serve(cluster: Cluster) -> None:
+  """Serves until the chief is done, and the other workers have had time to notice.
+
+  Raises:
+    ValueError: its address cannot be listened on.
+  """
+  server = make_server(cluster)
+  logging.info('Parameter server %d listens on %s', cluster.task, cluster.address)
+  there: set[int] = set()
+  is_chief_done = False
+  changed = threading.Condition()
+  with tf.Graph().as_default():
+    attendance = Attendance(cluster)
+    config = session_config(cluster)
+    with tf.Session(server.target, config=config) as session:
+
+      def listen() -> None:
+        nonlocal is_chief_done
+        while (told := attendance.next(session)) is not None:
+          with changed:
+            (there.add if told.is_there else there.discard)(told.worker)
+            is_chief_done = is_chief_done or told == _CHIEF_GOES
+            changed.notify_all()
+
+      # In a thread of its own: signals do not interrupt TensorFlow.
+      listener = threading.Thread(target=listen)
+      listener.start()
+      try:
+        with changed:
+          changed.wait_for(lambda: is_chief_done)
+          changed.wait_for(lambda: not there, _SECONDS_FOR_GOODBYES)
+      finally:
+        attendance.end(session)
+        listener.join()
+  logging.info('The chief is done')

@@ -6,14 +6,10 @@ import tensorflow.compat.v1 as tf
 
 from isl.core.channels import ImageKey
 from isl.core.experiment import Experiment, Optimizer, Training
-from isl.data.patches import Patches
-from isl.data.shard_patches import ShardPatches
+from isl.data.streams import PatchStream
 from isl.models import losses, ops, tensorcheck, towers, training_layers
 from isl.training.start import Start
 from isl.training.variables import PackedVariables, read_where_it_is
-
-# What is trained on: it comes from images, or from shards.
-PatchStream = Patches | ShardPatches
 
 _MOMENTUM = 0.875
 _RATE_DECAY = 0.999

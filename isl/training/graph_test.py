@@ -1,4 +1,4 @@
-"""Tests of training_graph.py: what a few steps do, against formulas on what they fetched."""
+"""Tests of graph.py: what a few steps do, against formulas on what they fetched."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from absl.testing import flagsaver
 
 from isl import command_line
 from isl.core.experiment import Geometry, Loss, Optimizer
+from isl.data import streams
 from isl.models import networks, training_layers
 from isl.models.concordance import CONCORDANCE
 from isl.programs import random_checkpoint
@@ -89,7 +90,7 @@ class _Trained:
       flags.FLAGS(['isl-launch', *arguments])
       self.experiment = command_line.make_experiment()
     self.start = find_start(self.experiment)
-    self.patches = train.make_patches(self.experiment, self.start, seed)
+    self.patches = streams.make_patches(self.experiment, self.start, seed)
     collecting: list[training_layers.BatchStatistics] = []
 
     class Statistics(training_layers.BatchStatistics):

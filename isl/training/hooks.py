@@ -17,9 +17,10 @@ import tensorflow.compat.v1 as tf
 from absl import logging
 
 from isl.checkpoints.checkpoint import last_part, step_in_name
+from isl.checkpoints.saving import make_saver, remove_partial
+from isl.data.streams import PatchStream
 from isl.models import tensorcheck
-from isl.training.graph import PatchStream, TrainingGraph
-from isl.training.variables import make_saver, remove_partial
+from isl.training.graph import TrainingGraph
 
 _SECONDS_BETWEEN_LINES = 5.0
 _SECONDS_BETWEEN_COMPLAINTS = 60.0

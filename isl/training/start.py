@@ -6,7 +6,7 @@ import collections
 import dataclasses
 import pathlib
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 
 from absl import logging
 
@@ -70,7 +70,7 @@ def find_start(experiment: Experiment) -> Start:
   for flag in ('input_channels', 'target_channels'):
     _check_names(flag, getattr(experiment, flag) or ())
   start = _find_start(experiment)
-  check_stretch_targets(experiment.stretch_targets, start.targets)
+  training_record.check_stretch_targets(experiment.stretch_targets, start.targets)
   return start
 
 
@@ -101,20 +101,6 @@ def _check_names(flag: str, names: Iterable[str]) -> None:
     raise ValueError(
       f"--{flag} has {', '.join(wrong)}; expected names of letters (A-Z, a-z), digits, '_', '.' and"
       " '-'"
-    )
-
-
-def check_stretch_targets(stretch_targets: Sequence[str], targets: StackSpec) -> None:
-  """Compares --stretch_targets with the labels that a network predicts.
-
-  Raises:
-    ValueError: one is none of these.
-  """
-  unknown = [channel for channel in stretch_targets if channel not in targets.channels]
-  if unknown:
-    raise ValueError(
-      f'--stretch_targets has {", ".join(unknown)}, which the network does not predict; it predicts'
-      f' {", ".join(targets.channels)}'
     )
 
 
@@ -172,25 +158,6 @@ def _resume(experiment: Experiment, checkpoint: Checkpoint) -> Start:
     fresh=record.get('fresh', {}),
     leaves_out_others=bool(experiment.target_channels or began.get('target_channels')),
   )
-
-
-def check_stretched_as_trained(experiment: Experiment) -> None:
-  """Compares --stretch_targets with what the checkpoint's training had, if there is a record of it.
-
-  Its predictions are on that scale, and so must be what they are compared with.
-
-  Raises:
-    ValueError: they differ, or the record is damaged.
-  """
-  folder = experiment.checkpoint_directory
-  trained = training_record.read_record(folder).get('flags', {}).get('stretch_targets')
-  now = experiment.stretch_targets
-  if trained is not None and training_record.in_order(trained) != training_record.in_order(now):
-    was = training_record.as_flag(trained)
-    raise ValueError(
-      f'the network in {str(folder)!r} was trained with --stretch_targets={was} and predicts on'
-      f' that scale; give that, not {training_record.as_flag(now)}'
-    )
 
 
 def _restore(experiment: Experiment, checkpoint: Checkpoint) -> Start:

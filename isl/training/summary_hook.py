@@ -12,10 +12,11 @@ from absl import logging
 
 from isl.core.experiment import Panel
 from isl.core.statistic import NUM_CLASSES, PICTURE_STATISTICS, Statistic
+from isl.data.streams import PatchStream
 from isl.models import ops
-from isl.report import mosaics, visualize
+from isl.report import visualize
 from isl.report.event_files import SummaryWriter
-from isl.training.graph import PatchStream, TrainingGraph
+from isl.training.graph import TrainingGraph
 
 # What the panels draw of each pixel's distribution.
 _STATISTICS = (*PICTURE_STATISTICS, Statistic.CROSS_ENTROPY)
@@ -147,17 +148,17 @@ class SummaryHook(tf.train.SessionRunHook):
     middle = values['inputs'].shape[-1] // 2
     # The step is the number of those done, this one included.
     first_patch = (step - 1) * len(values['inputs'])
-    writer.image(step, 'crops', mosaics.grey_boxes(self._patches.crop_images(first_patch)))
-    writer.image(step, 'patches', mosaics.grey_boxes(values['inputs'][..., middle]))
+    writer.image(step, 'crops', visualize.grey_boxes(self._patches.crop_images(first_patch)))
+    writer.image(step, 'patches', visualize.grey_boxes(values['inputs'][..., middle]))
     num_inputs = len(heads) - self._graph.num_targets
     for panel, rows in (
       (Panel.INPUT, slice(0, num_inputs)),
       (Panel.TARGET, slice(num_inputs, None)),
     ):
       patches = self._predicted(values, rows)
-      writer.image(step, f'{panel.value.lower()}_error_panel', mosaics.patch_panel(patches))
+      writer.image(step, f'{panel.value.lower()}_error_panel', visualize.patch_panel(patches))
 
-  def _predicted(self, values: dict[str, Any], rows: slice) -> mosaics.PredictedPatches:
+  def _predicted(self, values: dict[str, Any], rows: slice) -> visualize.PredictedPatches:
     """The heads `rows` of the batch."""
     batch, side, *_ = values['inputs'].shape
     output = side - 2 * self._graph.plan.spec.geometry.margin
@@ -166,7 +167,7 @@ class SummaryHook(tf.train.SessionRunHook):
       return array[rows].reshape([-1, batch, output, output]).astype(np.float32)
 
     statistics = dict(zip(_STATISTICS, np.moveaxis(values['statistics'], 1, 0), strict=True))
-    return mosaics.PredictedPatches(
+    return visualize.PredictedPatches(
       mode=by_patch(statistics[Statistic.MODE]),
       median=by_patch(statistics[Statistic.MEDIAN]),
       mean=by_patch(statistics[Statistic.MEAN]),

@@ -1,4 +1,4 @@
-"""Tests of training_summaries.py: what TensorBoard's own reader finds, and full disks."""
+"""Tests of summary_hook.py: what TensorBoard's own reader finds, and full disks."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from absl.testing import flagsaver
 
 from isl import command_line
 from isl.core.channels import input_stack, target_stack
-from isl.report import mosaics, visualize
+from isl.data import streams
+from isl.report import visualize
 from isl.report.event_files import SummaryWriter
 from isl.report.visualize import Layout
 from isl.training import summary_hook, train
@@ -71,7 +72,7 @@ class _Training:
       )
       experiment = command_line.make_experiment()
     start = find_start(experiment)
-    self.patches = train.make_patches(experiment, start, seed=0)
+    self.patches = streams.make_patches(experiment, start, seed=0)
     self.graph, self.session = train.make_session(experiment, start, seed=0)
 
   def hook(self, folder):
@@ -191,7 +192,7 @@ def test_crops_are_what_patches_are_cut_from(training, written):
 def test_patches_are_the_input_at_the_middle_depth(written):
   values, found = written
   picture = event_picture(values['patches'])
-  expected = mosaics.grey_boxes(found['inputs'][..., _NUM_Z_VALUES // 2])
+  expected = visualize.grey_boxes(found['inputs'][..., _NUM_Z_VALUES // 2])
   assert picture.shape == (_PATCH + 8, _BATCH * (_PATCH + 8), 3)
   np.testing.assert_array_equal(picture, expected >> 8)
 
@@ -228,7 +229,7 @@ def test_panels_show_the_patches(written, tag, heads):
         for column, box in zip(Layout.STITCH.columns, boxes, strict=True)
         if column.image == name and column.draw is visualize.as_is
       )
-      expected = 255 * mosaics.mosaic(images[head])
+      expected = 255 * visualize.mosaic(images[head])
       # Eight bits hold the classes themselves.
       allowed = 1e-4 if name in ('truth', 'mask') else 1.1
       assert np.abs(box[..., 0].astype(float) - expected).max() <= allowed, (head, name)

@@ -9,24 +9,19 @@ server a share), one all moving averages, and a checkpoint still has each array 
 from __future__ import annotations
 
 import dataclasses
-import os
-import pathlib
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import tensorflow.compat.v1 as tf
 
-from isl.checkpoints.checkpoint import Checkpoint, last_part, step_in_name
 from isl.core.channels import ImageKey
 from isl.models.plan import NetworkPlan, variable_shapes
-from isl.system import files
+from isl.training.graph import TrainingGraph
+from isl.training.start import Start
 
 Shape = tuple[int, ...]
 
-# Of a checkpoint in the making, too.
-_PART = re.compile(r'(?P<prefix>.+)\.(?P<part>(index|data-\d{5}-of-\d{5})(\.tempstate\d+)?)')
 _AVERAGES = ('moving_mean', 'moving_variance')
 
 
@@ -224,100 +219,86 @@ def _vector(name: str, size: int) -> tf.Variable:
   return tf.get_variable(name, [size], initializer=tf.zeros_initializer(), use_resource=True)
 
 
-def make_saver(tensors: Mapping[str, tf.Tensor], **kwargs: Any) -> tf.train.Saver:
-  """A Saver that writes tensors under these names; values are read with `checkpoints.Checkpoint`.
+class Initializer:
+  """Gives all variables of a training their first values.
 
-  Args:
-    tensors: by name.
-    **kwargs: of tf.train.SaverDef: max_to_keep say. It needs keep_checkpoint_every_n_hours, too,
-      whose default of 0 keeps all.
+  As `init_fn` of a Scaffold it is called again where a session was lost with its variables. Other
+  workers may be at work then, which must never see TensorFlow's own initial values: the Scaffold's
+  `init_op` is to do nothing.
   """
-  prefix = tf.placeholder(tf.string, [], name='checkpoint_prefix')
-  saved = tf.raw_ops.SaveV2(
-    prefix=prefix,
-    tensor_names=list(tensors),
-    shape_and_slices=[''] * len(tensors),
-    tensors=list(tensors.values()),
-  )
-  with tf.control_dependencies([saved]):
-    written = tf.identity(prefix)
-  return tf.train.Saver(
-    saver_def=tf.train.SaverDef(
-      filename_tensor_name=prefix.name,
-      save_tensor_name=written.name,
-      # A Saver wants one; nobody runs it.
-      restore_op_name=written.op.name,
-      version=tf.train.SaverDef.V2,
-      **kwargs,
-    ),
-    save_relative_paths=True,
-  )
 
+  def __init__(self, graph: TrainingGraph, find_start: Callable[[], Start], seed: int):
+    """Adds what it needs to the current graph.
 
-def complete_state_file(directory: str | os.PathLike[str]) -> None:
-  """Has the state file name the newest checkpoint, where a kill came between the two.
+    Args:
+      graph: of the training.
+      find_start: says at each call where the training starts from now.
+      seed: of random weights.
+    """
+    self._find_start = find_start
+    self._seed = seed
+    variables = graph.variables
+    self._model = {
+      **{part.variable: part.packing for part in variables.parts},
+      variables.averages: variables.average_packing,
+    }
+    # The optimizer's, which only a resumed run takes from a checkpoint: with what it is called
+    # there.
+    self._slots = {
+      slot: (part.packing, name)
+      for part in variables.parts
+      for name, slot in slots(part, graph.optimizer).items()
+    }
+    self._scalars = [variable for variable in tf.global_variables() if variable.shape.rank == 0]
+    self._placeholders: dict[tf.Variable, tf.Tensor] = {}
+    self._reset = tf.variables_initializer([*self._slots, *self._scalars])
+    self._assign_model = self._assign([*self._model])
+    self._assign_others = self._assign([*self._slots, *self._scalars])
 
-  A checkpoint is taken for that if it is whole, has more steps than the one that is named, and is
-  younger than the state file: one from which somebody has gone back, by naming another, is not.
+  def _assign(self, variables: list[tf.Variable]) -> tf.Operation:
+    operations = []
+    for variable in variables:
+      placeholder = tf.placeholder(variable.dtype.base_dtype, variable.shape)
+      self._placeholders[variable] = placeholder
+      with tf.device(variable.device):
+        operations.append(variable.assign(placeholder))
+    return tf.group(*operations)
 
-  Args:
-    directory: a folder of checkpoints. Without a state file nothing has to be done: then the
-      largest step is the newest.
-
-  Raises:
-    OSError: the state file cannot be written.
-  """
-  folder = pathlib.Path(directory)
-  state = tf.train.get_checkpoint_state(folder)
-  if state is None:
-    return
-  # Names alone: the folder may be a copy of one that the state file names.
-  listed = [last_part(path) for path in state.all_model_checkpoint_paths]
-  named = last_part(state.model_checkpoint_path)
-  written = (folder / 'checkpoint').stat().st_mtime_ns
-  younger = [
-    path.with_suffix('')
-    for path in folder.glob('model.ckpt-*.index')
-    if path.stem not in (named, *listed) and path.stat().st_mtime_ns >= written
-  ]
-  for prefix in sorted(younger, key=step_in_name, reverse=True):
-    if step_in_name(prefix) > step_in_name(pathlib.Path(named)) and _is_readable(prefix):
-      state = tf.train.generate_checkpoint_state_proto(
-        str(folder.absolute()),
-        prefix.name,
-        all_model_checkpoint_paths=[*listed, prefix.name],
-        last_preserved_timestamp=state.last_preserved_timestamp,
-      )
-      with files.whole_file(folder / 'checkpoint') as partial:
-        partial.write_text(str(state), encoding='utf-8')
+  def __call__(self, scaffold: tf.train.Scaffold | None, session: tf.Session) -> None:
+    """Assigns them."""
+    del scaffold
+    start = self._find_start()
+    values = self._model_values(start)
+    self._run(session, self._assign_model, {v: p.pack(values) for v, p in self._model.items()})
+    if not start.resumes:
+      session.run(self._reset)
       return
+    assert start.checkpoint is not None
+    arrays = {
+      variable: packing.pack(
+        {name: start.checkpoint.value(f'{name}/{slot}') for name in packing.shapes}
+      )
+      for variable, (packing, slot) in self._slots.items()
+    }
+    arrays |= {variable: start.checkpoint.value(variable.op.name) for variable in self._scalars}
+    self._run(session, self._assign_others, arrays)
+
+  def _run(
+    self, session: tf.Session, assign: tf.Operation, arrays: Mapping[tf.Variable, np.ndarray]
+  ) -> None:
+    session.run(assign, {self._placeholders[variable]: a for variable, a in arrays.items()})
+
+  def _model_values(self, start: Start) -> dict[str, np.ndarray]:
+    """Of all model variables, by the names that checkpoints have."""
+    rng = np.random.default_rng(self._seed)
+    packings = list(self._model.values())
+    # Sorted, so that random weights do not depend on how they are divided.
+    shapes = dict(sorted(item for packing in packings for item in packing.shapes.items()))
+    return {name: _first_value(start, name, shape, rng) for name, shape in shapes.items()}
 
 
-def _is_readable(prefix: pathlib.Path) -> bool:
-  try:
-    checkpoint = Checkpoint(prefix)
-    for name in checkpoint.shapes:
-      checkpoint.value(name)
-  except ValueError:
-    return False
-  return True
-
-
-def remove_partial(directory: str | os.PathLike[str]) -> None:
-  """Removes what saving that was cut short has left in a folder of checkpoints."""
-  folder = pathlib.Path(directory)
-  # TensorFlow's, of a state file for which the disk had no room.
-  for path in folder.glob('checkpoint.tmp*'):
-    path.unlink(missing_ok=True)
-  parts: dict[str, set[str]] = {}
-  for path in folder.glob('model.ckpt-*'):
-    if match := _PART.fullmatch(path.name):
-      parts.setdefault(match['prefix'], set()).add(match['part'])
-  for prefix, found in parts.items():
-    complete = {'index', 'data'} <= {part.partition('-')[0] for part in found - _partial(found)}
-    for part in _partial(found) if complete else found:
-      (folder / f'{prefix}.{part}').unlink(missing_ok=True)
-
-
-def _partial(parts: set[str]) -> set[str]:
-  return {part for part in parts if 'tempstate' in part}
+def _first_value(start: Start, name: str, shape: Shape, rng: np.random.Generator) -> np.ndarray:
+  checkpoint = start.checkpoint
+  if checkpoint is None or (not start.resumes and name in start.fresh):
+    return initial_value(name, shape, rng)
+  return checkpoint.value(name)

@@ -1,4 +1,4 @@
-"""Tests of packed_variables.py: two vectors, and a checkpoint that has each array by its name."""
+"""Tests of variables.py: two vectors, and a checkpoint that has each array by its name."""
 
 from __future__ import annotations
 
@@ -11,18 +11,11 @@ import pytest
 import tensorflow.compat.v1 as tf
 
 from isl.checkpoints.checkpoint import Checkpoint, find_newest
+from isl.checkpoints.saving import complete_state_file, make_saver, remove_partial
 from isl.core.channels import input_stack, target_stack
 from isl.models.networks import NETWORKS
 from isl.models.plan import make_plan, variable_shapes
-from isl.training.variables import (
-  PackedVariables,
-  Packing,
-  complete_state_file,
-  initial_value,
-  make_saver,
-  remove_partial,
-  slots,
-)
+from isl.training.variables import PackedVariables, Packing, initial_value, slots
 from tests.support.program import files_in
 
 _SHAPES = {'b': (2, 3), 'a': (4,), 'scalar': (), 'c': (1, 2, 2, 1)}

@@ -24,11 +24,11 @@ from absl import app, logging
 from absl.testing import flagsaver
 
 from isl.core.experiment import Geometry
-from isl.images import image_names, png_io
-from isl.programs.random_field import PUBLISHED as PUBLISHED
-from isl.programs.random_field import SAMPLE as SAMPLE
-from isl.programs.random_field import field_name as field_name
-from isl.programs.random_field import image_name as image_name
+from isl.images import png_folders, png_io
+from isl.images.png_folders import PUBLISHED as PUBLISHED
+from isl.images.png_folders import SAMPLE as SAMPLE
+from isl.images.png_folders import field_name as field_name
+from isl.images.png_folders import image_name as image_name
 from isl.programs.random_field import write_image_set as write_image_set
 
 # Under Bazel this file is a link into the repository.
@@ -206,7 +206,7 @@ class InferRun:
 
   def prediction(self, field: str, channel: str, statistic: str = 'MEDIAN') -> np.ndarray:
     """A predicted image, uint16 [row, column]."""
-    name = image_names.prediction_name(field, channel, statistic)
+    name = png_folders.prediction_name(field, channel, statistic)
     (path,) = (path for path in self.record_of(field)['files'] if path.endswith(name))
     return png_io.read_png(self.folder / path)
 

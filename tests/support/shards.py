@@ -13,10 +13,11 @@ import tensorflow.compat.v1 as tf
 
 from isl.core.channels import input_stack, target_stack
 from isl.core.experiment import Corruption, Geometry, InputRange, Sampling, ShardReading
-from isl.data import field_reading, shard_writing
+from isl.data import shard_writing
 from isl.data.shard_patches import Preparation, ShardPatches
 from isl.data.shard_reading import Record
 from isl.data.shard_writing import Cut
+from isl.images import finding
 from tests.support.program import write_image_set
 
 GEOMETRY = Geometry(patch=20, output=4)
@@ -38,9 +39,7 @@ def write_images(folder: pathlib.Path) -> pathlib.Path:
 
 def write_shards(folder: pathlib.Path, images: pathlib.Path, count: int) -> list[pathlib.Path]:
   """Writes fields of view as wholes."""
-  return shard_writing.write_shards(
-    field_reading.find_in([images]), str(folder / 's-%d'), count, Cut()
-  )
+  return shard_writing.write_shards(finding.find_all([images]), str(folder / 's-%d'), count, Cut())
 
 
 def make_patches(

@@ -1,27 +1,39 @@
-"""Tests of training_data.py: the stream of patches, and a patch."""
+"""Tests of patches.py: the stream of patches, a patch, and batches."""
+
+from __future__ import annotations
 
 import collections
 import dataclasses
 import itertools
+import threading
 from collections.abc import Sequence
 
 import numpy as np
 import pytest
+import tensorflow.compat.v1 as tf
 
 from isl.core.channels import MAXPROJECT, TRANSMISSION, ImageKey, input_stack, target_stack
 from isl.core.experiment import Corruption, Geometry, Sampling
 from isl.data import augment, data_provider
-from isl.data.patches import Patch, Patches
-from isl.images import fields_of_view
+from isl.data.patches import Patch, Patches, dataset
 from isl.images.fields_of_view import ImageSet
+from isl.images.pixels import intensity
 
 _GEOMETRY = Geometry(patch=20, output=4)
+
+
 _NONE = Corruption(multiplier_std=0, offset_std=0, noise_std=0)
+
+
 _SAMPLING = Sampling(
   crop_size=33, patch_stride=6, output_size=4, batch_size=5, num_threads=2, capacity=7
 )
+
+
 # (33 - 20) // 6 + 1 in each direction.
 _PER_CROP = 3 * 3
+
+
 _CHANNELS = ('CELLMASK_CONFOCAL', 'NFH_CONFOCAL', 'MAP2_CONFOCAL', 'NEURITE_CONFOCAL')
 
 
@@ -76,9 +88,6 @@ def _error(function, *arguments, **kwargs) -> str:
   message = str(raised.value)
   assert '\n' not in message
   return message
-
-
-# The stream.
 
 
 def test_every_crop_is_within_its_image_and_all_places_occur():
@@ -140,7 +149,7 @@ def test_patches_of_a_crop(crop_size, stride, per_crop):
 def test_patches_lie_at_the_stride_in_their_crop():
   field = _field()
   patches = _patches([field], augmented=False, z=1)
-  light = fields_of_view.intensity(field.images[ImageKey(0, 'DIC')][:, :])
+  light = intensity(field.images[ImageKey(0, 'DIC')][:, :])
   for number in range(3 * _PER_CROP):
     crop_number, index = patches.place(number)
     crop = patches.crop(crop_number)
@@ -164,9 +173,6 @@ def test_seed_decides():
   )
   assert all(map(_same, first, again))
   assert not any(map(_same, first, other))
-
-
-# What a patch is.
 
 
 @pytest.mark.parametrize('output_size', [4, 12])
@@ -321,7 +327,7 @@ def test_input_channels_are_beside_each_other_at_each_depth():
       image = field.images[key]
       window = image[crop.row : crop.row + 33, crop.column : crop.column + 33]
       turned = augment.flip_and_rotate(window, crop.flip, crop.quarter_turns)
-      expected.append(fields_of_view.intensity(turned[row : row + 20, column : column + 20]))
+      expected.append(intensity(turned[row : row + 20, column : column + 20]))
     patch = plain.patch(number)
     np.testing.assert_array_equal(patch.input, np.stack(expected, axis=-1))
     distortion = corrupted.crop(crop_number).distortion
@@ -345,7 +351,7 @@ def test_middle_of_each_input_channel_and_the_labels_are_shown():
   crop = patches.crop(0)
   window = slice(crop.row, crop.row + 33), slice(crop.column, crop.column + 33)
   for shown, z in ((light, 1), (nfh, 0)):
-    image = fields_of_view.intensity(field.images[ImageKey(z, 'DIC')][window])
+    image = intensity(field.images[ImageKey(z, 'DIC')][window])
     turned = augment.flip_and_rotate(image, crop.flip, crop.quarter_turns)
     np.testing.assert_array_equal(shown, turned)
 
@@ -359,9 +365,6 @@ def test_stretched_targets_are_stretched():
     light = patch.input[8:-8, 8:-8, 0]
     expected = 255 * np.clip((light - 0.25) / 0.5, 0, 1)
     assert np.abs(patch.target_classes[..., 0] - expected).max() <= 0.5 + 1e-3
-
-
-# Sizes that do not fit.
 
 
 def test_crop_larger_than_a_field_is_an_error():
@@ -384,3 +387,108 @@ def test_crop_smaller_than_a_patch_is_an_error():
   assert _error(_patches, output_size=20) == (
     f'{message.replace("20", "36")} with --loss_output_size 20; got 33'
   )
+
+
+def _one_field(size=40) -> Patches:
+  """Of one random field of view, so many pixels long and wide; 3 z, 2 labels."""
+  rng = np.random.default_rng(0)
+  keys = [*(ImageKey(z, 'DIC') for z in range(3)), ImageKey(MAXPROJECT, 'DAPI_CONFOCAL')]
+  images = {key: rng.integers(0, 65535, (size, size), np.uint16) for key in keys}
+  return Patches(
+    [[ImageSet(name='made', images=images)]],
+    sampling=Sampling(
+      crop_size=26, patch_stride=6, output_size=4, batch_size=5, num_threads=2, capacity=7
+    ),
+    geometry=Geometry(patch=20, output=4),
+    inputs=input_stack(3),
+    targets=target_stack(['DEAD_CONFOCAL', 'DAPI_CONFOCAL']),
+    seed=0,
+    augment=True,
+    corruption=Corruption(multiplier_std=0.1, offset_std=0.1, noise_std=0.1),
+  )
+
+
+def _batches(patches, count: int, *arguments, one_shot=False) -> list[list[np.ndarray]]:
+  with tf.Graph().as_default():
+    batches = dataset(patches, *arguments)
+    if one_shot:
+      iterator = tf.data.make_one_shot_iterator(batches)
+    else:
+      iterator = tf.data.make_initializable_iterator(batches)
+    batch = iterator.get_next()
+    size = arguments[1]
+    assert [t.shape.as_list() for t in batch] == [
+      [size, *patches.input_shape],
+      [size, *patches.target_shape],
+      [size, patches.target_shape[-1]],
+    ]
+    with tf.Session() as session:
+      if not one_shot:
+        session.run(iterator.initializer)
+      return [session.run(batch) for _ in range(count)]
+
+
+@pytest.mark.parametrize('one_shot', [False, True])
+@pytest.mark.parametrize(('batch_size', 'num_threads'), [(1, 1), (5, 2), (3, 16)])
+@pytest.mark.parametrize('first', [0, 11])
+def test_batches_are_the_patches_in_order(first, batch_size, num_threads, one_shot):
+  patches = _one_field()
+  batches = _batches(patches, 4, first, batch_size, num_threads, one_shot=one_shot)
+  assert [[a.dtype for a in batch] for batch in batches] == [[np.float32, np.uint8, np.float32]] * 4
+  flat = [np.concatenate(part) for part in zip(*batches, strict=True)]
+  for i in range(4 * batch_size):
+    patch = patches.patch(first + i)
+    assert patch.input_mask is None
+    values = patch.input, patch.target_classes, patch.target_mask
+    for part, value in zip(flat, values, strict=True):
+      np.testing.assert_array_equal(part[i], value)
+
+
+def test_first_patch_may_be_known_to_the_graph_alone():
+  patches = _one_field()
+  with tf.Graph().as_default():
+    step = tf.get_variable('step', initializer=np.int64(7))
+    iterator = tf.data.make_initializable_iterator(dataset(patches, 3 * step.read_value(), 2, 1))
+    inputs, _, _ = iterator.get_next()
+    with tf.Session() as session:
+      session.run(step.initializer)
+      session.run(iterator.initializer)
+      np.testing.assert_array_equal(session.run(inputs)[0], patches.patch(21).input)
+
+
+@pytest.mark.parametrize('num_threads', [1, 3])
+def test_so_many_threads_read(num_threads, monkeypatch):
+  patches = _one_field()
+  read, reading, most = patches.patch, [], []
+  together = threading.Barrier(num_threads)
+
+  def patch(number):
+    reading.append(number)
+    most.append(len(reading))
+    if number < num_threads:
+      together.wait(timeout=60)  # Breaks, which is an error, unless as many threads come here.
+    reading.remove(number)
+    return read(number)
+
+  monkeypatch.setattr(patches, 'patch', patch)
+  _batches(patches, 3, 0, 2, num_threads)
+  assert max(most) == num_threads
+
+
+def test_what_goes_wrong_in_a_patch_is_said(monkeypatch):
+  patches = _one_field()
+  problem = "field of view 'made' has vanished"
+
+  def patch(number):
+    raise ValueError(problem)
+
+  monkeypatch.setattr(patches, 'patch', patch)
+  with pytest.raises(tf.errors.InvalidArgumentError, match=problem):
+    _batches(patches, 1, 0, 2, 1)
+
+
+def test_images_are_not_in_the_graph():
+  patches = _one_field(size=1000)
+  with tf.Graph().as_default() as graph:
+    tf.data.make_initializable_iterator(dataset(patches, 0, 2, 2)).get_next()
+    assert graph.as_graph_def().ByteSize() < 20_000
