@@ -140,7 +140,7 @@ def main() -> None:
       num_z_values=13,
     )
     wells = [f'A{number}' for number in range(1, arguments.fields + 1)]
-    random_field.write_image_set(
+    random_field.write_field(
       folder / 'images', rows=arguments.size, columns=arguments.size, depths=13, wells=wells
     )
     with Cluster(folder) as cluster:

@@ -29,8 +29,9 @@ from collections.abc import Iterator, Mapping, Sequence
 import cv2
 import numpy as np
 
-from isl.core.channels import MAXPROJECT, ImageKey
-from isl.images import fields_of_view, png_folders
+from isl.core.channels import MAXPROJECT, TARGET_CHANNELS, TRANSMISSION, ImageKey
+from isl.images import finding
+from isl.images.fields_of_view import FieldOfView
 from isl.models.networks import NETWORKS
 
 _DATA = pathlib.Path(__file__).resolve().parents[1] / 'data_sample'
@@ -68,14 +69,14 @@ def _side(text: str) -> int:
   return int(text)
 
 
-def features(image_set: fields_of_view.ImageSet, windows: Sequence[int]) -> np.ndarray:
+def features(field_of_view: FieldOfView, windows: Sequence[int]) -> np.ndarray:
   """1, the intensities at all depths, and their means over squares of each of the sides given.
 
   Returns:
     float32 [row, column, feature].
   """
-  keys = [ImageKey(z, image_set.transmitted_light) for z in range(image_set.num_depths())]
-  depths = [_intensities(image_set.images[key][:, :]) for key in keys]
+  keys = [ImageKey(z, field_of_view.transmitted_light) for z in range(field_of_view.num_depths())]
+  depths = [_intensities(field_of_view.images[key][:, :]) for key in keys]
   means = [cv2.blur(depth, (side, side)) for side in windows for depth in depths]
   return np.stack([np.ones_like(depths[0]), *depths, *means], axis=-1)
 
@@ -85,13 +86,13 @@ def _intensities(image: np.ndarray) -> np.ndarray:
   return image.astype(np.float32) / np.float32(np.iinfo(image.dtype).max)
 
 
-def _labels(image_set: fields_of_view.ImageSet, channels: Sequence[str]) -> np.ndarray:
+def _labels(field_of_view: FieldOfView, channels: Sequence[str]) -> np.ndarray:
   """float32 [row, column, channel] in [0, 1]."""
   keys = [ImageKey(MAXPROJECT, channel) for channel in channels]
-  missing = [key.channel for key in keys if key not in image_set.images]
+  missing = [key.channel for key in keys if key not in field_of_view.images]
   if missing:
-    raise ValueError(f'field of view {image_set.name!r} has no label {", ".join(missing)}')
-  return np.stack([_intensities(image_set.images[key][:, :]) for key in keys], axis=-1)
+    raise ValueError(f'field of view {field_of_view.name!r} has no label {", ".join(missing)}')
+  return np.stack([_intensities(field_of_view.images[key][:, :]) for key in keys], axis=-1)
 
 
 def _strips(array: np.ndarray) -> Iterator[np.ndarray]:
@@ -106,9 +107,9 @@ def fit(
 ) -> np.ndarray:
   """The regression's weights from all pixels of a folder: float64 [penalty, feature, channel]."""
   square, product, pixels = 0.0, 0.0, 0
-  for files in png_folders.find_image_sets(directory):
-    image_set = files.read()
-    inputs, labels = features(image_set, windows), _labels(image_set, channels)
+  for files in finding.find_fields(directory):
+    field_of_view = files.select((TRANSMISSION,), TARGET_CHANNELS).read()
+    inputs, labels = features(field_of_view, windows), _labels(field_of_view, channels)
     for x, y in zip(_strips(inputs), _strips(labels), strict=True):
       square, product, pixels = square + x.T @ x, product + x.T @ y, pixels + len(x)
   mean_square, mean_product = np.asarray(square) / pixels, np.asarray(product) / pixels
@@ -125,16 +126,16 @@ def correlations(
 ) -> Correlations:
   """Pearson's correlations of the regression's predictions, the best of all penalties."""
   found: Correlations = {}
-  for files in png_folders.find_image_sets(directory):
-    image_set = files.read()
-    window = outputs.get(image_set.name) or output_window(image_set.size)
-    x, y = features(image_set, windows)[window], _labels(image_set, channels)[window]
+  for files in finding.find_fields(directory):
+    field_of_view = files.select((TRANSMISSION,), TARGET_CHANNELS).read()
+    window = outputs.get(field_of_view.name) or output_window(field_of_view.size)
+    x, y = features(field_of_view, windows)[window], _labels(field_of_view, channels)[window]
     every = np.concatenate(list(weights), axis=-1)
     predicted = np.concatenate([strip @ every for strip in _strips(x)])
     truth = np.tile(y.reshape(-1, len(channels)), len(weights))
     scores = [np.corrcoef(a, b)[0, 1] for a, b in zip(predicted.T, truth.T, strict=True)]
     best = np.max(np.reshape(scores, (len(weights), len(channels))), axis=0)
-    found[image_set.name] = dict(zip(channels, best.tolist(), strict=True))
+    found[field_of_view.name] = dict(zip(channels, best.tolist(), strict=True))
   return found
 
 

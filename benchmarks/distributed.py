@@ -114,7 +114,7 @@ def free_addresses(count: int) -> list[str]:
 
 def run(arguments: argparse.Namespace, folder: pathlib.Path) -> dict[str, list[dict[str, float]]]:
   """The measurements of one worker, and of two; there is one more of one."""
-  random_field.write_image_set(folder / 'images', rows=600, columns=600, depths=13)
+  random_field.write_field(folder / 'images', rows=600, columns=600, depths=13)
   server_host, *hosts = free_addresses(3)
   flags = [
     *(f'--{name}={getattr(arguments, name)}' for name in ('model', 'base_depth', 'num_z_values')),

@@ -36,10 +36,10 @@ import numpy as np
 from flop import dense_flop, patch_flop
 
 from isl.checkpoints.checkpoint import Checkpoint, find_newest
-from isl.core.channels import ImageKey, input_stack, target_stack
+from isl.core.channels import TARGET_CHANNELS, TRANSMISSION, ImageKey, input_stack, target_stack
 from isl.core.statistic import PICTURE_STATISTICS, AnyStatistic, Statistic
 from isl.data import data_provider
-from isl.images import png_folders
+from isl.images import finding
 from isl.inference import tiling
 from isl.inference.controller import HeadGroup, Labeler
 from isl.models.plan import NetworkPlan
@@ -82,8 +82,10 @@ def read_crop(arguments: argparse.Namespace, num_z_values: int, size: int) -> np
   """The network's input, float32 [row, column, z, channel, mask]."""
   stack = input_stack(num_z_values)
   if arguments.images:
-    image_set = png_folders.find_image_sets(arguments.images)[0].read()
-    return data_provider.input_crop(image_set, stack, slice(0, size), slice(0, size))
+    field_of_view = (
+      finding.find_fields(arguments.images)[0].select((TRANSMISSION,), TARGET_CHANNELS).read()
+    )
+    return data_provider.input_crop(field_of_view, stack, slice(0, size), slice(0, size))
   crop = np.ones((size, size, num_z_values, 1, 2), np.float32)
   crop[..., 0] = np.random.default_rng(0).uniform(0, 1, crop.shape[:-1])
   return crop
@@ -161,11 +163,13 @@ def compare(one: Outputs, other: Outputs) -> dict[str, float]:
 def print_peak_memory(arguments: argparse.Namespace, checkpoint: Checkpoint) -> None:
   """What `peak_memory_mb` reads: evaluates one batch, then prints this process's peak."""
   batch, side = (int(n) for n in arguments.peak_of.split(','))
-  held = checkpoint.describe()
-  plan = held.plan()
+  description = checkpoint.describe()
+  plan = description.plan()
   geometry = plan.spec.geometry
   heads = target_stack(arguments.channels.split(',')).keys
-  crop = read_crop(arguments, len(held.inputs.z_values), geometry.input_size(arguments.blocks))
+  crop = read_crop(
+    arguments, len(description.inputs.z_values), geometry.input_size(arguments.blocks)
+  )
   method = Method(plan, checkpoint, heads, batch=batch, blocks=(side, side))
   num_blocks = (arguments.blocks, arguments.blocks)
   tiles = tiling.split(num_blocks, (side, side), geometry.output)
@@ -193,11 +197,13 @@ def main() -> None:
 
 def measure(arguments: argparse.Namespace, checkpoint: Checkpoint) -> None:
   """All measurements with one checkpoint."""
-  held = checkpoint.describe()
-  plan = held.plan()
+  description = checkpoint.describe()
+  plan = description.plan()
   geometry = plan.spec.geometry
   heads = target_stack(arguments.channels.split(',')).keys
-  crop = read_crop(arguments, len(held.inputs.z_values), geometry.input_size(arguments.blocks))
+  crop = read_crop(
+    arguments, len(description.inputs.z_values), geometry.input_size(arguments.blocks)
+  )
   num_blocks = (arguments.blocks, arguments.blocks)
   patches = tiling.split(num_blocks, (1, 1), geometry.output)
   side = tiling.tile_blocks(arguments.blocks, arguments.infer_size)
@@ -248,8 +254,11 @@ def measure(arguments: argparse.Namespace, checkpoint: Checkpoint) -> None:
     'patches_batch': batch,
     'dense_tile_blocks': side,
   }
-  print(f'{held.model}, base_depth {held.base_depth}, {len(held.inputs.z_values)} z values;'
-        f' {arguments.blocks} x {arguments.blocks} blocks, {len(heads)} heads')  # fmt: skip
+  z_values, blocks = len(description.inputs.z_values), arguments.blocks
+  print(
+    f'{description.model}, base_depth {description.base_depth}, {z_values} z values;'
+    f' {blocks} x {blocks} blocks, {len(heads)} heads'
+  )
   print_table(result, trials, rounds)
   print(json.dumps(result))
 

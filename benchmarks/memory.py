@@ -25,7 +25,7 @@ os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
 
 from isl.images import png_folders
 from isl.programs.random_checkpoint import write_random_checkpoint
-from isl.programs.random_field import write_image_set
+from isl.programs.random_field import write_field
 from tests.support.microscope import write_ome_zarr
 
 # ru_maxrss would begin with the parent's; this is the process's own.
@@ -78,7 +78,7 @@ def main() -> None:
     )
     for side in sides:
       images = {'PNG': folder / f'png{side}', 'OME_ZARR': folder / f'field{side}.ome.zarr'}
-      write_image_set(
+      write_field(
         images['PNG'],
         rows=side,
         columns=side,

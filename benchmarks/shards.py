@@ -33,10 +33,12 @@ import tensorflow.compat.v1 as tf
 import training
 from absl import logging
 
-from isl.data import shard_writing, streams
+from isl.data import shard_writing
 from isl.data.shard_writing import Cut
 from isl.images import finding
+from isl.models.networks import NETWORKS
 from isl.programs import random_field
+from isl.training import train
 from isl.training.start import find_start
 
 _ROWS, _COLUMNS, _DEPTHS = 1024, 704, 13
@@ -64,11 +66,13 @@ def write_shards(folder: pathlib.Path, name: str, tile_size: int | None, compres
   """Shards that all have the same fields of view; returns their pattern."""
   images = folder / 'images'
   if not images.exists():
-    random_field.write_image_set(images, rows=_ROWS, columns=_COLUMNS, depths=_DEPTHS)
+    random_field.write_field(images, rows=_ROWS, columns=_COLUMNS, depths=_DEPTHS)
   (field,) = finding.find_all([images])
   same = [dataclasses.replace(field, name=f'field {i}') for i in range(_FIELDS_PER_SHARD)]
   pattern = str(folder / f'{name}-%05d')
-  cut = Cut(tile_size=tile_size, compression=compression)
+  cut = Cut(
+    tile_size=tile_size, overlap=NETWORKS['CONCORDANCE'].geometry.margin, compression=compression
+  )
   (first,) = shard_writing.write_shards(same, pattern, 1, cut)
   for i in range(1, max(_NUMBERS)):
     pathlib.Path(pattern % i).hardlink_to(first)
@@ -99,7 +103,7 @@ class Reading:
   def __init__(self, options: dict[str, object]):
     """Reads until the buffers are full."""
     experiment = training.make_experiment(**options)
-    patches = streams.make_patches(experiment, find_start(experiment), seed=0)
+    patches = train.training_patches(experiment, find_start(experiment), seed=0)
     sampling = experiment.sampling
     self._batch = sampling.batch_size
     graph = tf.Graph()

@@ -113,7 +113,7 @@ def main() -> None:
     images = arguments.images
     if not images:
       images = folder / 'images'
-      random_field.write_image_set(images, rows=600, columns=600, depths=13)
+      random_field.write_field(images, rows=600, columns=600, depths=13)
     options: dict[str, object] = {
       'mode': 'TRAIN',
       'read_pngs': True,

@@ -36,9 +36,9 @@ import training
 from curves import Curve, lowest_so_far, seconds_to, times_as_fast
 
 from isl.checkpoints.checkpoint import Checkpoint, find_newest
-from isl.core.channels import StackSpec, input_stack, target_stack
-from isl.images import png_folders, png_io
-from isl.images.fields_of_view import ImageSet
+from isl.core.channels import TARGET_CHANNELS, TRANSMISSION, StackSpec, input_stack, target_stack
+from isl.images import finding, png_io
+from isl.images.fields_of_view import FieldOfView
 from isl.models.networks import NETWORKS
 
 REPOSITORY = pathlib.Path(__file__).resolve().parents[1]
@@ -105,14 +105,14 @@ def parse_arguments() -> argparse.Namespace:
   return arguments
 
 
-def cut(image_set: ImageSet, folder: pathlib.Path, rows: slice) -> ImageSet:
+def cut(field_of_view: FieldOfView, folder: pathlib.Path, rows: slice) -> FieldOfView:
   """Writes some rows of a field of view to a folder, and reads them."""
   folder.mkdir()
-  for key, image in image_set.images.items():
+  for key, image in field_of_view.images.items():
     depth = f'z_depth-{key.z}' if isinstance(key.z, int) else f'depth_computation-{key.z}'
     name = f'well-A1,{depth},channel-{key.channel},is_mask-false.png'
     png_io.write_png(folder / name, image[rows, :])
-  return png_folders.find_image_sets(folder)[0].read()
+  return finding.find_fields(folder)[0].select((TRANSMISSION,), TARGET_CHANNELS).read()
 
 
 class Arm:
@@ -229,9 +229,9 @@ def read_network(arguments: argparse.Namespace) -> tuple[StackSpec, StackSpec]:
   """What the network reads and predicts; a checkpoint's model is put among the arguments."""
   if not arguments.restore_directory:
     return input_stack(arguments.num_z_values), target_stack()
-  held = Checkpoint(find_newest(arguments.restore_directory)).describe()
-  arguments.model = held.model
-  return held.inputs, target_stack()
+  description = Checkpoint(find_newest(arguments.restore_directory)).describe()
+  arguments.model = description.model
+  return description.inputs, target_stack()
 
 
 def main() -> None:
@@ -241,7 +241,9 @@ def main() -> None:
     folder = pathlib.Path(name)
     try:
       inputs, targets = read_network(arguments)
-      whole = png_folders.find_image_sets(arguments.images)[0].read()
+      whole = (
+        finding.find_fields(arguments.images)[0].select((TRANSMISSION,), TARGET_CHANNELS).read()
+      )
       # The smallest that a window fits into.
       margins = 2 * NETWORKS[arguments.model].geometry.margin
       needed = margins + max(setting.window for setting in arguments.grid)

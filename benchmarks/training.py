@@ -16,7 +16,7 @@ from isl.core.channels import ImageKey, StackSpec
 from isl.core.experiment import Experiment
 from isl.core.statistic import Statistic
 from isl.data import data_provider
-from isl.images.fields_of_view import ImageSet
+from isl.images.fields_of_view import FieldOfView
 from isl.inference import tiling
 from isl.inference.controller import HeadGroup, Labeler
 from isl.training import train
@@ -45,9 +45,9 @@ def start_training(**options: object) -> tuple[TrainingGraph, tf.Session]:
 class HeldOut:
   """Fields of view on which losses are computed, all blocks of them, with moving averages."""
 
-  def __init__(self, image_set: ImageSet, inputs: StackSpec, targets: StackSpec):
+  def __init__(self, field_of_view: FieldOfView, inputs: StackSpec, targets: StackSpec):
     """Takes a field of view, and what the network reads and predicts."""
-    self._image_set = image_set
+    self._image_set = field_of_view
     self._inputs = inputs
     self._targets = targets
 

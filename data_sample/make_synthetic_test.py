@@ -12,7 +12,7 @@ import pytest
 
 from isl.core.channels import MAXPROJECT, ImageKey
 from isl.images import png_folders, png_io
-from tests.support.program import REPOSITORY
+from tests.support.program import REPOSITORY, original_fields
 
 DATA_SAMPLE = REPOSITORY / 'data_sample'
 LABELS = ('DAPI_CONFOCAL', 'MAP2_CONFOCAL', 'NFH_CONFOCAL')
@@ -162,14 +162,14 @@ def folder(tmp_path_factory):
 
 
 def test_names_are_the_samples_and_a_field_has_13_depths_and_3_labels(folder):
-  fields = png_folders.find_image_sets(folder)
+  fields = original_fields(folder)
   assert [field.name for field in fields] == [png_folders.field_name(w) for w in ('A1', 'B3')]
   for field in fields:
-    image_set = field.read()
-    assert image_set.size == (96, 128)
-    assert image_set.transmitted_light == 'PHASE_CONTRAST'
-    assert image_set.num_depths() == 13
-    labels = {key.channel for key in image_set.images if key.z == MAXPROJECT}
+    field_of_view = field.read()
+    assert field_of_view.size == (96, 128)
+    assert field_of_view.transmitted_light == 'PHASE_CONTRAST'
+    assert field_of_view.num_depths() == 13
+    labels = {key.channel for key in field_of_view.images if key.z == MAXPROJECT}
     assert labels == set(LABELS)
 
 
@@ -277,7 +277,7 @@ def test_the_command_line(tmp_path):
   flags = ['--rows=32', '--columns=40', '--wells=2', '--transmitted_light=DIC']
   done = _run(f'--directory={tmp_path / "new"}', *flags)
   assert (done.returncode, done.stdout, done.stderr) == (0, '', '')
-  fields = png_folders.find_image_sets(tmp_path / 'new')
+  fields = original_fields(tmp_path / 'new')
   assert [field.name for field in fields] == [png_folders.field_name(w) for w in ('A1', 'A2')]
   assert fields[0].read().transmitted_light == 'DIC'
   failed = _run(f'--directory={tmp_path / "file" / "new"}', *flags)
@@ -292,7 +292,7 @@ def test_the_command_line(tmp_path):
   [('synthetic_training', 1, 832, 832), ('synthetic_evaluation', 2, 528, 624)],
 )
 def test_the_sample_data_are_what_their_commands_give(name, seed, rows, columns):
-  (field,) = png_folders.find_image_sets(DATA_SAMPLE / name)
+  (field,) = original_fields(DATA_SAMPLE / name)
   assert field.name == png_folders.field_name('A1')
   readme = (DATA_SAMPLE / 'README.md').read_text()
   flags = f'{name} \\\n      --seed {seed} --rows {rows} --columns {columns}\n'

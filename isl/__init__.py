@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import typing
 
-__version__ = '0.1.0'
+from isl.core.version import __version__ as __version__
 
 if typing.TYPE_CHECKING:
   from isl.predictor import Predictor as Predictor

@@ -10,8 +10,7 @@ from isl.checkpoints.training_record import check_stretch_targets
 from isl.core.channels import MAXPROJECT, ImageKey, StackSpec
 from isl.core.experiment import Experiment, Geometry, Metric, Mode
 from isl.data import data_provider, field_reading
-from isl.images import fields_of_view
-from isl.images.fields_of_view import ImageFiles
+from isl.images.fields_of_view import FieldFiles, parts_of, recorded_channels
 from isl.images.placement import Placement
 from isl.inference import field_labeling, prediction_files, run_results
 from isl.inference.prediction_files import PredictionStore
@@ -30,7 +29,7 @@ def run(experiment: Experiment) -> list[str]:
     ValueError: the checkpoint or the only field of view is missing, damaged or does not fit.
     OSError: a file cannot be read.
   """
-  found = field_reading.find_fields(experiment)
+  found = field_reading.fields_of(experiment)
   network = _Network(experiment)
   print('\n'.join(network.lines()))
   failed = []
@@ -66,15 +65,15 @@ class _Network:
       checkpoint, self.folder = start.checkpoint, experiment.train_directory
     else:
       checkpoint = Checkpoint(find_newest(experiment.checkpoint_directory))
-      held = checkpoint.describe()
+      description = checkpoint.describe()
       plan = field_labeling.make_network_plan(experiment, checkpoint)
-      self._inputs, self._targets = held.inputs, held.targets
+      self._inputs, self._targets = description.inputs, description.targets
       self.folder = experiment.evaluation_directory
       if experiment.metric is not Metric.LOSS:
         self._labeler = field_labeling.FieldLabeler(checkpoint, plan, experiment.inference)
         self._targets = self._labeler.targets
       if experiment.metric is Metric.INFER_FULL:
-        self.folder /= f'{held.global_step:08d}'
+        self.folder /= f'{description.global_step:08d}'
     check_stretch_targets(experiment.stretch_targets, self._targets)
     self._plan, self._checkpoint = plan, checkpoint
 
@@ -95,7 +94,7 @@ class _Network:
       f' {", ".join(self._inputs.channels)} and predicts {", ".join(self._targets.channels)}'
     )
 
-  def field_lines(self, field: ImageFiles, *, alone: bool) -> Iterator[str]:
+  def field_lines(self, field: FieldFiles, *, alone: bool) -> Iterator[str]:
     """On a field of view, and on what would be written of it.
 
     Raises:
@@ -124,14 +123,14 @@ class _Network:
         folder = pathlib.Path() if alone else pathlib.Path(field.name or 'unnamed')
         yield f'would write: {", ".join(self._files(field.name, folder, grid.output_size))}'
 
-  def _label_lines(self, field: ImageFiles, selected: ImageFiles) -> Iterator[str]:
+  def _label_lines(self, field: FieldFiles, selected: FieldFiles) -> Iterator[str]:
     having = [c for c in self._targets.channels if data_provider.is_recorded(c, selected.sources)]
     missing = [c for c in self._targets.channels if c not in having]
     yield f'labels: {", ".join(having) or "none"}'
     if missing:
       yield f'missing labels: {", ".join(missing)}'
     for channel in having:
-      for part in fields_of_view.parts_of(channel):
+      for part in parts_of(channel):
         if part == channel:
           yield f'{_INDENT}{channel}: {selected.sources[ImageKey(MAXPROJECT, part)].path}'
     read = {key.channel for key in selected.sources}
@@ -169,9 +168,9 @@ class _Network:
     return ('events.out.tfevents.*',)
 
 
-def _input_lines(selected: ImageFiles, inputs: StackSpec, channel: str) -> Iterator[str]:
+def _input_lines(selected: FieldFiles, inputs: StackSpec, channel: str) -> Iterator[str]:
   """Which depth of an input channel fills which of the network's positions."""
-  names = fields_of_view.recorded_channels(channel)
+  names = recorded_channels(channel)
   keys = [k for k in selected.sources if isinstance(k.z, int) and k.channel in names]
   shown = channel if keys[0].channel == channel else f'{channel} ({keys[0].channel})'
   yield f'{shown}: {len(keys)} depths'

@@ -25,9 +25,9 @@ from isl.core.channels import ImageKey
 from isl.core.experiment import Inference, InferMethod, InputRange, Padding
 from isl.core.statistic import NUM_CLASSES, AnyStatistic, Statistic
 from isl.data import data_provider
-from isl.images.fields_of_view import ImageSet
+from isl.images.fields_of_view import FieldOfView
 from isl.images.pixels import extremes
-from isl.inference import calibration, field_record
+from isl.inference import calibration
 from isl.inference.field_labeling import FieldLabeler, Wanted
 
 
@@ -64,16 +64,16 @@ class Predictor:
     if tile_size < 1:
       raise ValueError(f'tile_size must be at least 1, got {tile_size}')
     self._checkpoint = Checkpoint(find_newest(checkpoint_directory))
-    held = self._checkpoint.describe()
-    self._plan = held.plan()
+    description = self._checkpoint.describe()
+    self._plan = description.plan()
     self._tile_size = tile_size
     self._temperatures: dict[str, float] | None = None
     if calibrated:
       fitted = calibration.load(self._checkpoint.prefix.parent)
-      fitted.check_checkpoint(field_record.checkpoint_fingerprint(self._checkpoint))
+      fitted.check_checkpoint(self._checkpoint.fingerprint())
       self._temperatures = dict(fitted.temperatures)
-    self.labels = held.targets.channels
-    self.input_channels = held.inputs.channels
+    self.labels = description.targets.channels
+    self.input_channels = description.inputs.channels
     self.margin = self._plan.spec.geometry.margin
     self._made: tuple[tuple[object, ...], FieldLabeler] | None = None
 
@@ -127,23 +127,23 @@ class Predictor:
       ValueError: the stack is of another kind or too small, or a name is unknown.
     """
     ends = _input_range(input_range)
-    image_set = data_provider.prepared(self._image_set(stack, ends), ends, ())
+    field_of_view = data_provider.prepared(self._image_set(stack, ends), ends, ())
     wanted = statistic.parse_all(statistics)
     labeler = self._labeler(labels, padding)
     patch = self._plan.spec.geometry.patch
-    if padding == Padding.NONE.name and min(image_set.size) < patch:
+    if padding == Padding.NONE.name and min(field_of_view.size) < patch:
       raise ValueError(
         f'a stack must have at least {patch} x {patch} pixels without padding, got'
-        f' {image_set.size[0]} rows x {image_set.size[1]} columns'
+        f' {field_of_view.size[0]} rows x {field_of_view.size[1]} columns'
       )
-    grid = labeler.grid(image_set.name, image_set.size)
+    grid = labeler.grid(field_of_view.name, field_of_view.size)
     sink = _Arrays(grid.output_size, labeler.targets.keys, wanted)
-    labeler.compute(image_set, grid, sink, Wanted(targets=wanted), progress)
+    labeler.compute(field_of_view, grid, sink, Wanted(targets=wanted), progress)
     return sink.by_label()
 
   def _image_set(
     self, stack: np.ndarray | Mapping[str, np.ndarray], input_range: InputRange | None
-  ) -> ImageSet:
+  ) -> FieldOfView:
     if isinstance(stack, Mapping):
       stacks = {str(channel): np.asarray(images) for channel, images in stack.items()}
     elif len(self.input_channels) == 1:
@@ -169,7 +169,7 @@ class Predictor:
       images |= {ImageKey(z, channel): image for z, image in enumerate(of_channel)}
     if len({image.shape for image in images.values()}) > 1:
       raise ValueError('all stacks must have the same rows and columns')
-    return ImageSet(name='stack', images=images)
+    return FieldOfView(name='stack', images=images)
 
   def _labeler(self, labels: Sequence[str] | None, padding: str) -> FieldLabeler:
     """The network for these labels; that of the call before, if it will do."""

@@ -18,9 +18,9 @@ from isl.checkpoints.checkpoint import Checkpoint, find_newest
 from isl.core.channels import TARGET_CHANNELS
 from isl.core.statistic import PICTURE_STATISTICS
 from isl.images import png_folders
-from isl.inference import calibration, field_record
+from isl.inference import calibration
 from isl.programs import random_checkpoint
-from tests.support.program import InferSetting, finish, python_process, write_image_set
+from tests.support.program import InferSetting, finish, python_process, write_field
 
 _NAMES = (*(s.name for s in PICTURE_STATISTICS), 'QUANTILE_5', 'QUANTILE_97.5')
 _LABELS = ('NFH_CONFOCAL', 'DAPI_CONFOCAL')
@@ -36,8 +36,10 @@ def setting(tmp_path_factory):
 def _stack_of(images, channel='PHASE_CONTRAST'):
   """[z, row, column] as on disk."""
   (field,) = png_folders.find_png_fields(images)
-  image_set = field.read()
-  return np.stack([image_set.images[k][:, :] for k in image_set.input_keys if k.channel == channel])
+  field_of_view = field.read()
+  return np.stack(
+    [field_of_view.images[k][:, :] for k in field_of_view.input_keys if k.channel == channel]
+  )
 
 
 @pytest.fixture(scope='module')
@@ -176,7 +178,7 @@ def test_two_input_channels(tmp_path, setting):
     target_channels=['GFP'],
   )
   images = tmp_path / 'images'
-  write_image_set(images, rows=118, columns=112, depths=2, further_inputs=['ACTIN'], channels=())
+  write_field(images, rows=118, columns=112, depths=2, further_inputs=['ACTIN'], channels=())
   written = _written(
     setting,
     f'--restore_directory={tmp_path / "c"}',
@@ -206,7 +208,7 @@ def test_calibrated(setting, stack, tmp_path):
   calibration.Calibration(
     checkpoint=prefix.name,
     step=1000,
-    fingerprint=field_record.checkpoint_fingerprint(Checkpoint(prefix)),
+    fingerprint=Checkpoint(prefix).fingerprint(),
     folders=(),
     fields={},
     fits={'DAPI_CONFOCAL': fit},
@@ -230,7 +232,7 @@ def test_network_that_is_certain(setting, stack, tmp_path):
   (biases,) = (name for name in values if '/DAPI_CONFOCAL/' in name and name.endswith('biases'))
   values[biases] = np.where(np.arange(256) == 200, 1e4, 0).astype(np.float32)
   saving.write_values(tmp_path / source.prefix.name, values)
-  saving.name_newest(tmp_path / source.prefix.name)
+  saving.write_state(tmp_path, source.prefix.name)
   with isl.Predictor(tmp_path) as predictor:
     predicted = predictor.predict(stack, statistics=_NAMES, labels=_LABELS[1:])
   of_label = predicted['DAPI_CONFOCAL']

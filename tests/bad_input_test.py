@@ -23,7 +23,7 @@ from tests.support.program import (
   image_name,
   python_process,
   run_in_process,
-  write_image_set,
+  write_field,
 )
 
 
@@ -217,13 +217,13 @@ def test_crop_smaller_than_a_patch(error, concordance):
 @pytest.mark.parametrize('size', [(109, 300), (300, 109)])
 def test_image_smaller_than_a_patch(error, tmp_path, size):
   rows, columns = size
-  write_image_set(tmp_path / 'small', rows=rows, columns=columns)
+  write_field(tmp_path / 'small', rows=rows, columns=columns)
   line = error(images=tmp_path / 'small')
   assert f'is {rows} rows x {columns} columns; FOVEA needs at least 110 x 110 pixels' in line
 
 
 def test_image_smaller_than_a_patch_of_concordance(error, tmp_path, concordance):
-  write_image_set(tmp_path / 'small', rows=260, columns=249)
+  write_field(tmp_path / 'small', rows=260, columns=249)
   line = error(f'--restore_directory={concordance}', images=tmp_path / 'small')
   assert 'is 260 rows x 249 columns; CONCORDANCE needs at least 250 x 250 pixels' in line
 
@@ -359,7 +359,7 @@ def test_folder_in_the_place_of_a_file(setting, tmp_path):
 
 def test_others_are_done_beside_a_faulty_field_of_view(setting, images, tmp_path):
   """The second has a truncated image."""
-  write_image_set(images, rows=110, columns=110, wells=('B5',))
+  write_field(images, rows=110, columns=110, wells=('B5',))
   _truncated(_path(images, 0, 'PHASE_CONTRAST', well='B5'))
   flags = setting.flags(tmp_path / 'base', images)
   outcome = run_in_process(launch.run, *flags, '--infer_channel_whitelist=DAPI_CONFOCAL')

@@ -16,9 +16,14 @@ from absl.testing import flagsaver
 
 from isl import launch
 from isl.checkpoints.checkpoint import Checkpoint, find_newest
-from isl.images import png_folders
 from isl.programs import random_checkpoint, random_field
-from tests.support.program import REPOSITORY, InferRun, make_fovea_shallow, run_in_process
+from tests.support.program import (
+  REPOSITORY,
+  InferRun,
+  make_fovea_shallow,
+  original_fields,
+  run_in_process,
+)
 
 
 def _run(name, *options):
@@ -153,7 +158,7 @@ def images(tmp_path, monkeypatch):
   """A folder of a field of view, for FOVEA with patches of 36 pixels."""
   make_fovea_shallow(monkeypatch)
   folder = tmp_path / 'images'
-  random_field.write_image_set(folder, rows=130, columns=60, depths=2)
+  random_field.write_field(folder, rows=130, columns=60, depths=2)
   return folder
 
 
@@ -203,14 +208,16 @@ def test_held_out_losses_are_those_of_inference(tmp_path, monkeypatch):
   """On the same pixels: the cross entropy in metrics.csv."""
   make_fovea_shallow(monkeypatch)
   images, base = tmp_path / 'images', tmp_path / 'base'
-  random_field.write_image_set(images, rows=57, columns=66, depths=2)
+  random_field.write_field(images, rows=57, columns=66, depths=2)
   random_checkpoint.write_random_checkpoint(
     tmp_path / 'checkpoint', model='FOVEA', base_depth=6, num_z_values=2
   )
   checkpoint = Checkpoint(find_newest(tmp_path / 'checkpoint'))
-  held = checkpoint.describe()
-  (field,) = png_folders.find_image_sets(images)
-  held_out = importlib.import_module('training').HeldOut(field.read(), held.inputs, held.targets)
+  description = checkpoint.describe()
+  (field,) = original_fields(images)
+  held_out = importlib.import_module('training').HeldOut(
+    field.read(), description.inputs, description.targets
+  )
   losses = {key.channel: loss for key, loss in held_out.losses(checkpoint, tile_size=2).items()}
   outcome = run_in_process(
     launch.run,

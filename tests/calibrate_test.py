@@ -25,7 +25,7 @@ from tests.support.program import (
   files_in,
   image_name,
   run_in_process,
-  write_image_set,
+  write_field,
 )
 
 _LABELS = ('MAP2_CONFOCAL', 'DAPI_CONFOCAL', 'DEAD_CONFOCAL')
@@ -59,9 +59,7 @@ class _Calibrated:
     """A field of view of random light, and labels that are drawn as the network has it."""
     folder = self.setting.new_folder()
     rows, columns, seed = self.setting.rows, self.setting.columns, ord(well[0])
-    write_image_set(
-      folder, rows=rows, columns=columns, depths=5, wells=[well], channels=(), seed=seed
-    )
+    write_field(folder, rows=rows, columns=columns, depths=5, wells=[well], channels=(), seed=seed)
     paths = [folder / image_name(well, z, 'PHASE_CONTRAST') for z in range(5)]
     with isl.Predictor(self.folder) as predictor:
       predicted = predictor.predict(

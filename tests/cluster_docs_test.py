@@ -23,7 +23,7 @@ from isl import command_line, launch
 from isl.checkpoints.checkpoint import Checkpoint, find_newest
 from isl.core.experiment import Experiment
 from isl.program_flags import FLAGS
-from tests.support.program import REPOSITORY, write_image_set
+from tests.support.program import REPOSITORY, write_field
 
 # Under Bazel this file is a link into the repository.
 _PAGE = (REPOSITORY / 'docs' / 'cluster.md').read_text()
@@ -324,7 +324,7 @@ def test_slurm_script_trains(cluster, tmp_path):
   script.write_text(_SLURM)
   base, images = tmp_path / 'base', tmp_path / 'images'
   images.mkdir()
-  write_image_set(images, rows=160, columns=160)
+  write_field(images, rows=160, columns=160)
   flags = ['--model=FOVEA', '--base_depth=6', '--num_z_values=3', '--loss_crop_size=130']
   environment = cluster.environment(
     **_slurm(1, 3, BASE=base, IMAGES=images, FIRST_PORT=_first_free_port(3))

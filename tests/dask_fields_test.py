@@ -27,7 +27,7 @@ from tests.support.program import (
   finish,
   python_process,
   run_in_process,
-  write_image_set,
+  write_field,
 )
 
 _RUN = f'from {launch.__name__} import run; run()'
@@ -44,7 +44,7 @@ def setting(tmp_path_factory):
 @pytest.fixture(scope='module')
 def plate(setting):
   folder = setting.new_folder()
-  write_image_set(folder, rows=setting.rows, columns=setting.columns, depths=3, wells=_WELLS)
+  write_field(folder, rows=setting.rows, columns=setting.columns, depths=3, wells=_WELLS)
   return folder
 
 
@@ -235,7 +235,9 @@ def test_waits_for_workers_and_labels_with_them(setting, cluster):
 def test_shards_by_relative_names_until_all_are_lost(setting, plate, cluster):
   """First the only worker, then, while another is waited for, the scheduler."""
   base = setting.new_folder()
-  shard_writing.write_shards(finding.find_all([plate]), str(base / 's-%d'), 1, shard_writing.Cut())
+  shard_writing.write_shards(
+    finding.find_all([plate]), str(base / 's-%d'), 1, shard_writing.Cut(overlap=0)
+  )
   flags = [f for f in setting.flags(base, plate) if 'pngs' not in f and 'dataset' not in f]
   cluster.start_worker()
   outcome = _run_on(

@@ -10,7 +10,7 @@ import pytest
 
 from isl.checkpoints.checkpoint import Checkpoint, find_newest
 from tests.support.machines import Machines
-from tests.support.program import make_fovea_shallow, write_image_set
+from tests.support.program import make_fovea_shallow, write_field
 
 
 @pytest.fixture(scope='module', autouse=True)
@@ -23,7 +23,7 @@ def shallow():
 @pytest.fixture(scope='module')
 def images(tmp_path_factory):
   folder = tmp_path_factory.mktemp('images')
-  write_image_set(folder, rows=160, columns=160)
+  write_field(folder, rows=160, columns=160)
   return folder
 
 

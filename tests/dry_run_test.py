@@ -10,7 +10,7 @@ from tests.support.program import (
   files_in,
   image_name,
   run_in_process,
-  write_image_set,
+  write_field,
 )
 
 
@@ -73,7 +73,7 @@ def test_missing_labels_and_padding(setting, tmp_path):
 
 def test_bad_field_among_several_is_a_problem(setting, tmp_path):
   images = tmp_path / 'images'
-  write_image_set(images, rows=126, columns=118, wells=('A1', 'B2'))
+  write_field(images, rows=126, columns=118, wells=('A1', 'B2'))
   (images / image_name('A1', 0, 'PHASE_CONTRAST')).unlink()
   outcome = _dry_run(*setting.flags(tmp_path / 'base', images))
   assert outcome.status == 3
@@ -84,7 +84,7 @@ def test_bad_field_among_several_is_a_problem(setting, tmp_path):
 
 def test_bad_field_alone_is_an_error(setting, tmp_path):
   images = tmp_path / 'images'
-  write_image_set(images, rows=50, columns=118)
+  write_field(images, rows=50, columns=118)
   assert 'at least 110 x 110 pixels' in _dry_run(*setting.flags(tmp_path / 'base', images)).error
 
 

@@ -13,15 +13,16 @@ from isl.core.channels import input_stack, target_stack
 from isl.core.experiment import Panel
 from isl.core.statistic import Statistic
 from isl.data import data_provider
-from isl.images import png_folders, png_io
+from isl.images import png_io
 from isl.inference.controller import HeadGroup, Labeler
 from tests.support.program import (
   InferSetting,
   event_picture,
   events,
+  original_fields,
   panel_boxes,
   run_in_process,
-  write_image_set,
+  write_field,
 )
 
 # FOVEA's patches have 110 pixels.
@@ -77,7 +78,7 @@ def test_panels(setting, evaluate, metric):
     picture = event_picture(events[f'{panel}_error_panel'])
     assert picture.shape == (rows * 32, 14 * 32, 3)
     boxes[panel] = [panel_boxes(strip, 14) for strip in np.split(picture, rows)]
-  (field,) = png_folders.find_image_sets(setting.images)
+  (field,) = original_fields(setting.images)
   window = slice(_MARGIN, _MARGIN + 24)
   stack = target_stack(whitelist.split(','))
   truth = data_provider.target_crop(field.read(), stack, window, window)[:, :, 0, :, 0]
@@ -95,12 +96,12 @@ def test_panels(setting, evaluate, metric):
 
 def test_cross_entropy_is_drawn_of_inputs_and_labels(setting, evaluate, tmp_path):
   """Of the only patch, pixel by pixel; that of labels without truth means nothing."""
-  write_image_set(tmp_path, rows=_PATCH, columns=_PATCH, depths=5, channels=setting.channels)
-  (field,) = png_folders.find_image_sets(tmp_path)
-  image_set, centre = field.read(), slice(_MARGIN, _MARGIN + 8)
+  write_field(tmp_path, rows=_PATCH, columns=_PATCH, depths=5, channels=setting.channels)
+  (field,) = original_fields(tmp_path)
+  field_of_view, centre = field.read(), slice(_MARGIN, _MARGIN + 8)
   truth = [
-    data_provider.input_crop(image_set, _INPUTS, centre, centre)[:, :, :, 0, 0],
-    data_provider.target_crop(image_set, _TARGETS, centre, centre)[:, :, 0, :, 0],
+    data_provider.input_crop(field_of_view, _INPUTS, centre, centre)[:, :, :, 0, 0],
+    data_provider.target_crop(field_of_view, _TARGETS, centre, centre)[:, :, 0, :, 0],
   ]
   classes = np.moveaxis(data_provider.classes_of(np.concatenate(truth, axis=-1)), -1, 0)
   checkpoint = Checkpoint(setting.checkpoint / 'model.ckpt-1000')
@@ -114,7 +115,7 @@ def test_cross_entropy_is_drawn_of_inputs_and_labels(setting, evaluate, tmp_path
     blocks=(1, 1),
   )
   whole = slice(0, _PATCH)
-  crop = data_provider.input_crop(image_set, _INPUTS, whole, whole)[np.newaxis]
+  crop = data_provider.input_crop(field_of_view, _INPUTS, whole, whole)[np.newaxis]
   (outputs,) = labeler(crop, [classes[:, np.newaxis]])
   (expected,) = outputs.values()
   labeler.close()
@@ -132,7 +133,7 @@ def test_several_fields_of_view_have_a_tag_each(setting, evaluate, tmp_path):
   for path in setting.images.iterdir():
     shutil.copy(path, both / path.name.replace('well-A4', 'well-B5'))
   events = evaluate('STITCH', '--infer_panels=TARGET', _DAPI, images=both)
-  tags = {f'target_error_panel/{field.name}' for field in png_folders.find_image_sets(both)}
+  tags = {f'target_error_panel/{field.name}' for field in original_fields(both)}
   assert len(tags) == 2
   assert set(events) == tags
 

@@ -19,10 +19,17 @@ from isl.core.channels import TARGET_CHANNELS, input_stack, target_stack
 from isl.core.experiment import Loss
 from isl.core.statistic import Statistic
 from isl.data import data_provider
-from isl.images import png_folders, png_io
+from isl.images import png_io
 from isl.inference.controller import HeadGroup, Labeler
 from isl.programs import random_checkpoint
-from tests.support.program import events, files_in, run_in_process, shared_path, write_image_set
+from tests.support.program import (
+  events,
+  files_in,
+  original_fields,
+  run_in_process,
+  shared_path,
+  write_field,
+)
 
 # FOVEA's patches have 110 pixels.
 _ROWS, _COLUMNS = 139, 155
@@ -48,7 +55,7 @@ def checkpoint(tmp_path_factory):
 def images(tmp_path_factory):
   """A folder with a field of view."""
   folder = tmp_path_factory.mktemp('images')
-  write_image_set(folder, rows=_ROWS, columns=_COLUMNS, depths=5, channels=_CHANNELS)
+  write_field(folder, rows=_ROWS, columns=_COLUMNS, depths=5, channels=_CHANNELS)
   return folder
 
 
@@ -77,8 +84,8 @@ def _losses(folder, step=1000):
 
 def _expected_losses(checkpoint, images, statistic, size):
   """Head -> loss, of the one patch at the image's top left, or of the only one."""
-  (field,) = png_folders.find_image_sets(images)
-  image_set = field.read()
+  (field,) = original_fields(images)
+  field_of_view = field.read()
   window, centre = slice(0, size), slice(_MARGIN, _MARGIN + 8)
   reader = Checkpoint(find_newest(checkpoint))
   labeler = Labeler(
@@ -89,13 +96,13 @@ def _expected_losses(checkpoint, images, statistic, size):
     blocks=(1, 1),
   )
   truth = [
-    data_provider.input_crop(image_set, _INPUTS, centre, centre),
-    data_provider.target_crop(image_set, _TARGETS, centre, centre),
+    data_provider.input_crop(field_of_view, _INPUTS, centre, centre),
+    data_provider.target_crop(field_of_view, _TARGETS, centre, centre),
   ]
   values, masks = (
     np.concatenate([t[..., i].reshape(8, 8, -1) for t in truth], axis=-1) for i in (0, 1)
   )
-  crop = data_provider.input_crop(image_set, _INPUTS, window, window)
+  crop = data_provider.input_crop(field_of_view, _INPUTS, window, window)
   classes = np.moveaxis(np.rint(values * 255).astype(np.uint8), -1, 0)
   (outputs,) = labeler(crop[np.newaxis], [classes[:, np.newaxis]])
   (loss,) = outputs.values()
@@ -107,7 +114,7 @@ def _expected_losses(checkpoint, images, statistic, size):
 def test_losses_are_the_networks(checkpoint, tmp_path, loss):
   """Every patch of an image of a patch's size is the same."""
   images = tmp_path / 'images'
-  write_image_set(images, rows=_PATCH, columns=_PATCH, depths=5, channels=_CHANNELS)
+  write_field(images, rows=_PATCH, columns=_PATCH, depths=5, channels=_CHANNELS)
   base = tmp_path / 'base'
   outcome = _run(
     base,
@@ -256,7 +263,7 @@ def test_folders_may_have_fields_of_one_name(checkpoint, images, tmp_path):
   losses = _losses(base / 'eval_train_loss_CROSS_ENTROPY')
   assert losses['total_loss'] > 0
   _run(base, '/no/such/folder', *flags, folders, '--metric=STITCH', '--infer_panels=TARGET')
-  (field,) = png_folders.find_image_sets(images)
+  (field,) = original_fields(images)
   assert events(base / 'eval_train_stitch').keys() == {
     (1000, f'target_error_panel/{field.name},folder-{folder.name}') for folder in (images, other)
   }

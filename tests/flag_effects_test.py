@@ -16,18 +16,19 @@ from absl.testing import flagsaver
 
 from isl import command_line, launch
 from isl.checkpoints.checkpoint import Checkpoint, find_newest
-from isl.data import shard_patches, shard_reading, shard_writing, streams
+from isl.data import shard_patches, shard_reading, shard_writing
 from isl.data.patches import Patches
 from isl.data.shard_writing import Cut
 from isl.images import finding
 from isl.inference import controller, field_labeling
+from isl.training import train
 from isl.training.start import find_start
 from tests.support.program import (
   InferSetting,
   TrainSetting,
   make_fovea_shallow,
   run_in_process,
-  write_image_set,
+  write_field,
 )
 
 _WELLS = ('A1', 'A2', 'A3', 'A4', 'B1', 'B2', 'B3', 'B4')
@@ -45,7 +46,7 @@ def shallow():
 def images(tmp_path_factory):
   """A folder of eight fields of view."""
   folder = tmp_path_factory.mktemp('images')
-  write_image_set(folder, rows=60, columns=60, wells=_WELLS)
+  write_field(folder, rows=60, columns=60, wells=_WELLS)
   return folder
 
 
@@ -53,7 +54,7 @@ def images(tmp_path_factory):
 def shards(images, tmp_path_factory):
   """The flags that name two shards of them."""
   pattern = str(tmp_path_factory.mktemp('shards') / 's-%d')
-  shard_writing.write_shards(finding.find_all([images]), pattern, 2, Cut())
+  shard_writing.write_shards(finding.find_all([images]), pattern, 2, Cut(overlap=0))
   return (f'--dataset_pattern={pattern}', '--dataset_num_shards=2', '--train_on_full_dataset')
 
 
@@ -63,7 +64,7 @@ def _patches(*more):
   with flagsaver.flagsaver():
     flags.FLAGS(['isl-launch', *given, '--loss_crop_size=60'])
     experiment = command_line.make_experiment()
-  return experiment, streams.make_patches(experiment, find_start(experiment), seed=1)
+  return experiment, train.training_patches(experiment, find_start(experiment), seed=1)
 
 
 def _read(experiment, patches, count):
@@ -196,10 +197,10 @@ def test_network_that_starts_from_nothing_is_as_asked_for(images, tmp_path):
     f'--base_directory={tmp_path}',
   )
   assert outcome.status == 0, outcome.stderr
-  held = Checkpoint(find_newest(tmp_path / 'train')).describe()
-  assert (held.model, held.global_step) == ('FOVEA', 1)
-  assert 5 in held.base_depths
-  assert held.inputs.z_values == (0.0, 1.0)
+  description = Checkpoint(find_newest(tmp_path / 'train')).describe()
+  assert (description.model, description.global_step) == ('FOVEA', 1)
+  assert 5 in description.base_depths
+  assert description.inputs.z_values == (0.0, 1.0)
 
 
 @pytest.mark.parametrize(

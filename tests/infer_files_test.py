@@ -22,7 +22,7 @@ from tests.support.program import (
   image_name,
   panel_boxes,
   run_in_process,
-  write_image_set,
+  write_field,
 )
 
 _SIZE = InferSetting.size
@@ -57,7 +57,7 @@ def test_no_statistics_and_no_panels_leave_the_metrics(setting):
 
 def test_8_bit_images_are_read(setting):
   images = setting.new_folder()
-  (field,) = write_image_set(
+  (field,) = write_field(
     images, rows=setting.rows, columns=setting.columns, bits=8, dialect=PUBLISHED
   )
   run = setting.run('--infer_channel_whitelist=DAPI_CONFOCAL', images=images)
@@ -70,9 +70,9 @@ def test_8_bit_images_are_read(setting):
 
 def test_several_fields_of_view(setting):
   images = setting.new_folder()
-  fields = write_image_set(images, rows=126, columns=118, wells=('B2', 'A1'))
+  fields = write_field(images, rows=126, columns=118, wells=('B2', 'A1'))
   # The next is of another size, which needs a network for other tiles.
-  fields += write_image_set(images, rows=110, columns=126, wells=('C3',), channels=())
+  fields += write_field(images, rows=110, columns=126, wells=('C3',), channels=())
   run = setting.run('--infer_channel_whitelist=DAPI_CONFOCAL,MAP2_CONFOCAL', images=images)
   assert [record['field'] for record in run.record['fields']] == sorted(fields)
   sizes = dict(zip(fields, [[24, 16], [24, 16], [8, 24]], strict=True))

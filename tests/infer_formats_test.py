@@ -12,9 +12,8 @@ import zarr
 
 from isl import launch
 from isl.core.statistic import PICTURE_STATISTICS
-from isl.images import png_folders
 from tests.support.microscope import write_ome_tiff
-from tests.support.program import InferSetting, files_in, run_in_process
+from tests.support.program import InferSetting, files_in, original_fields, run_in_process
 
 _SIZE = InferSetting.size
 _LABELS = ('MAP2_CONFOCAL', 'DAPI_CONFOCAL')
@@ -39,7 +38,7 @@ def setting(tmp_path_factory):
 @pytest.fixture(scope='module')
 def microscope(setting):
   """The field of view as a microscope's OME-TIFF that knows its pixels' size."""
-  (field,) = png_folders.find_image_sets(setting.images)
+  (field,) = original_fields(setting.images)
   path = setting.new_folder() / f'{_FIELD}.ome.tif'
   return write_ome_tiff(path, field, _PIXEL_SIZE)
 

@@ -23,7 +23,7 @@ from tests.support.program import (
   image_name,
   panel_boxes,
   run_in_process,
-  write_image_set,
+  write_field,
 )
 
 _LABEL = 'DAPI_CONFOCAL'
@@ -243,7 +243,7 @@ def test_concordance(tmp_path):
   random_checkpoint.write_random_checkpoint(
     checkpoint, base_depth=5, num_z_values=2, target_channels=[_LABEL]
   )
-  (field,) = write_image_set(images, rows=258, columns=270, bits=8, channels=())
+  (field,) = write_field(images, rows=258, columns=270, bits=8, channels=())
   floats = {}
   for padding in ('NONE', 'ZERO'):
     outcome = run_in_process(

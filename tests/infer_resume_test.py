@@ -19,7 +19,7 @@ from tests.support.program import (
   files_in,
   image_name,
   run_in_process,
-  write_image_set,
+  write_field,
 )
 
 _LABEL = 'DAPI_CONFOCAL'
@@ -37,7 +37,7 @@ def setting(tmp_path_factory):
 def original(setting):
   """Three fields of view, of a few blocks each."""
   folder = setting.new_folder()
-  write_image_set(folder, rows=112, columns=119, wells=_WELLS, channels=[_LABEL])
+  write_field(folder, rows=112, columns=119, wells=_WELLS, channels=[_LABEL])
   return folder
 
 

@@ -17,7 +17,7 @@ from isl.checkpoints.checkpoint import Checkpoint
 from isl.core.channels import MAXPROJECT, TARGET_CHANNELS, target_stack
 from isl.core.statistic import PICTURE_STATISTICS, Statistic
 from isl.data import data_provider
-from isl.images import png_folders, png_io
+from isl.images import png_io
 from isl.inference.controller import HeadGroup, Labeler
 from isl.programs import random_checkpoint
 from isl.report import metrics
@@ -26,9 +26,10 @@ from tests.support.program import (
   InferSetting,
   files_in,
   image_name,
+  original_fields,
   panel_boxes,
   run_in_process,
-  write_image_set,
+  write_field,
 )
 
 _SIZE = InferSetting.size
@@ -56,13 +57,13 @@ def labeled(setting):
 
   Of the labels' true classes, 0 where there is no truth.
   """
-  (files,) = png_folders.find_image_sets(setting.images)
-  image_set = files.read()
+  (files,) = original_fields(setting.images)
+  field_of_view = files.read()
   checkpoint = Checkpoint(setting.checkpoint / 'model.ckpt-1000')
   plan = checkpoint.describe().plan()
   rows, columns = (slice(0, plan.spec.geometry.input_size(n // 8)) for n in _SIZE)
   output = [slice(51, 51 + n) for n in _SIZE]
-  truth = data_provider.target_crop(image_set, target_stack(), *output)[:, :, 0, :, 0]
+  truth = data_provider.target_crop(field_of_view, target_stack(), *output)[:, :, 0, :, 0]
   labeler = Labeler(
     plan,
     checkpoint,
@@ -70,7 +71,7 @@ def labeled(setting):
     batch=1,
     blocks=(_SIZE[0] // 8, _SIZE[1] // 8),
   )
-  crop = data_provider.input_crop(image_set, checkpoint.describe().inputs, rows, columns)
+  crop = data_provider.input_crop(field_of_view, checkpoint.describe().inputs, rows, columns)
   labels = np.rint(truth * 255).astype(np.uint8).transpose(2, 0, 1)
   (outputs,) = labeler(crop[np.newaxis], [labels[:, np.newaxis]])
   labeler.close()
@@ -298,7 +299,7 @@ def test_concordance_by_both_methods(tmp_path):
   """2 x 3 blocks of patches of 250 pixels."""
   checkpoint, images = tmp_path / 'checkpoint', tmp_path / 'images'
   random_checkpoint.write_random_checkpoint(checkpoint, base_depth=5, num_z_values=2)
-  (field,) = write_image_set(images, rows=258, columns=270, bits=8)
+  (field,) = write_field(images, rows=258, columns=270, bits=8)
   runs = []
   for method in ('DENSE', 'PATCHES'):
     outcome = run_in_process(

@@ -18,7 +18,7 @@ from tests.support.program import (
   make_fovea_shallow,
   python_process,
   shared_path,
-  write_image_set,
+  write_field,
 )
 
 # ru_maxrss would begin with the parent's; this is the process's own.
@@ -101,7 +101,7 @@ def test_growth_is_small(tmp_path, monkeypatch):
   images = [tmp_path / str(side) for side in (132, 324)]
   for folder in images:
     side = int(folder.name)
-    write_image_set(folder, rows=side, columns=side, depths=2)
+    write_field(folder, rows=side, columns=side, depths=2)
   # Tiles of one size, whatever the field of view's.
   assert _growth_mb(tmp_path, checkpoint, images, '--infer_size=8') < 60
 
@@ -119,7 +119,7 @@ def _write_fields(tmp_path, sides, depths):
   written = []
   for side in sides:
     images = tmp_path / str(side)
-    write_image_set(images, rows=side, columns=side, depths=depths, channels=['DAPI_CONFOCAL'])
+    write_field(images, rows=side, columns=side, depths=depths, channels=['DAPI_CONFOCAL'])
     written.append({'PNG': images, 'OME_ZARR': tmp_path / f'{side}.ome.zarr'})
     (field,) = png_folders.find_png_fields(images)
     write_ome_zarr(written[-1]['OME_ZARR'], field, chunk=256)

@@ -30,7 +30,7 @@ from tests.support.program import (
   files_in,
   make_fovea_shallow,
   run_in_process,
-  write_image_set,
+  write_field,
 )
 
 _SEED = '--random_seed=5'
@@ -46,7 +46,7 @@ class _Setting(TrainSetting):
   def __init__(self, run, tmp_path_factory):
     super().__init__(run, tmp_path_factory)
     shutil.rmtree(self.images)
-    write_image_set(
+    write_field(
       self.images, rows=160, columns=160, further_inputs=('POLARIZATION',), channels=('GFP', 'RFP')
     )
 
@@ -121,8 +121,8 @@ def test_channels_are_described_and_recorded(trained):
   assert channels_file.read(trained.folder) == channels_file.Channels(
     inputs=_INPUTS, targets=_LABELS
   )
-  held = _describe(trained.folder)
-  assert (held.inputs.channels, held.targets.channels) == (_INPUTS, _LABELS)
+  description = _describe(trained.folder)
+  assert (description.inputs.channels, description.targets.channels) == (_INPUTS, _LABELS)
   flags = trained.record['flags']
   assert (flags['input_channels'], flags['target_channels']) == (
     [TRANSMISSION, 'POLARIZATION'],
@@ -230,9 +230,9 @@ def test_losses_are_the_same_of_copies_and_without_the_file(setting, base, train
 def test_losses_are_those_of_each_head(setting, trained, tmp_path):
   """Every patch of an image of a patch's size is the same."""
   checkpoint = Checkpoint(find_newest(trained.folder))
-  held = checkpoint.describe()
-  geometry = held.plan().spec.geometry
-  write_image_set(
+  description = checkpoint.describe()
+  geometry = description.plan().spec.geometry
+  write_field(
     tmp_path / 'images',
     rows=geometry.patch,
     columns=geometry.patch,
@@ -240,23 +240,23 @@ def test_losses_are_those_of_each_head(setting, trained, tmp_path):
     channels=_LABELS,
   )
   (field,) = png_folders.find_png_fields(tmp_path / 'images')
-  image_set = field.select(_INPUTS, _LABELS).read()
+  field_of_view = field.select(_INPUTS, _LABELS).read()
   centre = slice(geometry.margin, geometry.margin + geometry.output)
   truth = []
-  for key in held.heads:
+  for key in description.heads:
     # At 0.0, 0.5 and 1.0 of three depths.
     z = key.z if key.z == MAXPROJECT else round(2 * float(key.z))
     recorded = ImageKey(z, 'PHASE_CONTRAST' if key.channel == TRANSMISSION else key.channel)
-    truth.append(np.rint(intensity(image_set.images[recorded][centre, centre]) * 255))
+    truth.append(np.rint(intensity(field_of_view.images[recorded][centre, centre]) * 255))
   labeler = Labeler(
-    held.plan(),
+    description.plan(),
     checkpoint,
-    groups=[HeadGroup(heads=held.heads, statistics=(Statistic.CROSS_ENTROPY,))],
+    groups=[HeadGroup(heads=description.heads, statistics=(Statistic.CROSS_ENTROPY,))],
     batch=1,
     blocks=(1, 1),
   )
   whole = slice(None)
-  inputs = data_provider.input_crop(image_set, held.inputs, whole, whole)[np.newaxis]
+  inputs = data_provider.input_crop(field_of_view, description.inputs, whole, whole)[np.newaxis]
   (outputs,) = labeler(inputs, [np.array(truth, np.uint8)[:, np.newaxis]])
   labeler.close()
   found = setting.losses(
@@ -265,7 +265,7 @@ def test_losses_are_those_of_each_head(setting, trained, tmp_path):
     f'--dataset_eval_directory={tmp_path / "images"}',
     f'--loss_crop_size={geometry.patch}',
   )
-  for key, loss in zip(held.heads, outputs[Statistic.CROSS_ENTROPY][:, 0], strict=True):
+  for key, loss in zip(description.heads, outputs[Statistic.CROSS_ENTROPY][:, 0], strict=True):
     assert found[f'loss/{key}'] == pytest.approx(loss.mean(), rel=1e-4), key
 
 
@@ -280,8 +280,8 @@ def test_training_from_own_labels_has_them(setting, trained, tmp_path):
   (folder / 'channels.json').unlink()
   run = setting.run(_SEED, '--number_of_steps=1', restore)
   assert run.record['fresh'] == {}
-  held = channels_file.Channels(inputs=_INPUTS, targets=('GFP', 'RFP'))
-  assert channels_file.read(run.folder) == held
+  description = channels_file.Channels(inputs=_INPUTS, targets=('GFP', 'RFP'))
+  assert channels_file.read(run.folder) == description
 
 
 def test_further_labels_start_fresh(setting, trained):

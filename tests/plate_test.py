@@ -12,7 +12,7 @@ import pytest
 
 from isl import launch
 from isl.programs import random_checkpoint
-from tests.support.program import files_in, finish, python_process, write_image_set
+from tests.support.program import files_in, finish, python_process, write_field
 
 _RUN = r"""if True:
   import importlib, sys
@@ -44,7 +44,7 @@ def _make_plate(tmp_path, num_fields):
     target_channels=['DAPI_CONFOCAL'],
   )
   wells = [f'{row}{column}' for row in 'ABCD' for column in range(1, 7)][:num_fields]
-  return write_image_set(
+  return write_field(
     tmp_path / 'images',
     rows=142,
     columns=150,

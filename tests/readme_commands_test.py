@@ -21,7 +21,7 @@ from tests.support.program import (
   Outcome,
   run_in_process,
   shared_path,
-  write_image_set,
+  write_field,
 )
 
 _CONDITION_B = (
@@ -59,10 +59,8 @@ _SIZE = (8, 16)
 def _write_folders(work: pathlib.Path) -> None:
   """Those that the commands name, with a slim network of 26 depths and small fields of view."""
   random_checkpoint.write_random_checkpoint(work / 'checkpoints', base_depth=5, num_z_values=26)
-  write_image_set(
-    work / 'data_sample' / 'condition_b_sample', rows=_ROWS, columns=_COLUMNS, depths=13
-  )
-  write_image_set(
+  write_field(work / 'data_sample' / 'condition_b_sample', rows=_ROWS, columns=_COLUMNS, depths=13)
+  write_field(
     work / 'data_sample' / 'condition_e_sample_B3',
     rows=_ROWS,
     columns=_COLUMNS,

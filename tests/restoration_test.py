@@ -16,7 +16,7 @@ from isl.core.channels import target_stack
 from isl.models import fovea, networks, plan
 from isl.programs import random_checkpoint
 from isl.training.start import find_start
-from tests.support.program import TrainSetting, make_fovea_shallow, write_image_set
+from tests.support.program import TrainSetting, make_fovea_shallow, write_field
 
 _SEED = '--random_seed=5'
 _ONE_STEP = '--number_of_steps=1'
@@ -33,8 +33,8 @@ def setting(tmp_path_factory):
 def _model_values(prefix):
   """Of a checkpoint's network alone."""
   checkpoint = Checkpoint(prefix)
-  held = checkpoint.describe()
-  shapes = plan.variable_shapes(held.plan(), held.heads)
+  description = checkpoint.describe()
+  shapes = plan.variable_shapes(description.plan(), description.heads)
   return {name: checkpoint.value(name) for name, _ in shapes}
 
 
@@ -65,14 +65,14 @@ def _assert_fresh(name, value):
     assert (value == (kind in ('gamma', 'moving_variance'))).all(), name
 
 
-def _assert_restored_but(values, held, fresh):
+def _assert_restored_but(values, description, fresh):
   """All but `fresh` have the checkpoint's values."""
-  for name, value in held.items():
+  for name, value in description.items():
     if name not in fresh:
       assert np.array_equal(values[name], value), name
   for name in fresh:
     _assert_fresh(name, values[name])
-    assert name not in held or not np.array_equal(values[name], held[name]), name
+    assert name not in description or not np.array_equal(values[name], description[name]), name
 
 
 @pytest.fixture(scope='module')
@@ -83,14 +83,14 @@ def restored(setting, checkpoint):
 
 def test_model_variables_are_restored_and_nothing_else(checkpoint, restored):
   values = restored.values(0)
-  held = _model_values(checkpoint)
-  _assert_restored_but(values, held, [])
+  description = _model_values(checkpoint)
+  _assert_restored_but(values, description, [])
   assert values['global_step'] == 0
   assert np.isclose(values['beta1_power'], 0.9)
   slots = {name for name in values if name.endswith(('/Adam', '/Adam_1'))}
   assert slots
   assert not any(values[name].any() for name in slots)
-  assert values.keys() == held.keys() | slots | {'beta1_power', 'beta2_power', 'global_step'}
+  assert values.keys() == description.keys() | slots | {'beta1_power', 'beta2_power', 'global_step'}
   assert restored.steps == [0, 1]
 
 
@@ -111,10 +111,10 @@ def test_log_and_record_say_what_was_restored(checkpoint, restored):
 
 def test_without_logits_heads_start_fresh(setting, checkpoint):
   run = _restored(setting, checkpoint, '--norestore_logits')
-  held = _model_values(checkpoint)
-  heads = {name for name in held if name.startswith('head/')}
-  _assert_restored_but(run.values(0), held, heads)
-  n = len(held)
+  description = _model_values(checkpoint)
+  heads = {name for name in description if name.startswith('head/')}
+  _assert_restored_but(run.values(0), description, heads)
+  n = len(description)
   assert f'Restored {n - len(heads)} of {n} model variables from' in run.outcome.stderr
   shown = 'Starting fresh (--norestore_logits): head/0.0/TRANSMISSION, head/0.5/TRANSMISSION, '
   assert shown in run.outcome.stderr
@@ -131,7 +131,7 @@ def test_heads_that_the_checkpoint_lacks_start_fresh(setting):
     target_channels=held_channels,
   )
   run = _restored(setting, prefix)
-  values, held = run.values(0), _model_values(prefix)
+  values, description = run.values(0), _model_values(prefix)
   lacking = {
     name
     for name in values
@@ -140,7 +140,7 @@ def test_heads_that_the_checkpoint_lacks_start_fresh(setting):
     and not name.endswith(_SLOTS)
   }
   assert len({name.split('/')[2] for name in lacking}) == 7
-  _assert_restored_but(values, held, lacking)
+  _assert_restored_but(values, description, lacking)
   assert run.record['fresh'] == dict.fromkeys(lacking, 'not in the checkpoint')
   assert 'Starting fresh (not in the checkpoint): head/MAXPROJECT/DAPI_WIDEFIELD, head/' in (
     run.outcome.stderr
@@ -152,7 +152,7 @@ def test_other_depths_of_concordance(setting, tmp_path):
   prefix = random_checkpoint.write_random_checkpoint(
     tmp_path / 'checkpoint', base_depth=5, num_z_values=2
   )
-  write_image_set(tmp_path / 'images', rows=250, columns=250)
+  write_field(tmp_path / 'images', rows=250, columns=250)
   run = _restored(
     setting,
     prefix,

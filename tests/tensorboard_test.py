@@ -15,7 +15,7 @@ from isl.core.channels import TARGET_CHANNELS
 from isl.report import visualize
 from isl.report.visualize import Layout
 from tests.support.browser import chromium
-from tests.support.program import make_fovea_shallow, run_in_process, write_image_set
+from tests.support.program import make_fovea_shallow, run_in_process, write_field
 
 # Of the checkpoints that are evaluated; each start of the training writes summaries once, after its
 # second step.
@@ -35,7 +35,7 @@ def base(tmp_path_factory):
   """A BASE whose training has been evaluated three times, by loss and by error panels."""
   base = tmp_path_factory.mktemp('base')
   images = tmp_path_factory.mktemp('images')
-  write_image_set(images, rows=_ROWS, columns=_COLUMNS, depths=5)
+  write_field(images, rows=_ROWS, columns=_COLUMNS, depths=5)
 
   def run(*flags):
     outcome = run_in_process(

@@ -23,7 +23,7 @@ from tests.support.program import (
   image_name,
   python_process,
   run_in_process,
-  write_image_set,
+  write_field,
 )
 
 
@@ -86,7 +86,7 @@ def test_crop_smaller_than_a_patch(error, output, needed):
 
 
 def test_image_smaller_than_a_patch(error, tmp_path):
-  write_image_set(tmp_path / 'small', rows=160, columns=109)
+  write_field(tmp_path / 'small', rows=160, columns=109)
   line = error(images=tmp_path / 'small')
   assert 'is 160 rows x 109 columns; a patch of this network reads 110 x 110 pixels' in line
 

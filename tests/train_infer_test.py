@@ -18,7 +18,7 @@ from tests.support.program import (
   events,
   make_fovea_shallow,
   run_in_process,
-  write_image_set,
+  write_field,
 )
 
 _INFER = (
@@ -43,8 +43,8 @@ def work(tmp_path_factory):
   folder = tmp_path_factory.mktemp('work')
   random_checkpoint.write_random_checkpoint(folder / 'checkpoints', base_depth=5, num_z_values=2)
   samples = folder / 'data_sample'
-  write_image_set(samples / 'condition_b_sample', rows=258, columns=266)
-  write_image_set(
+  write_field(samples / 'condition_b_sample', rows=258, columns=266)
+  write_field(
     samples / 'condition_e_sample_B2',
     rows=250,
     columns=260,

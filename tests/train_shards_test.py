@@ -23,7 +23,7 @@ from tests.support.program import (
   files_in,
   make_fovea_shallow,
   run_in_process,
-  write_image_set,
+  write_field,
 )
 
 _CHANNELS = 'DAPI_CONFOCAL,MAP2_CONFOCAL,NFH_CONFOCAL'
@@ -46,7 +46,7 @@ class _Setting:
 
     folder = tmp_path_factory.mktemp('shards')
     self.images, self.checkpoint = folder / 'images', folder / 'checkpoint'
-    write_image_set(self.images, rows=_SIDE, columns=_SIDE)
+    write_field(self.images, rows=_SIDE, columns=_SIDE)
     random_checkpoint.write_random_checkpoint(
       self.checkpoint,
       model='FOVEA',
@@ -56,7 +56,7 @@ class _Setting:
     )
     self.pattern = str(folder / 's-%d')
     (field,) = finding.find_all([self.images])
-    shard_writing.write_shards([field], self.pattern, 2, Cut())
+    shard_writing.write_shards([field], self.pattern, 2, Cut(overlap=0))
     full = max((folder / 's-0', folder / 's-1'), key=lambda path: path.stat().st_size)
     (tile,) = (record.decode() for record in shard_reading.records(full))
     inner = Place(
@@ -317,9 +317,9 @@ def test_damage_behind_the_first_example_ends_a_training(setting, tmp_path, monk
   make_fovea_shallow(monkeypatch)
   images = tmp_path / 'images'
   wells = [f'A{i}' for i in range(4)]
-  write_image_set(images, rows=60, columns=60, wells=wells)
+  write_field(images, rows=60, columns=60, wells=wells)
   found = finding.find_all([images])
-  (path,) = shard_writing.write_shards(found, str(tmp_path / 's-%d'), 1, Cut())
+  (path,) = shard_writing.write_shards(found, str(tmp_path / 's-%d'), 1, Cut(overlap=0))
   path.write_bytes(path.read_bytes()[:-20])
   flags = [*setting.shards(str(tmp_path / 's-%d'), 1), '--train_on_full_dataset']
   outcome = _train(tmp_path / 'base', *flags, '--data_batch_capacity=1')

@@ -25,7 +25,7 @@ from tests.support.program import (
   files_in,
   image_name,
   make_fovea_shallow,
-  write_image_set,
+  write_field,
 )
 
 _SEED = '--random_seed=5'
@@ -89,15 +89,15 @@ def test_checkpoints_are_whole_networks(straight):
   for step in (0, 6):
     checkpoint = Checkpoint(straight.folder / f'model.ckpt-{step}')
     checkpoint.verify()
-    held = checkpoint.describe()
-    assert (held.model, held.global_step) == ('FOVEA', step)
-    assert 6 in held.base_depths
-    assert held.inputs.z_values == (0.0, 0.5, 1.0)
-    assert held.targets.channels == TARGET_CHANNELS
+    description = checkpoint.describe()
+    assert (description.model, description.global_step) == ('FOVEA', step)
+    assert 6 in description.base_depths
+    assert description.inputs.z_values == (0.0, 0.5, 1.0)
+    assert description.targets.channels == TARGET_CHANNELS
     # Two slots for each weight; averages have none.
     averages = sum('/moving_' in name for name in _of_model(straight.values(step)))
-    weights = held.num_model_variables - averages
-    assert held.num_other_variables == 2 * weights + len(
+    weights = description.num_model_variables - averages
+    assert description.num_other_variables == 2 * weights + len(
       ['global_step', 'beta1_power', 'beta2_power']
     )
 
@@ -200,7 +200,7 @@ def test_rate_of_momentum_decays(setting):
 
 def test_folders_are_drawn_from_in_turn_and_what_they_lack_is_masked(setting, tmp_path):
   for channel in ('DAPI_CONFOCAL', 'MAP2_CONFOCAL'):
-    write_image_set(tmp_path / channel, rows=140, columns=140, channels=[channel])
+    write_field(tmp_path / channel, rows=140, columns=140, channels=[channel])
   folders = f'--dataset_train_directory={tmp_path / "DAPI_CONFOCAL"},{tmp_path / "MAP2_CONFOCAL"}'
   # A batch of two has a patch of each folder.
   run = _run(setting, folders, '--preprocess_batch_capacity=2')

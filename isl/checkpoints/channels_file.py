@@ -9,7 +9,6 @@ labels. A checkpoint without the file is as good as one with it.
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import pathlib
 from collections.abc import Collection
@@ -44,14 +43,9 @@ def read(folder: str | os.PathLike[str]) -> Channels | None:
   """
   path = pathlib.Path(folder) / NAME
   try:
-    data = path.read_bytes()
+    contents = files.read_json(path, 'delete it, or restore it')
   except (FileNotFoundError, NotADirectoryError):
     return None
-  try:
-    contents: Any = json.loads(data)
-  # Brackets by the thousand are JSON, too.
-  except (ValueError, RecursionError) as e:
-    raise ValueError(f'{str(path)!r} is not JSON; delete it, or restore it: {e}') from e
   if not isinstance(contents, dict) or contents.get('format') != _FORMAT:
     raise ValueError(
       f'{str(path)!r} is not a file of channels of this version of isl ("format": {_FORMAT});'
@@ -130,8 +124,7 @@ def write(folder: str | os.PathLike[str], channels: Channels) -> None:
     'input_channels': channels.inputs,
     'target_channels': channels.targets,
   }
-  with files.whole_file(pathlib.Path(folder) / NAME) as partial:
-    partial.write_text(json.dumps(contents, indent=2) + '\n', encoding='utf-8')
+  files.write_json(pathlib.Path(folder) / NAME, contents)
 
 
 def carry(source: str | os.PathLike[str], folder: str | os.PathLike[str]) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import bisect
 import dataclasses
+import hashlib
 import itertools
 import os
 import pathlib
@@ -35,7 +36,7 @@ from isl.core.channels import (
 from isl.models.networks import NETWORKS
 from isl.models.plan import NetworkPlan, make_plan, variable_shapes
 
-_STATE_FILE = 'checkpoint'
+STATE_FILE = 'checkpoint'
 _PART = re.compile(r'(?P<prefix>.+)\.(index|data-\d{5}-of-\d{5})')
 _WIDEST = 1 << 14
 _HEAD = re.compile(r'head/(?P<z>[^/]+)/(?P<channel>[^/]+)/residual_v2_conv/Conv/weights')
@@ -69,7 +70,7 @@ def find_newest(directory: str | os.PathLike[str]) -> pathlib.Path:
 
 
 def _named_by_state_file(folder: pathlib.Path) -> pathlib.Path | None:
-  path = folder / _STATE_FILE
+  path = folder / STATE_FILE
   if not path.is_file():
     return None
   named = re.search(r'^model_checkpoint_path: "(.*)"', path.read_text(errors='replace'), re.M)
@@ -267,11 +268,13 @@ class Checkpoint:
       )
 
     names = {name for name, _ in variable_shapes(make_plan(spec, 400, num_images), heads)}
-    held = sum(np.prod(self._shapes[name], dtype=int) for name in names & self._shapes.keys())
+    description = sum(
+      np.prod(self._shapes[name], dtype=int) for name in names & self._shapes.keys()
+    )
     # No depth ever falls as the width grows, so equal counts mean equal shapes.
     widths = range(spec.min_base_depth, _WIDEST)
-    first = bisect.bisect_left(widths, held, key=num_parameters)
-    last = bisect.bisect_right(widths, held, key=num_parameters)
+    first = bisect.bisect_left(widths, description, key=num_parameters)
+    last = bisect.bisect_right(widths, description, key=num_parameters)
     return widths[first:last] or widths[max(first - 1, 0) : max(first, 1)]
 
   def _differences(
@@ -301,10 +304,14 @@ class Checkpoint:
       ValueError: the network has variables that the checkpoint lacks or has in another shape. It
         names the first of them and the flags that would make it fit.
     """
-    held = self.describe()
-    inputs = input_stack(num_z_values or len(held.inputs.z_values), held.inputs.channels)
-    plan = make_plan(NETWORKS[model or held.model], base_depth or held.base_depth, len(inputs.keys))
-    differing = self._differences(plan, inputs.keys + held.targets.keys)
+    description = self.describe()
+    inputs = input_stack(
+      num_z_values or len(description.inputs.z_values), description.inputs.channels
+    )
+    plan = make_plan(
+      NETWORKS[model or description.model], base_depth or description.base_depth, len(inputs.keys)
+    )
+    differing = self._differences(plan, inputs.keys + description.targets.keys)
     if differing:
       needed = self.needed_flags(model=model, base_depth=base_depth, inputs=inputs)
       raise ValueError(
@@ -323,16 +330,16 @@ class Checkpoint:
       base_depth: its width; None: likewise.
       inputs: the images that it reads.
     """
-    held = self.describe()
+    description = self.describe()
     needed = []
-    if model not in (None, held.model):
-      needed.append(f'--model {held.model}')
-    if len(inputs.z_values) != len(held.inputs.z_values):
-      needed.append(f'--num_z_values {len(held.inputs.z_values)}')
-    if len(inputs.channels) != len(held.inputs.channels):
-      needed.append(f'--input_channels {",".join(held.inputs.channels)}')
-    if base_depth is not None and base_depth not in held.base_depths:
-      needed.append(f'--base_depth {held.base_depth}')
+    if model not in (None, description.model):
+      needed.append(f'--model {description.model}')
+    if len(inputs.z_values) != len(description.inputs.z_values):
+      needed.append(f'--num_z_values {len(description.inputs.z_values)}')
+    if len(inputs.channels) != len(description.inputs.channels):
+      needed.append(f'--input_channels {",".join(description.inputs.channels)}')
+    if base_depth is not None and base_depth not in description.base_depths:
+      needed.append(f'--base_depth {description.base_depth}')
     return needed
 
   def value(self, name: str) -> np.ndarray:
@@ -346,14 +353,28 @@ class Checkpoint:
       raise ValueError(f'checkpoint {str(self.prefix)!r} is useless: {name} is not finite in it')
     return value
 
+  def fingerprint(self) -> str:
+    """A SHA-256 in hexadecimal of the contents, wherever they lie.
+
+    Raises:
+      OSError: a file cannot be read.
+    """
+    digest = hashlib.sha256()
+    for path in sorted(self.prefix.parent.iterdir()):
+      if path.name.startswith((f'{self.prefix.name}.index', f'{self.prefix.name}.data-')):
+        digest.update(path.name.removeprefix(self.prefix.name).encode() + b'\0')
+        with path.open('rb') as stream:
+          digest.update(hashlib.file_digest(stream, 'sha256').digest())
+    return digest.hexdigest()
+
   def verify(self) -> None:
     """Reads every value of the network, since opening does not notice damage in the data.
 
     Raises:
       ValueError: a part of the files is missing or damaged, or this is no network that isl knows.
     """
-    held = self.describe()
-    for name, _ in variable_shapes(held.plan(), held.heads):
+    description = self.describe()
+    for name, _ in variable_shapes(description.plan(), description.heads):
       self.value(name)
 
   def custom_getter(self, getter: Callable[..., tf.Tensor], name: str, **kwargs: Any) -> tf.Tensor:

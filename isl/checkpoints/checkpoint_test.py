@@ -141,19 +141,19 @@ def _assert_one_line_about(error, prefix):
 
 
 def test_description(fovea, concordance):
-  held = Checkpoint(fovea).describe()
-  assert (held.model, held.global_step) == ('FOVEA', 1000)
-  assert held.inputs.z_values == (0.0, 1.0)
-  assert held.targets == target_stack()
-  assert held.heads == held.inputs.keys + held.targets.keys
-  assert held.plan() == make_plan(NETWORKS['FOVEA'], 4, 2)
-  assert held.num_other_variables == 1  # global_step
-  shapes = [shape for _, shape in variable_shapes(held.plan(), held.heads)]
-  assert held.num_model_variables == len(shapes)
-  assert held.num_parameters == sum(map(np.prod, shapes))
-  held = Checkpoint(concordance).describe()
-  assert (held.model, len(held.inputs.z_values)) == ('CONCORDANCE', 3)
-  assert held.plan() == make_plan(NETWORKS['CONCORDANCE'], 9, 3)
+  description = Checkpoint(fovea).describe()
+  assert (description.model, description.global_step) == ('FOVEA', 1000)
+  assert description.inputs.z_values == (0.0, 1.0)
+  assert description.targets == target_stack()
+  assert description.heads == description.inputs.keys + description.targets.keys
+  assert description.plan() == make_plan(NETWORKS['FOVEA'], 4, 2)
+  assert description.num_other_variables == 1  # global_step
+  shapes = [shape for _, shape in variable_shapes(description.plan(), description.heads)]
+  assert description.num_model_variables == len(shapes)
+  assert description.num_parameters == sum(map(np.prod, shapes))
+  description = Checkpoint(concordance).describe()
+  assert (description.model, len(description.inputs.z_values)) == ('CONCORDANCE', 3)
+  assert description.plan() == make_plan(NETWORKS['CONCORDANCE'], 9, 3)
 
 
 def test_full_width(tmp_path):
@@ -161,10 +161,10 @@ def test_full_width(tmp_path):
     tmp_path, model='CONCORDANCE', base_depth=398, num_z_values=26, global_step=375000
   )
   checkpoint = Checkpoint(prefix)
-  held = checkpoint.describe()
-  assert held.base_depths == range(397, 401)
-  assert held.base_depth == 400
-  assert str(held).splitlines() == [
+  description = checkpoint.describe()
+  assert description.base_depths == range(397, 401)
+  assert description.base_depth == 400
+  assert str(description).splitlines() == [
     'model: CONCORDANCE',
     'base_depth: 400 (397 to 400 give the same network)',
     'num_z_values: 26',
@@ -173,17 +173,19 @@ def test_full_width(tmp_path):
     'global step: 375000',
     'variables: 1252 of the model (9,309,480 parameters), 1 others',
   ]
-  for base_depth in held.base_depths:
+  for base_depth in description.base_depths:
     checkpoint.check_fits(model='CONCORDANCE', base_depth=base_depth, num_z_values=26)
 
 
 @pytest.mark.parametrize(('model', 'base_depth'), [('CONCORDANCE', 9), ('FOVEA', 4)])
 def test_equivalent_widths(request, model, base_depth):
-  held = Checkpoint(request.getfixturevalue(model.lower())).describe()
-  plan = make_plan(NETWORKS[model], base_depth, len(held.inputs.z_values))
+  description = Checkpoint(request.getfixturevalue(model.lower())).describe()
+  plan = make_plan(NETWORKS[model], base_depth, len(description.inputs.z_values))
   widths = range(NETWORKS[model].min_base_depth, 100)
-  same = [w for w in widths if make_plan(NETWORKS[model], w, len(held.inputs.z_values)) == plan]
-  assert list(held.base_depths) == same
+  same = [
+    w for w in widths if make_plan(NETWORKS[model], w, len(description.inputs.z_values)) == plan
+  ]
+  assert list(description.base_depths) == same
 
 
 def test_labels_are_in_the_order_of_the_file_or_the_canonical_one(tmp_path):
@@ -191,8 +193,8 @@ def test_labels_are_in_the_order_of_the_file_or_the_canonical_one(tmp_path):
   prefix = _write(tmp_path, target_channels=channels)
   assert Checkpoint(prefix).describe().targets.channels == channels
   (tmp_path / 'channels.json').unlink()
-  held = Checkpoint(prefix).describe()
-  assert held.targets.channels == ('DEAD_CONFOCAL', 'NEURITE_CONFOCAL', 'ZEBRA')
+  description = Checkpoint(prefix).describe()
+  assert description.targets.channels == ('DEAD_CONFOCAL', 'NEURITE_CONFOCAL', 'ZEBRA')
 
 
 @pytest.mark.parametrize(('model', 'base_depth'), [('CONCORDANCE', 9), ('FOVEA', 4)])
@@ -203,17 +205,17 @@ def test_input_channels_are_in_the_names_of_variables(tmp_path, model, base_dept
   if not has_file:
     (tmp_path / 'channels.json').unlink()
   checkpoint = Checkpoint(prefix)
-  held = checkpoint.describe()
-  assert [str(key) for key in held.inputs.keys] == [
+  description = checkpoint.describe()
+  assert [str(key) for key in description.inputs.keys] == [
     '0.0/POLARIZATION',
     '0.0/TRANSMISSION',
     '1.0/POLARIZATION',
     '1.0/TRANSMISSION',
   ]
-  assert base_depth in held.base_depths
-  assert held.plan() == make_plan(NETWORKS[model], base_depth, 4)
-  assert held.plan() == checkpoint.check_fits(model=None, base_depth=None, num_z_values=None)
-  assert 'num_z_values: 2\ninput channels: POLARIZATION, TRANSMISSION\ntarget' in str(held)
+  assert base_depth in description.base_depths
+  assert description.plan() == make_plan(NETWORKS[model], base_depth, 4)
+  assert description.plan() == checkpoint.check_fits(model=None, base_depth=None, num_z_values=None)
+  assert 'num_z_values: 2\ninput channels: POLARIZATION, TRANSMISSION\ntarget' in str(description)
   checkpoint.verify()
   with pytest.raises(ValueError, match='it needs --num_z_values 2 ') as e:
     checkpoint.check_fits(model=None, base_depth=None, num_z_values=4)
@@ -283,10 +285,10 @@ def test_checkpoint_as_training_left_it(tmp_path, optimizer, use_resource):
   here = (tmp_path / 'there').rename(tmp_path / 'here')
   checkpoint = Checkpoint(find_newest(here))
   assert checkpoint.prefix == here / 'model.ckpt-41'
-  held = checkpoint.describe()
-  assert (held.model, held.heads, held.global_step) == ('FOVEA', heads, 41)
-  assert held.num_model_variables == len(values)
-  assert held.num_other_variables == len(names) - len(values) >= 6
+  description = checkpoint.describe()
+  assert (description.model, description.heads, description.global_step) == ('FOVEA', heads, 41)
+  assert description.num_model_variables == len(values)
+  assert description.num_other_variables == len(names) - len(values) >= 6
   checkpoint.check_fits(model='FOVEA', base_depth=1, num_z_values=1)
   checkpoint.verify()
   for name, value in values.items():

@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import pathlib
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import tensorflow.compat.v1 as tf
 
-from isl.checkpoints.checkpoint import Checkpoint, last_part, step_in_name
+from isl.checkpoints.checkpoint import STATE_FILE, Checkpoint, last_part, step_in_name
 from isl.system import files
 
 # Of a checkpoint in the making, too.
@@ -19,7 +19,7 @@ _PART = re.compile(r'(?P<prefix>.+)\.(?P<part>(index|data-\d{5}-of-\d{5})(\.temp
 
 
 def make_saver(tensors: Mapping[str, tf.Tensor], **kwargs: Any) -> tf.train.Saver:
-  """A Saver that writes tensors under these names; values are read with `checkpoints.Checkpoint`.
+  """A Saver that writes tensors under these names; values are read with `Checkpoint`.
 
   Args:
     tensors: by name.
@@ -68,7 +68,7 @@ def complete_state_file(directory: str | os.PathLike[str]) -> None:
   # Names alone: the folder may be a copy of one that the state file names.
   listed = [last_part(path) for path in state.all_model_checkpoint_paths]
   named = last_part(state.model_checkpoint_path)
-  written = (folder / 'checkpoint').stat().st_mtime_ns
+  written = (folder / STATE_FILE).stat().st_mtime_ns
   younger = [
     path.with_suffix('')
     for path in folder.glob('model.ckpt-*.index')
@@ -76,14 +76,7 @@ def complete_state_file(directory: str | os.PathLike[str]) -> None:
   ]
   for prefix in sorted(younger, key=step_in_name, reverse=True):
     if step_in_name(prefix) > step_in_name(pathlib.Path(named)) and _is_readable(prefix):
-      state = tf.train.generate_checkpoint_state_proto(
-        str(folder.absolute()),
-        prefix.name,
-        all_model_checkpoint_paths=[*listed, prefix.name],
-        last_preserved_timestamp=state.last_preserved_timestamp,
-      )
-      with files.whole_file(folder / 'checkpoint') as partial:
-        partial.write_text(str(state), encoding='utf-8')
+      write_state(folder, prefix.name, listed, state.last_preserved_timestamp)
       return
 
 
@@ -140,11 +133,25 @@ def write_values(prefix: pathlib.Path, values: Mapping[str, np.ndarray]) -> None
       raise OSError(f'{prefix} cannot be written: {e.message.splitlines()[0]}') from e
 
 
-def name_newest(prefix: pathlib.Path) -> None:
-  """Writes the state file that makes a checkpoint its folder's newest.
+def write_state(
+  folder: pathlib.Path, newest: str, older: Sequence[str] = (), last_preserved: float | None = None
+) -> None:
+  """Writes the state file, which says which of a folder's checkpoints is the newest.
+
+  Args:
+    folder: has the checkpoints.
+    newest: the name of the newest, model.ckpt-2000 say.
+    older: names of those that a training will delete one day to make room.
+    last_preserved: when the last one was kept for good, in seconds since 1970.
 
   Raises:
     OSError: it cannot be written.
   """
-  with files.whole_file(prefix.with_name('checkpoint')) as partial:
-    partial.write_text(f'model_checkpoint_path: "{prefix.name}"\n')
+  state = tf.train.generate_checkpoint_state_proto(
+    str(folder.absolute()),
+    newest,
+    all_model_checkpoint_paths=[*older, newest],
+    last_preserved_timestamp=last_preserved,
+  )
+  with files.whole_file(folder / STATE_FILE) as partial:
+    partial.write_text(str(state), encoding='utf-8')

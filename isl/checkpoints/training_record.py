@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -35,10 +34,7 @@ def read_record(folder: pathlib.Path) -> dict[str, Any]:
   path = folder / _RECORD
   if not path.is_file():
     return {}
-  try:
-    record: Any = json.loads(path.read_text(encoding='utf-8'))
-  except ValueError as e:
-    raise ValueError(f'{str(path)!r} is not JSON; delete it, or restore it: {e}') from e
+  record = files.read_json(path, 'delete it, or restore it')
   if not isinstance(record, dict) or not all(
     isinstance(record.get(name, kind()), kind) for name, kind in _RECORDED.items()
   ):
@@ -52,8 +48,7 @@ def write_record(folder: pathlib.Path, record: Mapping[str, Any]) -> None:
   Raises:
     OSError: it cannot be written.
   """
-  with files.whole_file(folder / _RECORD) as partial:
-    partial.write_text(json.dumps(record, indent=2) + '\n', encoding='utf-8')
+  files.write_json(folder / _RECORD, record)
 
 
 def changed_flags(experiment: Experiment, record: Mapping[str, Any]) -> dict[str, Any]:
@@ -62,13 +57,13 @@ def changed_flags(experiment: Experiment, record: Mapping[str, Any]) -> dict[str
   return {n: v for n, v in experiment.flags if n in began and v != began[n]}
 
 
-def check_flags(experiment: Experiment, began: dict[str, Any], held: Description) -> None:
+def check_flags(experiment: Experiment, began: dict[str, Any], description: Description) -> None:
   """Compares the flags with those of the run that began in this BASE.
 
   Args:
     experiment: the run now.
     began: flags of the run then, where there is a record of them.
-    held: the network; the record may have flags that were left out for the checkpoint's.
+    description: the network; the record may have flags that were left out for the checkpoint's.
 
   Raises:
     ValueError: one that must not change has.
@@ -82,15 +77,15 @@ def check_flags(experiment: Experiment, began: dict[str, Any], held: Description
     'target_channels': experiment.target_channels,
   }
   # Several widths give the same network.
-  base_depths = (experiment.base_depth, began.get('base_depth'), held.base_depth)
+  base_depths = (experiment.base_depth, began.get('base_depth'), description.base_depth)
   # Older records lack the range: their trainings used all of it.
   began = {'input_range': None} | began if began else began
   trained = began | {
-    'model': held.model,
-    'base_depth': next(depth for depth in base_depths if depth in held.base_depths),
-    'num_z_values': len(held.inputs.z_values),
-    'input_channels': held.inputs.channels,
-    'target_channels': held.targets.channels,
+    'model': description.model,
+    'base_depth': next(depth for depth in base_depths if depth in description.base_depths),
+    'num_z_values': len(description.inputs.z_values),
+    'input_channels': description.inputs.channels,
+    'target_channels': description.targets.channels,
   }
   wanted = {name: value for name, value in given.items() if value is not None}
   wanted |= {name: now[name] for name in _BINDING_FLAGS if name in now and name in began}

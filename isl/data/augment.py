@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from isl.core.experiment import Corruption
-from isl.images.fields_of_view import ImageSet
+from isl.images.fields_of_view import FieldOfView
 
 # Of each kind of corruption that has a deviation.
 _PROBABILITY = 0.5
@@ -35,14 +35,19 @@ def draw_orientation(rng: np.random.Generator) -> tuple[bool, int]:
 
 
 def view(
-  image_set: ImageSet, rows: slice, columns: slice, *, flip: bool = False, quarter_turns: int = 0
-) -> ImageSet:
+  field_of_view: FieldOfView,
+  rows: slice,
+  columns: slice,
+  *,
+  flip: bool = False,
+  quarter_turns: int = 0,
+) -> FieldOfView:
   """A window of a field of view, all its images flipped and turned alike.
 
   Nothing is copied. The ranges that labels are stretched from stay those of the whole images.
 
   Args:
-    image_set: the field of view.
+    field_of_view: the field of view.
     rows: the window's rows, within the image.
     columns: its columns.
     flip: see `flip_and_rotate`.
@@ -50,12 +55,12 @@ def view(
   """
   images = {
     key: flip_and_rotate(image[rows, columns], flip, quarter_turns)
-    for key, image in image_set.images.items()
+    for key, image in field_of_view.images.items()
   }
-  presence = image_set.presence
+  presence = field_of_view.presence
   if presence is not None:
     presence = flip_and_rotate(presence[rows, columns], flip, quarter_turns)
-  return dataclasses.replace(image_set, images=images, presence=presence)
+  return dataclasses.replace(field_of_view, images=images, presence=presence)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -130,12 +135,12 @@ def corrupt(images: np.ndarray, distortion: Distortion, rng: np.random.Generator
 
 
 def jitter(
-  image_set: ImageSet, crop_size: int, corruption: Corruption, rng: np.random.Generator
-) -> ImageSet:
+  field_of_view: FieldOfView, crop_size: int, corruption: Corruption, rng: np.random.Generator
+) -> FieldOfView:
   """The field of view's crop at the top left as training might see it.
 
   Args:
-    image_set: the field of view.
+    field_of_view: the field of view.
     crop_size: side of the crop in pixels, clipped to the image; 0: the whole image.
     corruption: of the input channels. What is corrupted is in their ranges, and rounded to 16 bit.
     rng: random numbers.
@@ -145,7 +150,7 @@ def jitter(
   """
   crop = slice(0, crop_size or None)
   flip, quarter_turns = draw_orientation(rng)
-  turned = view(image_set, crop, crop, flip=flip, quarter_turns=quarter_turns)
+  turned = view(field_of_view, crop, crop, flip=flip, quarter_turns=quarter_turns)
   distortion = draw_distortion(corruption, len(turned.input_keys), rng)
   if distortion.changes_nothing:
     return turned

@@ -9,14 +9,14 @@ import pytest
 from isl.core.channels import MAXPROJECT, ImageKey
 from isl.core.experiment import Corruption
 from isl.data import augment
-from isl.images import fields_of_view
+from isl.images.fields_of_view import FieldOfView
 from isl.images.pixels import intensity
 
 _NONE = Corruption(multiplier_std=0, offset_std=0, noise_std=0)
 _WHOLE = (slice(None), slice(None))
 
 
-def _image_set(rows=6, columns=9, depths=3, dtype=np.uint16) -> fields_of_view.ImageSet:
+def _image_set(rows=6, columns=9, depths=3, dtype=np.uint16) -> FieldOfView:
   """Random; each label is one of the depths, so that it can be told what happened to each."""
   rng = np.random.default_rng(0)
   maximum = np.iinfo(dtype).max
@@ -26,7 +26,7 @@ def _image_set(rows=6, columns=9, depths=3, dtype=np.uint16) -> fields_of_view.I
     ImageKey(MAXPROJECT, channel): image
     for channel, image in zip(('DAPI_CONFOCAL', 'NFH_CONFOCAL'), light, strict=False)
   }
-  return fields_of_view.ImageSet(name='made', images=images, ranges={'DAPI_CONFOCAL': (0.25, 0.5)})
+  return FieldOfView(name='made', images=images, ranges={'DAPI_CONFOCAL': (0.25, 0.5)})
 
 
 def test_flip_then_quarter_turns():
@@ -60,12 +60,12 @@ def test_orientations_are_equally_likely():
 @pytest.mark.parametrize('quarter_turns', range(4))
 @pytest.mark.parametrize('flip', [False, True])
 def test_view_turns_all_images_alike(flip, quarter_turns):
-  image_set = _image_set()
+  field_of_view = _image_set()
   rows, columns = slice(1, 5), slice(2, 9)
-  seen = augment.view(image_set, rows, columns, flip=flip, quarter_turns=quarter_turns)
-  assert (seen.name, seen.ranges) == (image_set.name, image_set.ranges)
+  seen = augment.view(field_of_view, rows, columns, flip=flip, quarter_turns=quarter_turns)
+  assert (seen.name, seen.ranges) == (field_of_view.name, field_of_view.ranges)
   assert seen.size == ((4, 7) if quarter_turns % 2 == 0 else (7, 4))
-  for key, image in image_set.images.items():
+  for key, image in field_of_view.images.items():
     assert np.shares_memory(seen.images[key], image)
     window = image[1:5, 2:9]
     expected = np.rot90(np.fliplr(window) if flip else window, quarter_turns)
@@ -159,12 +159,12 @@ def test_part_of_a_distortion():
   ('crop_size', 'size'), [(0, (6, 9)), (4, (4, 4)), (7, (6, 7)), (1500, (6, 9))]
 )
 def test_jitter_turns_the_crop_at_the_top_left(crop_size, size):
-  image_set = _image_set()
-  crop = augment.view(image_set, slice(0, size[0]), slice(0, size[1]))
+  field_of_view = _image_set()
+  crop = augment.view(field_of_view, slice(0, size[0]), slice(0, size[1]))
   seen = set()
   for seed in range(40):
-    turned = augment.jitter(image_set, crop_size, _NONE, np.random.default_rng(seed))
-    assert turned.ranges == image_set.ranges
+    turned = augment.jitter(field_of_view, crop_size, _NONE, np.random.default_rng(seed))
+    assert turned.ranges == field_of_view.ranges
     fitting = [
       o
       for o in itertools.product((False, True), range(4))
@@ -180,12 +180,12 @@ def test_jitter_turns_the_crop_at_the_top_left(crop_size, size):
 
 @pytest.mark.parametrize('dtype', [np.uint8, np.uint16])
 def test_jitter_corrupts_transmitted_light_alone(dtype):
-  image_set = _image_set(20, 30, dtype=dtype)
+  field_of_view = _image_set(20, 30, dtype=dtype)
   corruption = Corruption(multiplier_std=0.2, offset_std=0.1, noise_std=0.1)
   corrupted = 0
   for seed in range(60):
     with_corruption, without = (
-      augment.jitter(image_set, 0, c, np.random.default_rng(seed)) for c in (corruption, _NONE)
+      augment.jitter(field_of_view, 0, c, np.random.default_rng(seed)) for c in (corruption, _NONE)
     )
     differs = False
     for key, image in without.images.items():
@@ -203,18 +203,20 @@ def test_jitter_corrupts_transmitted_light_alone(dtype):
 
 
 def test_jitter_corrupts_every_input_channel_in_its_range(monkeypatch):
-  image_set = _image_set(20, 30)
-  other = {ImageKey(z, 'POLARIZATION'): image_set.images[ImageKey(z, 'DIC')] for z in range(2)}
-  image_set = dataclasses.replace(
-    image_set, images={**image_set.images, **other}, input_ranges={'POLARIZATION': (0.2, 0.6)}
+  field_of_view = _image_set(20, 30)
+  other = {ImageKey(z, 'POLARIZATION'): field_of_view.images[ImageKey(z, 'DIC')] for z in range(2)}
+  field_of_view = dataclasses.replace(
+    field_of_view,
+    images={**field_of_view.images, **other},
+    input_ranges={'POLARIZATION': (0.2, 0.6)},
   )
   drawn = _distortion([0.9, 0.8, 0.7, 0.6, 0.5], [0, 0.1, 0.2, 0.3, 0.4])
   monkeypatch.setattr(augment, 'draw_distortion', lambda *_: drawn)
   monkeypatch.setattr(augment, 'draw_orientation', lambda _: (False, 0))
-  jittered = augment.jitter(image_set, 0, _NONE, np.random.default_rng(0))
+  jittered = augment.jitter(field_of_view, 0, _NONE, np.random.default_rng(0))
   keys = [ImageKey(z, 'DIC') for z in range(3)] + [ImageKey(z, 'POLARIZATION') for z in range(2)]
   for key, factor, offset in zip(keys, drawn.factors, drawn.offsets, strict=True):
-    seen = intensity(image_set.images[key][_WHOLE])
+    seen = intensity(field_of_view.images[key][_WHOLE])
     if key.channel == 'POLARIZATION':
       seen = np.clip((seen - 0.2) / 0.4, 0, 1)
     expected = np.clip(seen * factor + offset, 0, 1)
@@ -224,12 +226,12 @@ def test_jitter_corrupts_every_input_channel_in_its_range(monkeypatch):
 
 
 def test_jitter_rounds_to_16_bit(monkeypatch):
-  image_set = _image_set(20, 30)
+  field_of_view = _image_set(20, 30)
   halved = _distortion([0.5] * 3, [0.25] * 3)
   monkeypatch.setattr(augment, 'draw_distortion', lambda *_: halved)
   monkeypatch.setattr(augment, 'draw_orientation', lambda _: (False, 0))
-  jittered = augment.jitter(image_set, 0, _NONE, np.random.default_rng(0))
+  jittered = augment.jitter(field_of_view, 0, _NONE, np.random.default_rng(0))
   for z in range(3):
-    light, before = (s.images[ImageKey(z, 'DIC')][_WHOLE] for s in (jittered, image_set))
+    light, before = (s.images[ImageKey(z, 'DIC')][_WHOLE] for s in (jittered, field_of_view))
     expected = (before / 65535 * 0.5 + 0.25) * 65535
     assert np.abs(light - expected).max() <= 0.5 + 0.01

@@ -11,10 +11,8 @@ import numpy as np
 from isl.core.channels import MAXPROJECT, ImageKey, StackSpec
 from isl.core.experiment import InputRange, Padding
 from isl.core.statistic import NUM_CLASSES
-from isl.images import fields_of_view
-from isl.images.fields_of_view import ImageSet
+from isl.images.fields_of_view import FieldOfView, parts_of
 from isl.images.pixels import extremes, intensity, maximum, percentiles
-from isl.inference.tiling import Grid
 
 # What `with_stretched` leaves out at either end: dust, dead pixels.
 _STRETCHED_PERCENTILES = (0.1, 99.9)
@@ -28,21 +26,21 @@ def depth_at(z_value: float, num_depths: int) -> int:
   return round((num_depths - 1) * z_value)
 
 
-def images_read(image_set: ImageSet, stack: StackSpec) -> list[int]:
+def images_read(field_of_view: FieldOfView, stack: StackSpec) -> list[int]:
   """Which of a field of view's `input_keys` the network sees at each position and channel.
 
   Args:
-    image_set: the field of view.
+    field_of_view: the field of view.
     stack: input channels at positions in [0, 1].
 
   Returns:
     Indices in the order of `stack.keys`, some perhaps repeatedly.
   """
-  numbers = {key: i for i, key in enumerate(image_set.input_keys)}
-  depths = {channel: image_set.num_depths(channel) for channel in stack.channels}
+  numbers = {key: i for i, key in enumerate(field_of_view.input_keys)}
+  depths = {channel: field_of_view.num_depths(channel) for channel in stack.channels}
   return [
     numbers[
-      ImageKey(depth_at(float(key.z), depths[key.channel]), image_set.recorded_as(key.channel))
+      ImageKey(depth_at(float(key.z), depths[key.channel]), field_of_view.recorded_as(key.channel))
     ]
     for key in stack.keys
   ]
@@ -50,22 +48,22 @@ def images_read(image_set: ImageSet, stack: StackSpec) -> list[int]:
 
 def is_recorded(channel: str, keys: Container[ImageKey]) -> bool:
   """Whether a target channel is among images, or for a synthetic one, all that it is made from."""
-  return all(ImageKey(MAXPROJECT, part) in keys for part in fields_of_view.parts_of(channel))
+  return all(ImageKey(MAXPROJECT, part) in keys for part in parts_of(channel))
 
 
-def has_truth(image_set: ImageSet, channel: str) -> bool:
+def has_truth(field_of_view: FieldOfView, channel: str) -> bool:
   """Whether a target channel was recorded, or for a synthetic one, all that it is made from."""
-  return is_recorded(channel, image_set.images)
+  return is_recorded(channel, field_of_view.images)
 
 
-def with_stretched(image_set: ImageSet, channels: Iterable[str]) -> ImageSet:
+def with_stretched(field_of_view: FieldOfView, channels: Iterable[str]) -> FieldOfView:
   """Stretches the range of target channels: from the 0.1 to the 99.9 percentile of the whole image.
 
   For cameras that were not exposed to their full range. A channel that the field of view lacks is
   passed over; a synthetic one is the mean of its parts unstretched, then stretched itself.
 
   Args:
-    image_set: the field of view.
+    field_of_view: the field of view.
     channels: to stretch; the others stay as they are.
 
   Returns:
@@ -74,61 +72,61 @@ def with_stretched(image_set: ImageSet, channels: Iterable[str]) -> ImageSet:
   Raises:
     ValueError: a channel has no range, being all of one intensity.
   """
-  ranges = dict(image_set.ranges)
+  ranges = dict(field_of_view.ranges)
   for channel in channels:
-    if has_truth(image_set, channel):
+    if has_truth(field_of_view, channel):
       # In the images' precision: a difference that this loses would be divided by.
-      low, high = (np.float32(end) for end in label_percentiles(image_set, channel))
+      low, high = (np.float32(end) for end in label_percentiles(field_of_view, channel))
       if not low < high:
         raise ValueError(
-          f'field of view {image_set.name!r}: {channel} cannot be stretched, its percentiles'
+          f'field of view {field_of_view.name!r}: {channel} cannot be stretched, its percentiles'
           f' {" and ".join(map(str, _STRETCHED_PERCENTILES))} are both {low:.6g}; expected an image'
           ' of more than one intensity, or --stretch_targets without this channel'
         )
       ranges[channel] = (float(low), float(high))
-  return dataclasses.replace(image_set, ranges=ranges)
+  return dataclasses.replace(field_of_view, ranges=ranges)
 
 
-def label_percentiles(image_set: ImageSet, channel: str) -> tuple[float, float]:
+def label_percentiles(field_of_view: FieldOfView, channel: str) -> tuple[float, float]:
   """The 0.1 and 99.9 percentiles of a target channel that was recorded, in the whole image.
 
   Raises:
     ValueError: of a part of a field of view, they are not known.
   """
-  if image_set.percentiles is not None:
-    return _known(image_set, image_set.percentiles.targets, channel)
-  low, high = np.percentile(_unstretched(image_set, channel), _STRETCHED_PERCENTILES)
+  if field_of_view.percentiles is not None:
+    return _known(field_of_view, field_of_view.percentiles.targets, channel)
+  low, high = np.percentile(_unstretched(field_of_view, channel), _STRETCHED_PERCENTILES)
   return float(low), float(high)
 
 
 def _known(
-  image_set: ImageSet, percentiles: Mapping[str, tuple[float, float]], channel: str
+  field_of_view: FieldOfView, percentiles: Mapping[str, tuple[float, float]], channel: str
 ) -> tuple[float, float]:
   if channel not in percentiles:
     raise ValueError(
-      f'field of view {image_set.name!r} is a part of one, without percentiles of {channel} in the'
-      f' whole; there are those of {", ".join(sorted(percentiles)) or "no channel"}'
+      f'field of view {field_of_view.name!r} is a part of one, without percentiles of {channel} in'
+      f' the whole; there are those of {", ".join(sorted(percentiles)) or "no channel"}'
     )
   return percentiles[channel]
 
 
-def input_percentiles(image_set: ImageSet, channel: str) -> tuple[float, float]:
+def input_percentiles(field_of_view: FieldOfView, channel: str) -> tuple[float, float]:
   """Those of all depths of a recorded input channel, in intensities; raises likewise."""
-  if image_set.percentiles is not None:
-    return _known(image_set, image_set.percentiles.inputs, channel)
-  images = [image_set.images[key] for key in image_set.input_keys if key.channel == channel]
+  if field_of_view.percentiles is not None:
+    return _known(field_of_view, field_of_view.percentiles.inputs, channel)
+  images = [field_of_view.images[key] for key in field_of_view.input_keys if key.channel == channel]
   low, high = percentiles(images, _STRETCHED_PERCENTILES)
   unit = maximum(images[0].dtype)
   return low / unit, high / unit
 
 
 def prepared(
-  image_set: ImageSet, input_range: InputRange | None, stretch_targets: Iterable[str]
-) -> ImageSet:
+  field_of_view: FieldOfView, input_range: InputRange | None, stretch_targets: Iterable[str]
+) -> FieldOfView:
   """A field of view with the ranges of its intensities, after its floats were checked.
 
   Args:
-    image_set: as read.
+    field_of_view: as read.
     input_range: of the input channels; None: the type's.
     stretch_targets: see `with_stretched`.
 
@@ -136,51 +134,51 @@ def prepared(
     ValueError: a channel has no range, or an image of floats is neither in [0, 1] nor in a range.
   """
   if input_range is not None:
-    image_set = _with_input_range(image_set, input_range)
-  image_set = with_stretched(image_set, stretch_targets)
-  stretched = {part for channel in image_set.ranges for part in fields_of_view.parts_of(channel)}
-  for key, image in image_set.images.items():
+    field_of_view = _with_input_range(field_of_view, input_range)
+  field_of_view = with_stretched(field_of_view, stretch_targets)
+  stretched = {part for channel in field_of_view.ranges for part in parts_of(channel)}
+  for key, image in field_of_view.images.items():
     if image.dtype.kind == 'f':
-      is_ranged = key.channel in (stretched if key.z == MAXPROJECT else image_set.input_ranges)
-      _check_floats(image_set, key, is_ranged)
-  return image_set
+      is_ranged = key.channel in (stretched if key.z == MAXPROJECT else field_of_view.input_ranges)
+      _check_floats(field_of_view, key, is_ranged)
+  return field_of_view
 
 
-def _with_input_range(image_set: ImageSet, input_range: InputRange) -> ImageSet:
+def _with_input_range(field_of_view: FieldOfView, input_range: InputRange) -> FieldOfView:
   ranges = {}
-  for channel in dict.fromkeys(key.channel for key in image_set.input_keys):
-    key = next(key for key in image_set.input_keys if key.channel == channel)
-    unit = maximum(image_set.images[key].dtype)
+  for channel in dict.fromkeys(key.channel for key in field_of_view.input_keys):
+    key = next(key for key in field_of_view.input_keys if key.channel == channel)
+    unit = maximum(field_of_view.images[key].dtype)
     if input_range.ends is not None:
       low, high = (end / unit for end in input_range.ends)
     else:
-      low, high = input_percentiles(image_set, channel)
+      low, high = input_percentiles(field_of_view, channel)
       if not low < high:
         raise ValueError(
-          f'field of view {image_set.name!r}: {channel} has no range for --input_range auto, its'
-          f' percentiles {" and ".join(map(str, _STRETCHED_PERCENTILES))} are both'
+          f'field of view {field_of_view.name!r}: {channel} has no range for --input_range auto,'
+          f' its percentiles {" and ".join(map(str, _STRETCHED_PERCENTILES))} are both'
           f' {low * unit:.6g}; expected images of more than one intensity, or --input_range'
           ' LOW,HIGH'
         )
     ranges[channel] = (low, high)
-  return dataclasses.replace(image_set, input_ranges=ranges)
+  return dataclasses.replace(field_of_view, input_ranges=ranges)
 
 
-def _check_floats(image_set: ImageSet, key: ImageKey, is_ranged: bool) -> None:
-  low, high = extremes(image_set.images[key])
+def _check_floats(field_of_view: FieldOfView, key: ImageKey, is_ranged: bool) -> None:
+  low, high = extremes(field_of_view.images[key])
   if is_ranged and math.isfinite(low) and math.isfinite(high):
     return
   if not (low >= 0 and high <= 1):
     flag = '--stretch_targets' if key.z == MAXPROJECT else '--input_range LOW,HIGH (or auto)'
     raise ValueError(
-      f'field of view {image_set.name!r}: {key.channel} at z {key.z} has values from {low:.6g} to'
-      f' {high:.6g}; expected 8- or 16-bit images, or floats in [0, 1], or, with finite ones,'
+      f'field of view {field_of_view.name!r}: {key.channel} at z {key.z} has values from {low:.6g}'
+      f' to {high:.6g}; expected 8- or 16-bit images, or floats in [0, 1], or, with finite ones,'
       f' {flag}'
     )
 
 
 def light_crop(
-  image_set: ImageSet,
+  field_of_view: FieldOfView,
   images: Sequence[int],
   rows: slice,
   columns: slice,
@@ -189,7 +187,7 @@ def light_crop(
   """Images of input channels in a window of the field of view.
 
   Args:
-    image_set: the field of view.
+    field_of_view: the field of view.
     images: which of its `input_keys`.
     rows: the window's rows, within the image.
     columns: its columns.
@@ -201,27 +199,29 @@ def light_crop(
   Raises:
     ValueError: the window is not within the image.
   """
-  _check_window(image_set, rows, columns)
-  keys = [image_set.input_keys[i] for i in images]
+  _check_window(field_of_view, rows, columns)
+  keys = [field_of_view.input_keys[i] for i in images]
   # An image that is read from a file when it is sliced should be read once.
-  windows = {key: image_set.images[key][rows, columns] for key in set(keys)}
+  windows = {key: field_of_view.images[key][rows, columns] for key in set(keys)}
   # Interleaved before they are converted: the strided pass over the large result is what costs.
   crop = np.stack([windows[key] for key in keys], axis=-1)
   maxima = np.array([maximum(windows[key].dtype) for key in keys], np.float32)
   result = np.divide(crop, maxima, out=out, dtype=np.float32)
-  if image_set.input_ranges:
+  if field_of_view.input_ranges:
     for i, key in enumerate(keys):
-      result[..., i] = image_set.in_range(key, result[..., i])
+      result[..., i] = field_of_view.in_range(key, result[..., i])
   return result
 
 
-def input_crop(image_set: ImageSet, stack: StackSpec, rows: slice, columns: slice) -> np.ndarray:
+def input_crop(
+  field_of_view: FieldOfView, stack: StackSpec, rows: slice, columns: slice
+) -> np.ndarray:
   """The z-stack in a window of the field of view.
 
   TRANSMISSION, the sum of the kinds of transmitted light, is the one kind that a field of view has.
 
   Args:
-    image_set: the field of view.
+    field_of_view: the field of view.
     stack: input channels at positions in [0, 1].
     rows: the window's rows, within the image.
     columns: its columns.
@@ -232,15 +232,15 @@ def input_crop(image_set: ImageSet, stack: StackSpec, rows: slice, columns: slic
   Raises:
     ValueError: the window is not within the image.
   """
-  size = _check_window(image_set, rows, columns)
+  size = _check_window(field_of_view, rows, columns)
   result = np.empty((*size, len(stack.keys), 2), np.float32)
-  light_crop(image_set, images_read(image_set, stack), rows, columns, out=result[..., 0])
+  light_crop(field_of_view, images_read(field_of_view, stack), rows, columns, out=result[..., 0])
   result[..., 1] = 1
   return result.reshape(*size, len(stack.z_values), len(stack.channels), 2)
 
 
 def padded_input_crop(
-  image_set: ImageSet,
+  field_of_view: FieldOfView,
   stack: StackSpec,
   rows: slice,
   columns: slice,
@@ -251,7 +251,7 @@ def padded_input_crop(
   """The z-stack in a window that may reach beyond the crop at the image's top left.
 
   Args:
-    image_set: the field of view.
+    field_of_view: the field of view.
     stack: input channels at positions in [0, 1].
     rows: the window's rows; the crop's first is 0.
     columns: its columns.
@@ -266,14 +266,14 @@ def padded_input_crop(
     ValueError: without padding, the window is not within the image.
   """
   if padding is Padding.NONE:
-    return input_crop(image_set, stack, rows, columns)
+    return input_crop(field_of_view, stack, rows, columns)
   windows = (rows, columns)
   if padding is Padding.REFLECT:
     indices = [
       _reflected(np.arange(w.start, w.stop), n) for w, n in zip(windows, size, strict=True)
     ]
     read = [slice(int(i.min()), int(i.max()) + 1) for i in indices]
-    crop = input_crop(image_set, stack, read[0], read[1])
+    crop = input_crop(field_of_view, stack, read[0], read[1])
     places = [i - r.start for i, r in zip(indices, read, strict=True)]
     return crop[places[0][:, np.newaxis], places[1]]
   result = np.zeros(
@@ -284,7 +284,7 @@ def padded_input_crop(
     row, column = (
       slice(r.start - w.start, r.stop - w.start) for r, w in zip(read, windows, strict=True)
     )
-    result[row, column] = input_crop(image_set, stack, read[0], read[1])
+    result[row, column] = input_crop(field_of_view, stack, read[0], read[1])
   return result
 
 
@@ -297,7 +297,9 @@ def _reflected(places: np.ndarray, size: int) -> np.ndarray:
   return np.minimum(folded, period - folded)
 
 
-def target_crop(image_set: ImageSet, stack: StackSpec, rows: slice, columns: slice) -> np.ndarray:
+def target_crop(
+  field_of_view: FieldOfView, stack: StackSpec, rows: slice, columns: slice
+) -> np.ndarray:
   """The fluorescent labels in a window of the field of view.
 
   A synthetic channel is the mean of its parts, and its mask the geometric mean of theirs. Where
@@ -305,7 +307,7 @@ def target_crop(image_set: ImageSet, stack: StackSpec, rows: slice, columns: sli
   are stretched, and clipped to [0, 1].
 
   Args:
-    image_set: the field of view.
+    field_of_view: the field of view.
     stack: target channels, at z MAXPROJECT.
     rows: the window's rows, within the image.
     columns: its columns.
@@ -317,16 +319,16 @@ def target_crop(image_set: ImageSet, stack: StackSpec, rows: slice, columns: sli
     ValueError: the window is not within the image.
   """
   assert stack.z_values == (MAXPROJECT,), stack.z_values
-  num_rows, num_columns = _check_window(image_set, rows, columns)
+  num_rows, num_columns = _check_window(field_of_view, rows, columns)
   result = np.zeros((num_rows, num_columns, 1, len(stack.channels), 2), np.float32)
   for i, channel in enumerate(stack.channels):
-    keys = [ImageKey(MAXPROJECT, part) for part in fields_of_view.parts_of(channel)]
-    masks = [float(key in image_set.images) for key in keys]
+    keys = [ImageKey(MAXPROJECT, part) for part in parts_of(channel)]
+    masks = [float(key in field_of_view.images) for key in keys]
     result[:, :, 0, i, 1] = math.prod(masks) ** (1 / len(masks))
     if all(masks):
-      crop = _unstretched(image_set, channel, rows, columns)
-      if channel in image_set.ranges:
-        low, high = (np.float32(end) for end in image_set.ranges[channel])
+      crop = _unstretched(field_of_view, channel, rows, columns)
+      if channel in field_of_view.ranges:
+        low, high = (np.float32(end) for end in field_of_view.ranges[channel])
         crop = np.clip((crop - low) / (high - low), 0, 1)
       result[:, :, 0, i, 0] = crop
   return result
@@ -338,22 +340,24 @@ def classes_of(intensities: np.ndarray) -> np.ndarray:
 
 
 def _unstretched(
-  image_set: ImageSet, channel: str, rows: slice = slice(None), columns: slice = slice(None)
+  field_of_view: FieldOfView, channel: str, rows: slice = slice(None), columns: slice = slice(None)
 ) -> np.ndarray:
   """A target channel that was recorded, float32 [row, column] as on disk."""
-  keys = [ImageKey(MAXPROJECT, part) for part in fields_of_view.parts_of(channel)]
-  return np.mean([intensity(image_set.images[key][rows, columns]) for key in keys], axis=0)
+  keys = [ImageKey(MAXPROJECT, part) for part in parts_of(channel)]
+  return np.mean([intensity(field_of_view.images[key][rows, columns]) for key in keys], axis=0)
 
 
-def _check_window(image_set: ImageSet, rows: slice, columns: slice) -> tuple[int, int]:
+def _check_window(field_of_view: FieldOfView, rows: slice, columns: slice) -> tuple[int, int]:
   """The window's size in pixels; NumPy would clip a window silently."""
   lengths = []
-  for window, size, what in zip((rows, columns), image_set.size, ('rows', 'columns'), strict=True):
+  for window, size, what in zip(
+    (rows, columns), field_of_view.size, ('rows', 'columns'), strict=True
+  ):
     start, stop = window.start or 0, size if window.stop is None else window.stop
     if not 0 <= start < stop <= size or window.step not in (None, 1):
       raise ValueError(
-        f'field of view {image_set.name!r} has {size} {what}; expected a window within them, got'
-        f' {start} to {stop}'
+        f'field of view {field_of_view.name!r} has {size} {what}; expected a window within them,'
+        f' got {start} to {stop}'
       )
     lengths.append(stop - start)
   return lengths[0], lengths[1]
@@ -363,23 +367,23 @@ class TruthReader:
   """The labels and the input of a field of view, where its outputs are.
 
   Attributes:
-    image_set: the field of view.
+    field_of_view: the field of view.
     offset: rows and columns of the image in front of the outputs.
     size: (rows, columns) of the outputs.
   """
 
-  def __init__(self, image_set: fields_of_view.ImageSet, grid: Grid):
+  def __init__(self, field_of_view: FieldOfView, offset: int, size: tuple[int, int]):
     """Reads nothing yet."""
-    self.image_set = image_set
-    self.offset = grid.offset
-    self.size = grid.output_size
+    self.field_of_view = field_of_view
+    self.offset = offset
+    self.size = size
 
   def stack(self, stack: StackSpec, rows: slice, columns: slice) -> np.ndarray:
     """[row, column, z, channel, mask] of a part of the outputs."""
     window = [slice(s.start + self.offset, s.stop + self.offset) for s in (rows, columns)]
     is_target = stack.z_values == (MAXPROJECT,)
     crop = target_crop if is_target else input_crop
-    return crop(self.image_set, stack, window[0], window[1])
+    return crop(self.field_of_view, stack, window[0], window[1])
 
   def image(self, key: ImageKey, rows: slice, columns: slice) -> np.ndarray:
     """One image, float32 [row, column]."""

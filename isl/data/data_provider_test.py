@@ -15,27 +15,26 @@ from isl.core.channels import (
 )
 from isl.core.experiment import InputRange, Padding
 from isl.data import data_provider
-from isl.images import fields_of_view, png_folders
-from isl.images.fields_of_view import ImageSet
+from isl.images.fields_of_view import FieldOfView
 from isl.images.pixels import intensity
-from tests.support.program import shared_path, write_image_set
+from tests.support.program import original_fields, shared_path, write_field
 
 _ALL = slice(None)
 _STACK = input_stack(2)
 
 
-def _image_set(folder, **kwargs) -> fields_of_view.ImageSet:
-  write_image_set(folder, **kwargs)
-  (field,) = png_folders.find_image_sets(folder)
+def _image_set(folder, **kwargs) -> FieldOfView:
+  write_field(folder, **kwargs)
+  (field,) = original_fields(folder)
   return field.read()
 
 
-def _made(**targets) -> fields_of_view.ImageSet:
+def _made(**targets) -> FieldOfView:
   """A field of view of one depth, with these targets; 1 row x 2 columns if there are none."""
   rows, columns = next(iter(targets.values()), np.zeros((1, 2))).shape
   images = {ImageKey(0, 'DIC'): np.zeros((rows, columns), np.uint8)}
   images |= {ImageKey(MAXPROJECT, channel): image for channel, image in targets.items()}
-  return fields_of_view.ImageSet(name='made', images=images)
+  return FieldOfView(name='made', images=images)
 
 
 def _depths_read(num_depths: int) -> list[int]:
@@ -64,13 +63,13 @@ def test_half_rounds_to_even():
 @pytest.mark.parametrize('depths', [1, 5, 13])
 @pytest.mark.parametrize('num_z_values', [1, 5, 26])
 def test_input_is_the_stack_at_its_positions(tmp_path, bits, depths, num_z_values):
-  image_set = _image_set(tmp_path, depths=depths, bits=bits, rows=6, columns=9, channels=())
+  field_of_view = _image_set(tmp_path, depths=depths, bits=bits, rows=6, columns=9, channels=())
   stack = input_stack(num_z_values)
-  crop = data_provider.input_crop(image_set, stack, slice(1, 5), slice(2, 9))
+  crop = data_provider.input_crop(field_of_view, stack, slice(1, 5), slice(2, 9))
   assert crop.dtype == np.float32
   assert crop.shape == (4, 7, num_z_values, 1, 2)
   for i, z in enumerate(stack.z_values):
-    image = image_set.images[ImageKey(round((depths - 1) * z), 'PHASE_CONTRAST')]
+    image = field_of_view.images[ImageKey(round((depths - 1) * z), 'PHASE_CONTRAST')]
     expected = (image[1:5, 2:9] / (2.0**bits - 1)).astype(np.float32)
     np.testing.assert_array_equal(crop[:, :, i, 0, 0], expected)
   np.testing.assert_array_equal(crop[..., 1], 1)
@@ -78,63 +77,63 @@ def test_input_is_the_stack_at_its_positions(tmp_path, bits, depths, num_z_value
 
 @pytest.mark.parametrize('transmitted_light', TRANSMITTED_LIGHT_CHANNELS)
 def test_any_transmitted_light_is_the_input(tmp_path, transmitted_light):
-  image_set = _image_set(tmp_path, transmitted_light=transmitted_light)
-  crop = data_provider.input_crop(image_set, input_stack(3), _ALL, _ALL)
-  image = np.asarray(image_set.images[ImageKey(2, transmitted_light)])
+  field_of_view = _image_set(tmp_path, transmitted_light=transmitted_light)
+  crop = data_provider.input_crop(field_of_view, input_stack(3), _ALL, _ALL)
+  image = np.asarray(field_of_view.images[ImageKey(2, transmitted_light)])
   np.testing.assert_array_equal(crop[:, :, 2, 0, 0], (image / 65535).astype(np.float32))
 
 
 def test_each_depth_is_divided_by_its_own_maximum():
-  image_set = fields_of_view.ImageSet(
+  field_of_view = FieldOfView(
     name='both types',
     images={
       ImageKey(0, 'DIC'): np.array([[0, 255]], np.uint8),
       ImageKey(1, 'DIC'): np.array([[255, 65535]], np.uint16),
     },
   )
-  crop = data_provider.input_crop(image_set, input_stack(2), _ALL, _ALL)
+  crop = data_provider.input_crop(field_of_view, input_stack(2), _ALL, _ALL)
   expected = np.array([[[0, 255 / 65535], [1, 1]]], np.float32)
   np.testing.assert_array_equal(crop[:, :, :, 0, 0], expected)
 
 
 def test_targets_are_in_the_stacks_order(tmp_path):
-  image_set = _image_set(tmp_path, channels=('DAPI_CONFOCAL', 'CELLMASK_CONFOCAL'))
+  field_of_view = _image_set(tmp_path, channels=('DAPI_CONFOCAL', 'CELLMASK_CONFOCAL'))
   stack = target_stack(('CELLMASK_CONFOCAL', 'DAPI_WIDEFIELD', 'DAPI_CONFOCAL'))
-  crop = data_provider.target_crop(image_set, stack, slice(3, 10), slice(0, 4))
+  crop = data_provider.target_crop(field_of_view, stack, slice(3, 10), slice(0, 4))
   assert crop.dtype == np.float32
   assert crop.shape == (7, 4, 1, 3, 2)
   for i, channel in enumerate(stack.channels):
     if channel == 'DAPI_WIDEFIELD':
       np.testing.assert_array_equal(crop[:, :, 0, i], 0)
     else:
-      image = image_set.images[ImageKey(MAXPROJECT, channel)]
+      image = field_of_view.images[ImageKey(MAXPROJECT, channel)]
       expected = (image[3:10, 0:4] / 65535).astype(np.float32)
       np.testing.assert_array_equal(crop[:, :, 0, i, 0], expected)
       np.testing.assert_array_equal(crop[:, :, 0, i, 1], 1)
 
 
 def test_synthetic_channel_is_the_mean_of_its_parts():
-  image_set = _made(
+  field_of_view = _made(
     NFH_CONFOCAL=np.array([[0, 255]], np.uint8), MAP2_CONFOCAL=np.array([[13107, 0]], np.uint16)
   )
-  crop = data_provider.target_crop(image_set, target_stack(['NEURITE_CONFOCAL']), _ALL, _ALL)
+  crop = data_provider.target_crop(field_of_view, target_stack(['NEURITE_CONFOCAL']), _ALL, _ALL)
   expected = np.array([[[(0 + 0.2) / 2, 1], [(1 + 0) / 2, 1]]], np.float32)
   np.testing.assert_array_equal(crop[:, :, 0, 0], expected)
 
 
 @pytest.mark.parametrize('parts', [[], ['NFH_CONFOCAL'], ['MAP2_CONFOCAL']])
 def test_synthetic_channel_without_a_part_is_absent(parts):
-  image_set = _made(**{part: np.full((1, 2), 255, np.uint8) for part in parts})
-  crop = data_provider.target_crop(image_set, target_stack(['NEURITE_CONFOCAL']), _ALL, _ALL)
+  field_of_view = _made(**{part: np.full((1, 2), 255, np.uint8) for part in parts})
+  crop = data_provider.target_crop(field_of_view, target_stack(['NEURITE_CONFOCAL']), _ALL, _ALL)
   np.testing.assert_array_equal(crop, 0)
 
 
 def test_truth_is_where_the_mask_is():
   for channels in [(), ('NFH_CONFOCAL',), ('NFH_CONFOCAL', 'MAP2_CONFOCAL'), ('DAPI_CONFOCAL',)]:
-    image_set = _made(**{channel: np.zeros((1, 2), np.uint8) for channel in channels})
+    field_of_view = _made(**{channel: np.zeros((1, 2), np.uint8) for channel in channels})
     stack = target_stack()
-    crop = data_provider.target_crop(image_set, stack, _ALL, _ALL)
-    truth = [data_provider.has_truth(image_set, channel) for channel in stack.channels]
+    crop = data_provider.target_crop(field_of_view, stack, _ALL, _ALL)
+    truth = [data_provider.has_truth(field_of_view, channel) for channel in stack.channels]
     assert crop[0, 0, 0, :, 1].tolist() == truth
 
 
@@ -148,23 +147,23 @@ def test_truth_is_where_the_mask_is():
   ],
 )
 def test_window_beyond_the_image_is_an_error(tmp_path, rows, columns, problem):
-  image_set = _image_set(tmp_path, rows=20, columns=30)
+  field_of_view = _image_set(tmp_path, rows=20, columns=30)
   with pytest.raises(ValueError, match=problem):
-    data_provider.input_crop(image_set, input_stack(3), rows, columns)
+    data_provider.input_crop(field_of_view, input_stack(3), rows, columns)
   with pytest.raises(ValueError, match=problem):
-    data_provider.target_crop(image_set, target_stack(), rows, columns)
+    data_provider.target_crop(field_of_view, target_stack(), rows, columns)
 
 
-def _stretched(channels, **targets) -> fields_of_view.ImageSet:
+def _stretched(channels, **targets) -> FieldOfView:
   """A field of view of these targets, of which some channels are stretched."""
   return data_provider.with_stretched(_made(**targets), channels)
 
 
-def _intensities(image_set: fields_of_view.ImageSet, channel: str, **window: slice) -> np.ndarray:
+def _intensities(field_of_view: FieldOfView, channel: str, **window: slice) -> np.ndarray:
   """What a network that predicts this channel alone should."""
   rows, columns = (window.get(name, _ALL) for name in ('rows', 'columns'))
   stack = target_stack([channel])
-  return data_provider.target_crop(image_set, stack, rows, columns)[:, :, 0, 0, 0]
+  return data_provider.target_crop(field_of_view, stack, rows, columns)[:, :, 0, 0, 0]
 
 
 @pytest.mark.parametrize('dtype', [np.uint8, np.uint16])
@@ -200,11 +199,11 @@ def test_stretched_mean_is_of_unstretched_parts():
 
 
 def test_absent_channels_are_not_stretched():
-  image_set = _stretched(
+  field_of_view = _stretched(
     ['DAPI_CONFOCAL', 'NEURITE_CONFOCAL'], NFH_CONFOCAL=np.eye(5, dtype=np.uint8)
   )
-  assert image_set.ranges == {}
-  np.testing.assert_array_equal(_intensities(image_set, 'DAPI_CONFOCAL'), 0)
+  assert field_of_view.ranges == {}
+  np.testing.assert_array_equal(_intensities(field_of_view, 'DAPI_CONFOCAL'), 0)
 
 
 @pytest.mark.parametrize('level', [0, 51, 255])
@@ -225,21 +224,21 @@ def test_classes_are_the_nearest():
 
 
 def test_light_is_read_at_the_depths_asked_for(tmp_path):
-  image_set = _image_set(tmp_path, depths=4, channels=())
-  light = data_provider.light_crop(image_set, [3, 1, 1], slice(2, 9), slice(4, 5))
+  field_of_view = _image_set(tmp_path, depths=4, channels=())
+  light = data_provider.light_crop(field_of_view, [3, 1, 1], slice(2, 9), slice(4, 5))
   assert light.dtype == np.float32 and light.shape == (7, 1, 3)
   for i, depth in enumerate([3, 1, 1]):
-    image = np.asarray(image_set.images[ImageKey(depth, 'PHASE_CONTRAST')])
+    image = np.asarray(field_of_view.images[ImageKey(depth, 'PHASE_CONTRAST')])
     np.testing.assert_array_equal(light[:, :, i], intensity(image)[2:9, 4:5])
 
 
 def test_real_sample():
   folder = shared_path('data', 'condition_b_sample')
-  (field,) = png_folders.find_image_sets(folder)
-  image_set = field.read()
+  (field,) = original_fields(folder)
+  field_of_view = field.read()
   window = slice(64, 434), slice(40, 410)
-  stack = data_provider.input_crop(image_set, input_stack(26), *window)
-  target = data_provider.target_crop(image_set, target_stack(), *window)
+  stack = data_provider.input_crop(field_of_view, input_stack(26), *window)
+  target = data_provider.target_crop(field_of_view, target_stack(), *window)
   assert stack.shape == (370, 370, 26, 1, 2)
   assert target.shape == (370, 370, 1, 9, 2)
   assert stack.min() >= 0 and stack.max() <= 1
@@ -248,9 +247,9 @@ def test_real_sample():
 
 
 @pytest.fixture
-def image_set(tmp_path):
-  write_image_set(tmp_path, rows=30, columns=23, depths=2)
-  (field,) = png_folders.find_image_sets(tmp_path)
+def field_of_view(tmp_path):
+  write_field(tmp_path, rows=30, columns=23, depths=2)
+  (field,) = original_fields(tmp_path)
   return field.read()
 
 
@@ -258,11 +257,11 @@ def image_set(tmp_path):
   ('rows', 'columns'), [((-9, 20), (5, 40)), ((3, 9), (2, 8)), ((-70, 90),) * 2]
 )
 @pytest.mark.parametrize('size', [(30, 23), (17, 12), (1, 2)])
-def test_reflected_is_numpys_pad(image_set, size, rows, columns):
+def test_reflected_is_numpys_pad(field_of_view, size, rows, columns):
   crop = data_provider.padded_input_crop(
-    image_set, _STACK, slice(*rows), slice(*columns), size=size, padding=Padding.REFLECT
+    field_of_view, _STACK, slice(*rows), slice(*columns), size=size, padding=Padding.REFLECT
   )
-  inside = data_provider.input_crop(image_set, _STACK, slice(0, size[0]), slice(0, size[1]))
+  inside = data_provider.input_crop(field_of_view, _STACK, slice(0, size[0]), slice(0, size[1]))
   widths = [
     (max(-start, 0), max(stop - n, 0))
     for (start, stop), n in zip((rows, columns), size, strict=True)
@@ -277,18 +276,18 @@ def test_reflected_is_numpys_pad(image_set, size, rows, columns):
   assert (crop[..., 1] == 1).all()
 
 
-def test_zero_is_no_light_and_no_presence(image_set):
+def test_zero_is_no_light_and_no_presence(field_of_view):
   crop = data_provider.padded_input_crop(
-    image_set, _STACK, slice(-4, 33), slice(-2, 30), size=(30, 20), padding=Padding.ZERO
+    field_of_view, _STACK, slice(-4, 33), slice(-2, 30), size=(30, 20), padding=Padding.ZERO
   )
-  inside = data_provider.input_crop(image_set, _STACK, slice(0, 30), slice(0, 20))
+  inside = data_provider.input_crop(field_of_view, _STACK, slice(0, 30), slice(0, 20))
   expected = np.pad(inside, [(4, 3), (2, 10), (0, 0), (0, 0), (0, 0)])
   np.testing.assert_array_equal(crop, expected)
 
 
-def test_zero_far_from_the_image(image_set):
+def test_zero_far_from_the_image(field_of_view):
   crop = data_provider.padded_input_crop(
-    image_set, _STACK, slice(-9, -1), slice(0, 4), size=(30, 20), padding=Padding.ZERO
+    field_of_view, _STACK, slice(-9, -1), slice(0, 4), size=(30, 20), padding=Padding.ZERO
   )
   assert crop.shape == (8, 4, 2, 1, 2)
   assert not crop.any()
@@ -297,12 +296,12 @@ def test_zero_far_from_the_image(image_set):
 def _float_set(values):
   keys = [ImageKey(0, 'DIC'), ImageKey(1, 'DIC'), ImageKey(MAXPROJECT, 'GFP')]
   images = {key: np.asarray(image, np.float32) for key, image in zip(keys, values, strict=True)}
-  return ImageSet(name='f', images=images)
+  return FieldOfView(name='f', images=images)
 
 
-def _prepared(image_set, ends=None, *, auto=False, stretch=()):
+def _prepared(field_of_view, ends=None, *, auto=False, stretch=()):
   input_range = InputRange(ends=ends) if ends or auto else None
-  return data_provider.prepared(image_set, input_range, stretch)
+  return data_provider.prepared(field_of_view, input_range, stretch)
 
 
 def test_floats_in_0_to_1_are_intensities():
@@ -339,7 +338,7 @@ def test_a_range_makes_any_finite_floats_intensities():
 def test_range_is_in_the_units_of_the_file(dtype):
   rng = np.random.default_rng(0)
   images = {ImageKey(z, 'DIC'): rng.integers(0, 200, (6, 7)).astype(dtype) for z in range(2)}
-  prepared = _prepared(ImageSet(name='f', images=images), (50, 150))
+  prepared = _prepared(FieldOfView(name='f', images=images), (50, 150))
   light = data_provider.input_crop(prepared, _STACK, _ALL, _ALL)[..., 0, 0]
   expected = [np.clip((image.astype(float) - 50) / 100, 0, 1) for image in images.values()]
   np.testing.assert_allclose(light, np.stack(expected, axis=-1), atol=2e-3)
@@ -350,7 +349,7 @@ def test_auto_is_the_percentiles_of_each_field():
   images = {
     ImageKey(z, 'DIC'): rng.integers(300, 900, (50, 60)).astype(np.uint16) for z in range(2)
   }
-  prepared = _prepared(ImageSet(name='f', images=images), auto=True)
+  prepared = _prepared(FieldOfView(name='f', images=images), auto=True)
   stack = np.stack(list(images.values()), axis=-1)
   low, high = np.percentile(stack, (0.1, 99.9))
   light = data_provider.input_crop(prepared, _STACK, _ALL, _ALL)[..., 0, 0]
@@ -360,7 +359,7 @@ def test_auto_is_the_percentiles_of_each_field():
 def test_auto_of_one_intensity_is_refused():
   images = {ImageKey(0, 'DIC'): np.full((5, 5), 7, np.uint16)}
   with pytest.raises(ValueError, match='--input_range auto'):
-    _prepared(ImageSet(name='f', images=images), auto=True)
+    _prepared(FieldOfView(name='f', images=images), auto=True)
 
 
 def test_two_input_channels_are_interleaved():
@@ -373,13 +372,13 @@ def test_two_input_channels_are_interleaved():
   }
   stack = input_stack(3, ['TRANSMISSION', 'POLARIZATION'])
   assert stack.channels == ('POLARIZATION', 'TRANSMISSION')
-  crop = data_provider.input_crop(ImageSet(name='f', images=images), stack, _ALL, _ALL)
+  crop = data_provider.input_crop(FieldOfView(name='f', images=images), stack, _ALL, _ALL)
   assert crop.shape == (4, 5, 3, 2, 2)
   for z in range(3):
     for i, key in enumerate((ImageKey(0, 'POLARIZATION'), ImageKey(z, 'DIC'))):
       np.testing.assert_allclose(crop[:, :, z, i, 0], images[key] / 255, atol=1e-6)
 
 
-def test_ranges_stay_with_an_image_set(image_set):
-  prepared = _prepared(image_set, (1000, 2000))
+def test_ranges_stay_with_an_image_set(field_of_view):
+  prepared = _prepared(field_of_view, (1000, 2000))
   assert dataclasses.replace(prepared, name='other').input_ranges == prepared.input_ranges

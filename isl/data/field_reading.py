@@ -11,15 +11,14 @@ from collections.abc import Iterable, Iterator, Sequence
 import numpy as np
 from absl import logging
 
-from isl.checkpoints.checkpoint import Description
 from isl.core.channels import MAXPROJECT, StackSpec
 from isl.core.experiment import Experiment, InputRange
 from isl.data import data_provider, shard_reading
-from isl.images import fields_of_view, finding, png_folders
-from isl.images.fields_of_view import ImageFiles, ImageSet
+from isl.images import finding, png_folders
+from isl.images.fields_of_view import FieldFiles, FieldOfView
 
 
-def find_fields(experiment: Experiment) -> list[fields_of_view.ImageFiles]:
+def fields_of(experiment: Experiment) -> list[FieldFiles]:
   """The fields of view that a run reads, or in shards, tiles of them.
 
   Raises:
@@ -27,49 +26,45 @@ def find_fields(experiment: Experiment) -> list[fields_of_view.ImageFiles]:
     ValueError: there are no images in one, or it is damaged, or a name would not be the only one.
   """
   if experiment.shards is not None:
-    return shard_reading.find_fields(experiment.shards)
+    return shard_reading.read_tiles(experiment.shards)
   return finding.find_all(experiment.image_directories)
 
 
-def numbered(
-  fields: Sequence[fields_of_view.ImageFiles],
-) -> Iterator[tuple[str, fields_of_view.ImageFiles]]:
+def numbered(fields: Sequence[FieldFiles]) -> Iterator[tuple[str, FieldFiles]]:
   """Each field of view after what logs call it: field 1 of 3."""
   for number, field in enumerate(fields, start=1):
     yield f'field {number} of {len(fields)}', field
 
 
 def log_unused(
-  experiment: Experiment, found: Sequence[fields_of_view.ImageFiles], held: Description
+  experiment: Experiment, found: Sequence[FieldFiles], inputs: StackSpec, targets: StackSpec
 ) -> None:
-  """Says which images of the fields of view a checkpoint's network does not read."""
+  """Says which images of the fields of view a network with these images does not read."""
   if experiment.shards is not None:
     origin = f'shards from {experiment.shards.paths[0]} on'
   else:
     origin = ', '.join(map(str, experiment.image_directories))
-  png_folders.log_unused(origin, found, held.inputs.channels, held.targets.channels)
+  png_folders.log_unused(origin, found, inputs.channels, targets.channels)
 
 
 def read_field(
-  experiment: Experiment, held: Description, field: fields_of_view.ImageFiles
-) -> fields_of_view.ImageSet:
+  experiment: Experiment, inputs: StackSpec, targets: StackSpec, field: FieldFiles
+) -> FieldOfView:
   """Decodes what a network reads of a field of view, and its labels, and sets their ranges.
 
   Raises:
     OSError: a file cannot be read.
     ValueError: an image is missing or damaged, or has no range that it could be stretched from.
   """
-  return read_selected(experiment, field.select(held.inputs.channels, held.targets.channels))
+  return read_selected(experiment, field.select(inputs.channels, targets.channels))
 
 
-def read_selected(
-  experiment: Experiment, field: fields_of_view.ImageFiles
-) -> fields_of_view.ImageSet:
+def read_selected(experiment: Experiment, field: FieldFiles) -> FieldOfView:
   """Like `read_field`, of a field of view that has nothing but that."""
   return data_provider.prepared(field.read(), experiment.input_range, experiment.stretch_targets)
 
 
-def read_fields(
+def read_for_training(
   directories: Iterable[str | os.PathLike[str]],
   *,
   inputs: StackSpec,
@@ -77,7 +72,7 @@ def read_fields(
   input_range: InputRange | None,
   stretch_targets: Sequence[str],
   leave_out_others: bool = False,
-) -> tuple[tuple[ImageSet, ...], ...]:
+) -> tuple[tuple[FieldOfView, ...], ...]:
   """Reads all fields of view of all folders, for training or for evaluating a loss.
 
   Args:
@@ -131,17 +126,17 @@ def _predicts(targets: StackSpec) -> str:
   return f'the network predicts {", ".join(targets.channels)}'
 
 
-def _is_recorded(channel: str, field: ImageFiles) -> bool:
+def _is_recorded(channel: str, field: FieldFiles) -> bool:
   return data_provider.is_recorded(channel, field.sources)
 
 
-def _recorded(fields: Sequence[ImageFiles], targets: StackSpec) -> list[str]:
+def _recorded(fields: Sequence[FieldFiles], targets: StackSpec) -> list[str]:
   """The labels that a network predicts and any of the fields of view has."""
   return [c for c in targets.channels if any(_is_recorded(c, field) for field in fields)]
 
 
 def _other_targets(
-  fields: Sequence[ImageFiles], inputs: StackSpec, targets: StackSpec
+  fields: Sequence[FieldFiles], inputs: StackSpec, targets: StackSpec
 ) -> list[str]:
   """The labels that a network does not predict and any of the fields of view has, by name."""
   others = (field.other_targets(inputs.channels, targets.channels) for field in fields)
@@ -149,7 +144,7 @@ def _other_targets(
 
 
 def _check_has_targets(
-  directory: pathlib.Path, fields: Sequence[ImageFiles], targets: StackSpec
+  directory: pathlib.Path, fields: Sequence[FieldFiles], targets: StackSpec
 ) -> None:
   """Warns of fields of view without a target.
 
@@ -167,7 +162,7 @@ def _check_has_targets(
 
 
 def _check_stretched(
-  fields: Sequence[ImageFiles], targets: StackSpec, stretch_targets: Sequence[str]
+  fields: Sequence[FieldFiles], targets: StackSpec, stretch_targets: Sequence[str]
 ) -> None:
   """Raises ValueError if a channel that is to be stretched is in none of the fields of view."""
   lacking = [c for c in stretch_targets if not any(_is_recorded(c, field) for field in fields)]
@@ -178,9 +173,9 @@ def _check_stretched(
     )
 
 
-def _read(directory: pathlib.Path, field: ImageFiles) -> ImageSet:
+def _read(directory: pathlib.Path, field: FieldFiles) -> FieldOfView:
   """Decodes all images of a field of view: patches are of random places."""
-  image_set = field.read()
-  images = {key: np.asarray(image[:, :]) for key, image in image_set.images.items()}
+  field_of_view = field.read()
+  images = {key: np.asarray(image[:, :]) for key, image in field_of_view.images.items()}
   # Folders may have fields of view of the same name.
-  return dataclasses.replace(image_set, name=str(directory / field.name), images=images)
+  return dataclasses.replace(field_of_view, name=str(directory / field.name), images=images)

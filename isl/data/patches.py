@@ -15,10 +15,38 @@ import tensorflow.compat.v1 as tf
 from isl.core.channels import StackSpec
 from isl.core.experiment import Corruption, Geometry, Sampling
 from isl.data import augment, data_provider
-from isl.images.fields_of_view import ImageSet
+from isl.images.fields_of_view import FieldOfView
 
 # What random numbers are for, between the seed and a running number.
 _CROP, _ORDER, _NOISE = range(1, 4)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PatchSpec:
+  """How a stream's patches are drawn, whatever they are drawn from.
+
+  Attributes:
+    sampling: sizes of crops and patches, and how many patches are shuffled.
+    geometry: the network's. A patch's input grows with `sampling.output_size`.
+    inputs: the images that the network reads.
+    targets: the labels that it predicts.
+    seed: decides all that is random; not negative.
+    augment: whether crops are flipped, turned and corrupted; their places are the same if not.
+    corruption: standard deviations for that.
+  """
+
+  sampling: Sampling
+  geometry: Geometry
+  inputs: StackSpec
+  targets: StackSpec
+  seed: int
+  augment: bool
+  corruption: Corruption
+
+  @property
+  def side(self) -> int:
+    """The rows and the columns of a patch's input, in pixels."""
+    return self.geometry.patch + self.sampling.output_size - self.geometry.output
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -44,7 +72,7 @@ class Crop:
   """A random square of a random field of view, which patches are cut from.
 
   Attributes:
-    image_set: the field of view.
+    field_of_view: the field of view.
     row: first of its rows, in pixels of the image.
     column: first of its columns.
     flip: whether it is flipped before it is turned; see `augment.flip_and_rotate`.
@@ -52,7 +80,7 @@ class Crop:
     distortion: of each of the field of view's `input_keys`.
   """
 
-  image_set: ImageSet
+  field_of_view: FieldOfView
   row: int
   column: int
   flip: bool
@@ -76,61 +104,39 @@ class Patches:
 
   failure: None = None
 
-  def __init__(
-    self,
-    folders: Sequence[Sequence[ImageSet]],
-    *,
-    sampling: Sampling,
-    geometry: Geometry,
-    inputs: StackSpec,
-    targets: StackSpec,
-    seed: int,
-    augment: bool,
-    corruption: Corruption,
-  ):
+  def __init__(self, folders: Sequence[Sequence[FieldOfView]], spec: PatchSpec):
     """Checks sizes; reads no pixel.
 
     Args:
       folders: fields of view.
-      sampling: sizes of crops and patches, and capacity.
-      geometry: the network's. A patch's input grows with `sampling.output_size`.
-      inputs: the images that the network reads.
-      targets: the labels that it predicts.
-      seed: decides all that is random; not negative.
-      augment: whether crops are flipped, turned and corrupted; their places are the same if not.
-      corruption: standard deviations for that.
+      spec: how patches are drawn from them.
 
     Raises:
       ValueError: a crop is larger than a field of view, or too small for a patch.
     """
     assert folders and all(folders), 'no field of view'
-    side = geometry.patch + sampling.output_size - geometry.output
     self._folders = folders
-    self._sampling = sampling
-    self._margin = geometry.margin
-    self._inputs = inputs
-    self._targets = targets
-    self._seed = seed
-    self._augment = augment
-    self._corruption = corruption
-    self._check_sizes(side, geometry)
+    self._spec = spec
+    self._check_sizes()
+    sampling, side = spec.sampling, spec.side
     self._per_side = (sampling.crop_size - side) // sampling.patch_stride + 1
     self.per_crop = self._per_side**2
-    self.input_shape = (side, side, len(inputs.keys))
-    self.target_shape = (sampling.output_size, sampling.output_size, len(targets.channels))
+    self.input_shape = (side, side, len(spec.inputs.keys))
+    self.target_shape = (sampling.output_size, sampling.output_size, len(spec.targets.channels))
 
-  def _check_sizes(self, side: int, geometry: Geometry) -> None:
-    crop = self._sampling.crop_size
-    output = self._sampling.output_size
-    because = '' if output == geometry.output else f' with --loss_output_size {output}'
+  def _check_sizes(self) -> None:
+    side, crop = self._spec.side, self._spec.sampling.crop_size
+    output = self._spec.sampling.output_size
+    is_usual = output == self._spec.geometry.output
+    because = '' if is_usual else f' with --loss_output_size {output}'
     if crop < side:
       raise ValueError(
         f'--loss_crop_size must be at least {side}, the pixels that a patch of this network'
         f' reads{because}; got {crop}'
       )
-    for image_set in (image_set for fields in self._folders for image_set in fields):
-      rows, columns = image_set.size
-      shown = f'field of view {image_set.name!r} is {rows} rows x {columns} columns'
+    for field_of_view in (field_of_view for fields in self._folders for field_of_view in fields):
+      rows, columns = field_of_view.size
+      shown = f'field of view {field_of_view.name!r} is {rows} rows x {columns} columns'
       if min(rows, columns) < side:
         raise ValueError(f'{shown}; a patch of this network reads {side} x {side} pixels{because}')
       if min(rows, columns) < crop:
@@ -140,11 +146,11 @@ class Patches:
         )
 
   def _rng(self, purpose: int, number: int) -> np.random.Generator:
-    return np.random.default_rng([self._seed, purpose, number])
+    return np.random.default_rng([self._spec.seed, purpose, number])
 
   def place(self, number: int) -> tuple[int, int]:
     """(number of the crop, index in it) of a patch."""
-    capacity = self._sampling.capacity
+    capacity = self._spec.sampling.capacity
     block, place = divmod(number, capacity)
     shuffled = int(self._rng(_ORDER, block).permutation(capacity)[place])
     return divmod(block * capacity + shuffled, self.per_crop)
@@ -153,27 +159,29 @@ class Patches:
     """Where a crop lies and what happens to it."""
     rng = self._rng(_CROP, number)
     fields = self._folders[number % len(self._folders)]
-    image_set = fields[int(rng.integers(len(fields)))]
-    row, column = (int(rng.integers(n - self._sampling.crop_size + 1)) for n in image_set.size)
-    corruption = self._corruption
+    field_of_view = fields[int(rng.integers(len(fields)))]
+    row, column = (
+      int(rng.integers(n - self._spec.sampling.crop_size + 1)) for n in field_of_view.size
+    )
+    corruption = self._spec.corruption
     flip, quarter_turns = augment.draw_orientation(rng)
-    if not self._augment:
+    if not self._spec.augment:
       flip, quarter_turns = False, 0
       corruption = Corruption(multiplier_std=0, offset_std=0, noise_std=0)
     return Crop(
-      image_set=image_set,
+      field_of_view=field_of_view,
       row=row,
       column=column,
       flip=flip,
       quarter_turns=quarter_turns,
-      distortion=augment.draw_distortion(corruption, len(image_set.input_keys), rng),
+      distortion=augment.draw_distortion(corruption, len(field_of_view.input_keys), rng),
     )
 
-  def _view(self, crop: Crop) -> ImageSet:
+  def _view(self, crop: Crop) -> FieldOfView:
     """Flipped and turned, but not corrupted."""
-    size = self._sampling.crop_size
+    size = self._spec.sampling.crop_size
     return augment.view(
-      crop.image_set,
+      crop.field_of_view,
       slice(crop.row, crop.row + size),
       slice(crop.column, crop.column + size),
       flip=crop.flip,
@@ -191,14 +199,14 @@ class Patches:
       like the patch (with other noise), then the labels that the field of view has.
     """
     crop = self.crop(self.place(number)[0])
-    image_set, whole = self._view(crop), slice(0, self._sampling.crop_size)
-    images = data_provider.images_read(image_set, self._inputs)
-    first = len(self._inputs.z_values) // 2 * len(self._inputs.channels)
-    middle = images[first : first + len(self._inputs.channels)]
-    light = data_provider.light_crop(image_set, middle, whole, whole)
+    field_of_view, whole = self._view(crop), slice(0, self._spec.sampling.crop_size)
+    images = data_provider.images_read(field_of_view, self._spec.inputs)
+    first = len(self._spec.inputs.z_values) // 2 * len(self._spec.inputs.channels)
+    middle = images[first : first + len(self._spec.inputs.channels)]
+    light = data_provider.light_crop(field_of_view, middle, whole, whole)
     light = augment.corrupt(light, crop.distortion.of(middle), self._rng(_NOISE, number))
-    light = _where_present(light, _mask(image_set, whole, whole))
-    target = data_provider.target_crop(image_set, self._targets, whole, whole)[:, :, 0]
+    light = _where_present(light, _mask(field_of_view, whole, whole))
+    target = data_provider.target_crop(field_of_view, self._spec.targets, whole, whole)[:, :, 0]
     labels = target[..., target[0, 0, :, 1] > 0, 0]
     return np.moveaxis(np.concatenate([light, labels], axis=-1), -1, 0)
 
@@ -210,23 +218,23 @@ class Patches:
     """
     crop_number, index = self.place(number)
     crop = self.crop(crop_number)
-    image_set = self._view(crop)
-    row, column = (i * self._sampling.patch_stride for i in divmod(index, self._per_side))
-    side, output = self.input_shape[0], self._sampling.output_size
-    images = data_provider.images_read(image_set, self._inputs)
+    field_of_view = self._view(crop)
+    row, column = (i * self._spec.sampling.patch_stride for i in divmod(index, self._per_side))
+    side, output = self.input_shape[0], self._spec.sampling.output_size
+    images = data_provider.images_read(field_of_view, self._spec.inputs)
     # What the network sees at two positions is one image, with one noise: it is put at both when
     # that is done. If nothing is to be done, to read it twice is quicker.
     read = images if crop.distortion.changes_nothing else sorted(set(images))
     window = slice(row, row + side), slice(column, column + side)
-    light = data_provider.light_crop(image_set, read, *window)
+    light = data_provider.light_crop(field_of_view, read, *window)
     light = augment.corrupt(light, crop.distortion.of(read), self._rng(_NOISE, number))
-    mask = _mask(image_set, *window)
+    mask = _mask(field_of_view, *window)
     light = _where_present(light, mask)
     if read != images:
       light = np.take(light, [read.index(image) for image in images], axis=-1)
-    row, column = row + self._margin, column + self._margin
+    row, column = row + self._spec.geometry.margin, column + self._spec.geometry.margin
     target = data_provider.target_crop(
-      image_set, self._targets, slice(row, row + output), slice(column, column + output)
+      field_of_view, self._spec.targets, slice(row, row + output), slice(column, column + output)
     )
     return Patch(
       input=light,
@@ -261,11 +269,11 @@ class Patches:
     return dataset(self, first_patch, batch_size, num_threads)
 
 
-def _mask(image_set: ImageSet, rows: slice, columns: slice) -> np.ndarray | None:
+def _mask(field_of_view: FieldOfView, rows: slice, columns: slice) -> np.ndarray | None:
   """float32 [row, column] of a window, 0 where there is padding; None: there is none."""
-  if image_set.presence is None:
+  if field_of_view.presence is None:
     return None
-  return image_set.presence[rows, columns].astype(np.float32)
+  return field_of_view.presence[rows, columns].astype(np.float32)
 
 
 def _where_present(light: np.ndarray, mask: np.ndarray | None) -> np.ndarray:

@@ -15,8 +15,8 @@ import tensorflow.compat.v1 as tf
 from isl.core.channels import MAXPROJECT, TRANSMISSION, ImageKey, input_stack, target_stack
 from isl.core.experiment import Corruption, Geometry, Sampling
 from isl.data import augment, data_provider
-from isl.data.patches import Patch, Patches, dataset
-from isl.images.fields_of_view import ImageSet
+from isl.data.patches import Patch, Patches, PatchSpec, dataset
+from isl.images.fields_of_view import FieldOfView
 from isl.images.pixels import intensity
 
 _GEOMETRY = Geometry(patch=20, output=4)
@@ -39,18 +39,18 @@ _CHANNELS = ('CELLMASK_CONFOCAL', 'NFH_CONFOCAL', 'MAP2_CONFOCAL', 'NEURITE_CONF
 
 def _field(
   name='made', rows=47, columns=60, depths=3, dtype=np.uint16, channels=_CHANNELS[:3], seed=0
-) -> ImageSet:
+) -> FieldOfView:
   """Random; its labels are its depths, from the first on, so that places can be compared."""
   rng = np.random.default_rng(seed)
   light = rng.integers(0, np.iinfo(dtype).max, (depths, rows, columns), dtype, endpoint=True)
   images = {ImageKey(z, 'DIC'): image for z, image in enumerate(light)}
   targets = zip(channels, light, strict=False)
   images |= {ImageKey(MAXPROJECT, channel): image for channel, image in targets}
-  return ImageSet(name=name, images=images)
+  return FieldOfView(name=name, images=images)
 
 
 def _patches(
-  *folders: Sequence[ImageSet],
+  *folders: Sequence[FieldOfView],
   z=3,
   inputs=None,
   channels=_CHANNELS,
@@ -62,13 +62,15 @@ def _patches(
   """Of one field of view if no folders are given; `sampling` replaces values of _SAMPLING."""
   return Patches(
     folders or [[_field()]],
-    sampling=dataclasses.replace(_SAMPLING, **sampling),
-    geometry=_GEOMETRY,
-    inputs=inputs or input_stack(z),
-    targets=target_stack(channels),
-    seed=seed,
-    augment=augmented,
-    corruption=corruption,
+    PatchSpec(
+      sampling=dataclasses.replace(_SAMPLING, **sampling),
+      geometry=_GEOMETRY,
+      inputs=inputs or input_stack(z),
+      targets=target_stack(channels),
+      seed=seed,
+      augment=augmented,
+      corruption=corruption,
+    ),
   )
 
 
@@ -110,7 +112,7 @@ def test_crop_may_be_the_whole_image():
 def test_each_folder_is_drawn_equally_often_and_all_of_its_fields():
   folders = [[_field(f'{i}{k}') for k in range(count)] for i, count in enumerate((1, 4, 2))]
   patches = _patches(*folders)
-  names = [patches.crop(number).image_set.name for number in range(600)]
+  names = [patches.crop(number).field_of_view.name for number in range(600)]
   assert [name[0] for name in names] == ['0', '1', '2'] * 200
   counts = collections.Counter(names)
   assert set(counts) == {field.name for fields in folders for field in fields}
@@ -206,7 +208,7 @@ def test_pixels_are_divided_by_their_types_maximum():
   for dtype in (np.uint8, np.uint16):
     white = np.full((40, 40), np.iinfo(dtype).max, dtype)
     images = {ImageKey(0, 'DIC'): white, ImageKey(MAXPROJECT, 'NFH_CONFOCAL'): white}
-    patch = _patches([ImageSet(name='white', images=images)]).patch(0)
+    patch = _patches([FieldOfView(name='white', images=images)]).patch(0)
     np.testing.assert_array_equal(patch.input, 1)
     np.testing.assert_array_equal(patch.target_classes[..., 1], 255)
 
@@ -395,16 +397,18 @@ def _one_field(size=40) -> Patches:
   keys = [*(ImageKey(z, 'DIC') for z in range(3)), ImageKey(MAXPROJECT, 'DAPI_CONFOCAL')]
   images = {key: rng.integers(0, 65535, (size, size), np.uint16) for key in keys}
   return Patches(
-    [[ImageSet(name='made', images=images)]],
-    sampling=Sampling(
-      crop_size=26, patch_stride=6, output_size=4, batch_size=5, num_threads=2, capacity=7
+    [[FieldOfView(name='made', images=images)]],
+    PatchSpec(
+      sampling=Sampling(
+        crop_size=26, patch_stride=6, output_size=4, batch_size=5, num_threads=2, capacity=7
+      ),
+      geometry=Geometry(patch=20, output=4),
+      inputs=input_stack(3),
+      targets=target_stack(['DEAD_CONFOCAL', 'DAPI_CONFOCAL']),
+      seed=0,
+      augment=True,
+      corruption=Corruption(multiplier_std=0.1, offset_std=0.1, noise_std=0.1),
     ),
-    geometry=Geometry(patch=20, output=4),
-    inputs=input_stack(3),
-    targets=target_stack(['DEAD_CONFOCAL', 'DAPI_CONFOCAL']),
-    seed=0,
-    augment=True,
-    corruption=Corruption(multiplier_std=0.1, offset_std=0.1, noise_std=0.1),
   )
 
 

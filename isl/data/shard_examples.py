@@ -35,7 +35,7 @@ from typing import Any
 import tensorflow.compat.v1 as tf
 
 from isl.core.channels import MAXPROJECT, ImageKey
-from isl.images.fields_of_view import ImageFiles, Percentiles
+from isl.images.fields_of_view import FieldFiles, Percentiles
 from isl.images.sources import EncodedSource
 
 _STACK = 'STACK'
@@ -88,7 +88,7 @@ class ShardTile:
     record: its number in the shard, and how many this has.
   """
 
-  files: ImageFiles
+  files: FieldFiles
   place: Place
   record: tuple[int, int]
 
@@ -190,7 +190,7 @@ def decode(data: bytes, path: pathlib.Path, shown: str) -> ShardTile:
     [float(f'{x:.7g}') for x in read.floats('pixel_size', 2)] if 'pixel_size' in feature else ()
   )
   return ShardTile(
-    files=ImageFiles(
+    files=FieldFiles(
       name=name,
       origin=shown,
       sources=images,

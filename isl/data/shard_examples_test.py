@@ -48,10 +48,10 @@ def test_what_was_encoded_comes_back():
   assert tile.files.percentiles == Percentiles(
     inputs={'DIC': (0.25, 0.5)}, targets={'GFP': (0.125, 1.0)}
   )
-  image_set = tile.files.read()
-  assert image_set.images.keys() == set(_KEYS)
+  field_of_view = tile.files.read()
+  assert field_of_view.images.keys() == set(_KEYS)
   for key, image in _images().items():
-    np.testing.assert_array_equal(image_set.images[key], image)
+    np.testing.assert_array_equal(field_of_view.images[key], image)
 
 
 def test_whole_field_of_view_keeps_its_name_whatever_bytes_it_has():

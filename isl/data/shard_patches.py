@@ -25,12 +25,12 @@ import tensorflow.compat.v1 as tf
 from absl import logging
 
 from isl.core.channels import MAXPROJECT, ImageKey, StackSpec
-from isl.core.experiment import Corruption, Geometry, InputRange, Sampling, ShardReading
+from isl.core.experiment import InputRange, ShardReading
 from isl.data import data_provider, shard_examples, shard_reading
-from isl.data.patches import Patches, options
+from isl.data.patches import Patches, PatchSpec, options
 from isl.data.shard_examples import ShardTile
 from isl.data.shard_reading import Record, Shards
-from isl.images.fields_of_view import ImageSet
+from isl.images.fields_of_view import FieldOfView
 from isl.images.sources import ImageSource
 
 # What random numbers are for, between the seed and a running number.
@@ -74,27 +74,14 @@ class ShardPatches:
     self,
     reading: ShardReading,
     preparation: Preparation,
-    *,
-    sampling: Sampling,
-    geometry: Geometry,
-    inputs: StackSpec,
-    targets: StackSpec,
-    seed: int,
-    augment: bool,
-    corruption: Corruption,
+    spec: PatchSpec,
   ):
     """Reads the first Example that is whole, to find out early what does not fit.
 
     Args:
       reading: which shards, and how they are read.
       preparation: what becomes of their images.
-      sampling: sizes of crops and patches, and capacity.
-      geometry: the network's.
-      inputs: the images that the network reads.
-      targets: the labels that it predicts.
-      seed: decides all that is random; not negative.
-      augment: whether crops are flipped, turned and corrupted.
-      corruption: standard deviations for that.
+      spec: how patches are drawn from them.
 
     Raises:
       ValueError: shards are missing or damaged, or have no Example, or one that does not fit.
@@ -103,17 +90,9 @@ class ShardPatches:
     self.shards = Shards(reading)
     self.failure: ValueError | OSError | None = None
     self._preparation = preparation
-    # The order of a crop's patches does not matter before they are shuffled.
-    self._sampling = dataclasses.replace(sampling, capacity=1)
-    self._capacity = sampling.capacity
-    self._geometry = geometry
-    self._inputs = inputs
-    self._targets = targets
-    self._seed = seed
-    self._augment = augment
-    self._corruption = corruption
+    self._spec = spec
     wanted = (*preparation.wanted_targets, *preparation.stretch_targets)
-    self._labels = LabelWatch(targets, wanted)
+    self._labels = LabelWatch(spec.targets, wanted)
     self._first, crop = self._find_first()
     self.input_shape, self.target_shape = crop.input_shape, crop.target_shape
     self.per_crop = crop.per_crop
@@ -126,7 +105,7 @@ class ShardPatches:
     raise self.shards.no_examples()
 
   def _draw(self, purpose: int, *numbers: int) -> np.random.SeedSequence:
-    return np.random.SeedSequence([self._seed, purpose, *numbers])
+    return np.random.SeedSequence([self._spec.seed, purpose, *numbers])
 
   def _crop(self, record: Record, *number: int) -> Patches | None:
     """The patches of a random crop of an Example; None: it is damaged, and is left out.
@@ -142,36 +121,33 @@ class ShardPatches:
     if tile is None:
       return None
     if not self._preparation.leave_out_others:
-      check_labels(tile, self._inputs, self._targets)
-    files = tile.files.select(self._inputs.channels, self._targets.channels)
+      check_labels(tile, self._spec.inputs, self._spec.targets)
+    files = tile.files.select(self._spec.inputs.channels, self._spec.targets.channels)
     rng = np.random.default_rng(self._draw(_CROP, *number))
-    window = draw_window(tile, self._geometry.margin, self._sampling.crop_size, rng)
-    needed = needed_images(files.sources, self._inputs, window)
+    window = draw_window(tile, self._spec.geometry.margin, self._spec.sampling.crop_size, rng)
+    needed = needed_images(files.sources, self._spec.inputs, window)
     try:
       images = read_window(needed, tile, window)
     # The rest was checked before, and a PNG that is damaged is not of this run's making.
     except ValueError as e:
       self.shards.leave_out(record, e)
       return None
-    image_set = ImageSet(
+    field_of_view = FieldOfView(
       name=f'{tile.files.origin}: {files.name}',
       images=images,
       percentiles=files.percentiles,
       presence=placed(np.ones(tile.place.image_size, np.uint8), tile, window),
     )
-    image_set = data_provider.prepared(
-      image_set, self._preparation.input_range, self._preparation.stretch_targets
+    field_of_view = data_provider.prepared(
+      field_of_view, self._preparation.input_range, self._preparation.stretch_targets
     )
-    return Patches(
-      [[image_set]],
-      sampling=self._sampling,
-      geometry=self._geometry,
-      inputs=self._inputs,
-      targets=self._targets,
+    spec = dataclasses.replace(
+      self._spec,
+      # The order of a crop's patches does not matter before they are shuffled.
+      sampling=dataclasses.replace(self._spec.sampling, capacity=1),
       seed=int(self._draw(_PATCHES, *number).generate_state(1, np.uint64)[0]),
-      augment=self._augment,
-      corruption=self._corruption,
     )
+    return Patches([[field_of_view]], spec)
 
   def batch(self, first: int, size: int) -> tuple[np.ndarray, ...]:
     """Patches as `dataset` gives them, but of the first Example alone: not of the stream.
@@ -185,7 +161,7 @@ class ShardPatches:
     return tuple(np.concatenate(arrays)[:size] for arrays in zip(*parts, strict=True))
 
   def crop_images(self, number: int) -> np.ndarray:
-    """A crop of the first Example, see `training_data.Patches.crop_images`."""
+    """A crop of the first Example, see `patches.Patches.crop_images`."""
     return self._first_crop(number).crop_images(0)
 
   def _first_crop(self, number: int) -> Patches:
@@ -208,7 +184,7 @@ class ShardPatches:
     Returns:
       Of (float32 [batch, row, column, image], uint8 [batch, row, column, channel], float32 [batch,
       channel], float32 [batch, row, column]): inputs, target classes, target masks and input masks
-      as a `training_data.Patch` has them.
+      as a `patches.Patch` has them.
     """
     reading = self.shards.reading
     # With more, shards of the next passes would be read beside those of this one.
@@ -243,7 +219,7 @@ class ShardPatches:
       .enumerate()
       .map(cut, num_parallel_calls=reading.batch_size)
       .unbatch()
-      .shuffle(self._capacity, seed=shuffle_seed)
+      .shuffle(self._spec.sampling.capacity, seed=shuffle_seed)
       .batch(batch_size, drop_remainder=True)
       .prefetch(1)
       .with_options(options(num_threads))
@@ -262,7 +238,7 @@ class ShardPatches:
     """
     graph = tf.Graph()
     with graph.as_default():
-      data = self.dataset(0, size, self._sampling.num_threads)
+      data = self.dataset(0, size, self._spec.sampling.num_threads)
       iterator = tf.data.make_initializable_iterator(data)
       batch = iterator.get_next()
     with contextlib.closing(tf.Session(graph=graph)) as session:
@@ -370,7 +346,7 @@ def needed_images(
 ) -> dict[ImageKey, ImageSource | None]:
   """The images; None: the network reads another depth instead."""
   nothing = np.broadcast_to(np.uint16(0), [w.stop - w.start for w in window])
-  every = ImageSet(name='', images=dict.fromkeys(sources, nothing))
+  every = FieldOfView(name='', images=dict.fromkeys(sources, nothing))
   numbers = data_provider.images_read(every, inputs)
   read = {every.input_keys[i] for i in numbers}
   return {

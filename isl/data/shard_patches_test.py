@@ -11,12 +11,12 @@ import tensorflow.compat.v1 as tf
 from isl.core.channels import input_stack, target_stack
 from isl.core.experiment import Corruption, InputRange
 from isl.data import data_provider, shard_patches, shard_reading, shard_writing
-from isl.data.patches import Patches
+from isl.data.patches import Patches, PatchSpec
 from isl.data.shard_examples import EMPTY
 from isl.data.shard_writing import Cut
 from isl.images import finding
-from isl.images.fields_of_view import ImageSet
-from tests.support.program import finish, python_process, write_image_set
+from isl.images.fields_of_view import FieldOfView
+from tests.support.program import finish, python_process, write_field
 from tests.support.shards import (
   CHANNELS,
   GEOMETRY,
@@ -54,23 +54,25 @@ def tiles(images, tmp_path_factory) -> list[pathlib.Path]:
   return shard_writing.write_shards(found, pattern, 1, Cut(tile_size=26, overlap=_MARGIN))
 
 
-def _padded(image_set: ImageSet) -> ImageSet:
+def _padded(field_of_view: FieldOfView) -> FieldOfView:
   """A field of view with the zeros around it that patches need."""
-  images = {key: np.pad(np.asarray(image), _MARGIN) for key, image in image_set.images.items()}
-  presence = np.pad(np.ones(image_set.size, np.uint8), _MARGIN)
-  return dataclasses.replace(image_set, images=images, presence=presence)
+  images = {key: np.pad(np.asarray(image), _MARGIN) for key, image in field_of_view.images.items()}
+  presence = np.pad(np.ones(field_of_view.size, np.uint8), _MARGIN)
+  return dataclasses.replace(field_of_view, images=images, presence=presence)
 
 
-def _from_folder(image_set: ImageSet, *, seed, augment, corruption) -> Patches:
+def _from_folder(field_of_view: FieldOfView, *, seed, augment, corruption) -> Patches:
   return Patches(
-    [[image_set]],
-    sampling=SAMPLING,
-    geometry=GEOMETRY,
-    inputs=input_stack(3),
-    targets=target_stack(CHANNELS),
-    seed=seed,
-    augment=augment,
-    corruption=corruption,
+    [[field_of_view]],
+    PatchSpec(
+      sampling=SAMPLING,
+      geometry=GEOMETRY,
+      inputs=input_stack(3),
+      targets=target_stack(CHANNELS),
+      seed=seed,
+      augment=augment,
+      corruption=corruption,
+    ),
   )
 
 
@@ -89,22 +91,22 @@ def test_every_patch_is_a_window_of_its_padded_field_of_view(kind, images, reque
     assert (target_masks == 1).all()
     for light, truth, mask in zip(inputs, classes, masks, strict=True):
       places = [
-        (image_set, *place)
-        for image_set in padded
+        (field_of_view, *place)
+        for field_of_view in padded
         for place in np.argwhere(
-          np.isclose(_windows(_light(image_set, 0), 20), light[..., 0]).all(axis=(2, 3))
+          np.isclose(_windows(_light(field_of_view, 0), 20), light[..., 0]).all(axis=(2, 3))
         )
       ]
-      ((image_set, row, column),) = places
+      ((field_of_view, row, column),) = places
       window = slice(row, row + 20), slice(column, column + 20)
       for i in range(3):
         # Of five depths, at positions 0, 0.5 and 1.
-        np.testing.assert_array_equal(light[..., i], _light(image_set, i)[window])
-      np.testing.assert_array_equal(mask, image_set.presence[window])
+        np.testing.assert_array_equal(light[..., i], _light(field_of_view, i)[window])
+      np.testing.assert_array_equal(mask, field_of_view.presence[window])
       num_touching += not mask.all()
       assert not light[mask == 0].any()
       target = data_provider.target_crop(
-        image_set,
+        field_of_view,
         target_stack(CHANNELS),
         slice(row + _MARGIN, row + _MARGIN + 4),
         slice(column + _MARGIN, column + _MARGIN + 4),
@@ -113,9 +115,9 @@ def test_every_patch_is_a_window_of_its_padded_field_of_view(kind, images, reque
   assert 0 < num_touching < 8 * PER_CROP
 
 
-def _light(image_set: ImageSet, position: int) -> np.ndarray:
-  key = image_set.input_keys[2 * position]
-  return image_set.input_image(key, slice(None), slice(None))
+def _light(field_of_view: FieldOfView, position: int) -> np.ndarray:
+  key = field_of_view.input_keys[2 * position]
+  return field_of_view.input_image(key, slice(None), slice(None))
 
 
 def test_crop_of_a_shard_is_the_crop_of_a_folder(whole, images):
@@ -125,19 +127,19 @@ def test_crop_of_a_shard_is_the_crop_of_a_folder(whole, images):
   record = next(patches.shards.every_record())
   crop = patches._crop(record, 5)
   assert crop is not None
-  (image_set,) = crop._folders[0]
+  (field_of_view,) = crop._folders[0]
   batch = crop.batch(0, PER_CROP)
   masks = batch[3]
   # Flips and turns take the padding with them, and noise leaves it dark.
   assert 0 < masks.mean() < 1
   assert not batch[0][masks == 0].any()
   # Without padding, all is as of a folder.
-  seed = crop._seed
+  seed = crop._spec.seed
   bare = _from_folder(
-    dataclasses.replace(image_set, presence=None),
+    dataclasses.replace(field_of_view, presence=None),
     seed=seed,
     augment=True,
-    corruption=crop._corruption,
+    corruption=crop._spec.corruption,
   ).batch(0, PER_CROP)
   np.testing.assert_array_equal(batch[0], bare[0] * masks[..., np.newaxis])
   for ours, theirs in zip(batch[1:3], bare[1:3], strict=True):
@@ -163,10 +165,10 @@ def test_ranges_are_of_the_whole_field_of_view(tiles, images):
   field = finding.find_all([images])[0].read()
   prepared = data_provider.prepared(field, auto, stretch)
   patches = make_patches(tiles, input_range=auto, stretch=stretch)
-  (image_set,) = patches._first_crop(0)._folders[0]
+  (field_of_view,) = patches._first_crop(0)._folders[0]
   for found, wanted in (
-    (image_set.ranges, prepared.ranges),
-    (image_set.input_ranges, prepared.input_ranges),
+    (field_of_view.ranges, prepared.ranges),
+    (field_of_view.input_ranges, prepared.input_ranges),
   ):
     assert found.keys() == wanted.keys() and found
     for channel, ends in wanted.items():
@@ -201,7 +203,7 @@ def test_tiles_with_too_little_overlap_are_refused(images, tmp_path):
 
 
 def test_no_example_at_all(images, tmp_path):
-  paths = shard_writing.write_shards([], str(tmp_path / 's-%d'), 2, Cut())
+  paths = shard_writing.write_shards([], str(tmp_path / 's-%d'), 2, Cut(overlap=0))
   with pytest.raises(ValueError, match='none of 2 shards'):
     make_patches(paths)
 
@@ -236,9 +238,9 @@ for paths, count in ((shards[:4], 40), (shards, 2 * len(shards))):
 
 def test_memory_does_not_grow_with_the_shards(tmp_path):
   """Those of 700 MB are read, twice, in the memory that a few of them take."""
-  write_image_set(tmp_path / 'images', rows=900, columns=900, depths=6, channels=('GFP',), bits=8)
+  write_field(tmp_path / 'images', rows=900, columns=900, depths=6, channels=('GFP',), bits=8)
   found = finding.find_all([tmp_path / 'images'])
-  (path,) = shard_writing.write_shards(found, str(tmp_path / 's-%d'), 1, Cut())
+  (path,) = shard_writing.write_shards(found, str(tmp_path / 's-%d'), 1, Cut(overlap=0))
   paths = [tmp_path / f'link-{i}' for i in range(62)]
   for link in paths:
     link.hardlink_to(path)

@@ -18,7 +18,7 @@ from isl.core.channels import ImageKey
 from isl.core.experiment import ShardReading
 from isl.data import shard_examples
 from isl.data.shard_examples import DamagedError, ShardTile
-from isl.images.fields_of_view import ImageFiles
+from isl.images.fields_of_view import FieldFiles
 from isl.images.sources import EncodedSource
 from isl.system.progress import Progress
 
@@ -199,7 +199,7 @@ class Shards:
     )
 
 
-def find_fields(reading: ShardReading) -> list[ImageFiles]:
+def read_tiles(reading: ShardReading) -> list[FieldFiles]:
   """The fields of view, or tiles of them, of all shards, with all their images.
 
   All shards are read once for that, and then again for each that is used.
@@ -212,7 +212,7 @@ def find_fields(reading: ShardReading) -> list[ImageFiles]:
     OSError: one cannot be read.
   """
   shards = Shards(reading)
-  found: dict[str, ImageFiles] = {}
+  found: dict[str, FieldFiles] = {}
   with Progress('shards', len(reading.paths), 'shard') as progress:
     for path in reading.paths:
       for record in shards.records(path):
@@ -232,7 +232,7 @@ def find_fields(reading: ShardReading) -> list[ImageFiles]:
   return [found[name] for name in sorted(found)]
 
 
-def _read_later(files: ImageFiles, record: Record) -> ImageFiles:
+def _read_later(files: FieldFiles, record: Record) -> FieldFiles:
   """With images that are not in memory."""
   sources = {}
   for key, source in files.sources.items():

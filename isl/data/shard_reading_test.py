@@ -13,7 +13,7 @@ from isl.data.shard_examples import DamagedError
 from isl.data.shard_reading import Shards
 from isl.data.shard_writing import Cut
 from isl.images import finding
-from tests.support.program import write_image_set
+from tests.support.program import write_field
 
 _COUNT = 3
 _WELLS = ('A1', 'A2', 'A3')
@@ -29,7 +29,7 @@ def _reading(*paths: pathlib.Path, skip_corrupt=False) -> ShardReading:
 def images(tmp_path_factory) -> pathlib.Path:
   """A folder of small fields of view."""
   folder = tmp_path_factory.mktemp('images')
-  write_image_set(folder, rows=9, columns=8, wells=_WELLS)
+  write_field(folder, rows=9, columns=8, wells=_WELLS)
   return folder
 
 
@@ -38,7 +38,7 @@ def shard(request, images, tmp_path) -> pathlib.Path:
   """A shard of all of them."""
   pattern = str(tmp_path / 's-%d')
   (path,) = shard_writing.write_shards(
-    finding.find_all([images]), pattern, 1, Cut(gzip=request.param)
+    finding.find_all([images]), pattern, 1, Cut(overlap=0, gzip=request.param)
   )
   return path
 
@@ -47,7 +47,7 @@ def _decoded(shards: Shards) -> list[str]:
   """The fields of view that can be read of all shards, in full."""
   tiles = (shards.decode(record) for record in shards.every_record())
   read = [tile.files.read() for tile in tiles if tile is not None]
-  return [image_set.name for image_set in read]
+  return [field_of_view.name for field_of_view in read]
 
 
 def test_examples_come_one_after_the_other(shard):
@@ -183,7 +183,7 @@ def test_end_of_a_shard_is_looked_at_where_it_is_too_early(shard):
 
 
 def test_fields_of_view_are_found_and_read_when_they_are_needed(shard, images):
-  found = shard_reading.find_fields(_reading(shard))
+  found = shard_reading.read_tiles(_reading(shard))
   originals = finding.find_all([images])
   assert [field.name for field in found] == [field.name for field in originals]
   for field, original in zip(found, originals, strict=True):
@@ -200,15 +200,17 @@ def test_shards_with_one_example_twice_are_refused(shard, tmp_path):
   other = tmp_path / 'again'
   other.write_bytes(shard.read_bytes())
   with pytest.raises(ValueError, match=r"s-0', example 0 and shard '.*again', example 0 are both"):
-    shard_reading.find_fields(_reading(shard, other))
+    shard_reading.read_tiles(_reading(shard, other))
 
 
 @pytest.mark.parametrize('gzip', [False, True])
 def test_shards_without_an_example_are_an_error_if_all_are(shard, tmp_path, gzip):
-  (empty,) = shard_writing.write_shards([], str(tmp_path / 'empty-%d'), 1, Cut(gzip=gzip))
-  assert len(shard_reading.find_fields(_reading(empty, shard))) == _COUNT
+  (empty,) = shard_writing.write_shards(
+    [], str(tmp_path / 'empty-%d'), 1, Cut(overlap=0, gzip=gzip)
+  )
+  assert len(shard_reading.read_tiles(_reading(empty, shard))) == _COUNT
   with pytest.raises(ValueError, match=r"none of 1 shards, from '.*empty-0' on, has an example"):
-    shard_reading.find_fields(_reading(empty))
+    shard_reading.read_tiles(_reading(empty))
 
 
 def test_shard_of_no_bytes_is_damaged(shard, tmp_path):
@@ -216,5 +218,5 @@ def test_shard_of_no_bytes_is_damaged(shard, tmp_path):
   empty = tmp_path / 'empty'
   empty.touch()
   with pytest.raises(DamagedError, match=r"empty' is cut off before its first example"):
-    shard_reading.find_fields(_reading(empty, shard))
-  assert len(shard_reading.find_fields(_reading(empty, shard, skip_corrupt=True))) == _COUNT
+    shard_reading.read_tiles(_reading(empty, shard))
+  assert len(shard_reading.read_tiles(_reading(empty, shard, skip_corrupt=True))) == _COUNT

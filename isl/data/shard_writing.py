@@ -29,17 +29,14 @@ from isl.core.channels import MAXPROJECT, SYNTHETIC_CHANNELS, ImageKey
 from isl.data import data_provider, shard_examples
 from isl.data.shard_examples import Place
 from isl.images import png_io
-from isl.images.fields_of_view import ImageFiles, ImageSet, Percentiles
+from isl.images.fields_of_view import FieldFiles, FieldOfView, Percentiles
 from isl.images.pixels import Pixels
-from isl.models.networks import NETWORKS
 from isl.system import files
 from isl.system.progress import Progress
 
 # What a protocol buffer may take, less some for what is not pixels.
 _MOST_BYTES = (1 << 31) - (1 << 20)
 _UINT16_MAX = np.iinfo(np.uint16).max
-# As much as the network that sees farthest needs.
-OVERLAP = max(spec.geometry.margin for spec in NETWORKS.values())
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -54,7 +51,7 @@ class Cut:
   """
 
   tile_size: int | None = None
-  overlap: int = OVERLAP
+  overlap: int
   compression: int = 0
   gzip: bool = False
 
@@ -97,7 +94,7 @@ def _place(size: tuple[int, int], window: tuple[tuple[int, int], ...], overlap: 
 
 
 def write_shards(
-  found: Sequence[ImageFiles], pattern: str, num_shards: int, cut: Cut, *, overwrite: bool = False
+  found: Sequence[FieldFiles], pattern: str, num_shards: int, cut: Cut, *, overwrite: bool = False
 ) -> list[pathlib.Path]:
   """Writes all shards.
 
@@ -122,7 +119,7 @@ def write_shards(
       f'{len(older)} shards are there already, the first is {str(older[0])!r}; give --overwrite to'
       ' replace all of them, or another --output'
     )
-  by_shard: list[list[ImageFiles]] = [[] for _ in paths]
+  by_shard: list[list[FieldFiles]] = [[] for _ in paths]
   for field in sorted(found, key=lambda field: field.name):
     by_shard[shard_of(field.name, num_shards)].append(field)
   with contextlib.ExitStack() as stack, Progress('make_shards', len(found), 'field') as progress:
@@ -151,7 +148,7 @@ def _find_shards(pattern: str) -> list[pathlib.Path]:
 
 
 def _write_shard(
-  path: pathlib.Path, of_shard: Sequence[ImageFiles], cut: Cut, progress: Progress
+  path: pathlib.Path, of_shard: Sequence[FieldFiles], cut: Cut, progress: Progress
 ) -> None:
   """Writes the Examples of all fields of view that belong to a shard."""
   tiles = [places(_size(field), cut) for field in of_shard]
@@ -182,7 +179,7 @@ def _write_shard(
     os.fsync(stream.fileno())
 
 
-def _size(field: ImageFiles) -> tuple[int, int]:
+def _size(field: FieldFiles) -> tuple[int, int]:
   if field.problem is not None:
     raise ValueError(field.problem)
   if not field.sources:
@@ -191,12 +188,12 @@ def _size(field: ImageFiles) -> tuple[int, int]:
 
 
 def _encoded(
-  field: ImageFiles, tiles: Sequence[Place], cut: Cut
+  field: FieldFiles, tiles: Sequence[Place], cut: Cut
 ) -> Iterator[tuple[Place, dict[ImageKey, bytes], Percentiles]]:
   """The tiles of a field of view, and its percentiles."""
-  image_set = field.read()
+  field_of_view = field.read()
   _check_memory(field, tiles)
-  percentiles = _percentiles(image_set)
+  percentiles = _percentiles(field_of_view)
 
   def encode(item: tuple[ImageKey, Pixels], tile: Place) -> bytes:
     (row, column), (rows, columns) = tile.image_offset, tile.image_size
@@ -207,11 +204,11 @@ def _encoded(
   # OpenCV lets other threads run while it encodes.
   with concurrent.futures.ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
     for tile in tiles:
-      pngs = pool.map(encode, image_set.images.items(), itertools.repeat(tile))
-      yield tile, dict(zip(image_set.images, pngs, strict=True)), percentiles
+      pngs = pool.map(encode, field_of_view.images.items(), itertools.repeat(tile))
+      yield tile, dict(zip(field_of_view.images, pngs, strict=True)), percentiles
 
 
-def _check_memory(field: ImageFiles, tiles: Sequence[Place]) -> None:
+def _check_memory(field: FieldFiles, tiles: Sequence[Place]) -> None:
   largest = max(tile.image_size[0] * tile.image_size[1] for tile in tiles)
   needed = 2 * largest * len(field.sources)
   if needed > _MOST_BYTES:
@@ -221,19 +218,19 @@ def _check_memory(field: ImageFiles, tiles: Sequence[Place]) -> None:
     )
 
 
-def _percentiles(image_set: ImageSet) -> Percentiles:
+def _percentiles(field_of_view: FieldOfView) -> Percentiles:
   """Of all input channels and labels."""
-  keys = image_set.images
+  keys = field_of_view.images
   labels = [key.channel for key in keys if key.z == MAXPROJECT]
-  labels += [c for c in SYNTHETIC_CHANNELS if data_provider.has_truth(image_set, c)]
-  depths = [key.channel for key in image_set.input_keys]
+  labels += [c for c in SYNTHETIC_CHANNELS if data_provider.has_truth(field_of_view, c)]
+  depths = [key.channel for key in field_of_view.input_keys]
   return Percentiles(
-    inputs={c: data_provider.input_percentiles(image_set, c) for c in dict.fromkeys(depths)},
-    targets={c: data_provider.label_percentiles(image_set, c) for c in dict.fromkeys(labels)},
+    inputs={c: data_provider.input_percentiles(field_of_view, c) for c in dict.fromkeys(depths)},
+    targets={c: data_provider.label_percentiles(field_of_view, c) for c in dict.fromkeys(labels)},
   )
 
 
-def _to_16_bit(pixels: np.ndarray, field: ImageFiles, key: ImageKey) -> np.ndarray:
+def _to_16_bit(pixels: np.ndarray, field: FieldFiles, key: ImageKey) -> np.ndarray:
   """Of the same intensities; those of floats are rounded.
 
   Raises:

@@ -11,25 +11,25 @@ from isl.core.experiment import ShardReading
 from isl.data import data_provider, shard_reading, shard_writing
 from isl.data.shard_writing import Cut
 from isl.images import finding, png_io
-from isl.images.fields_of_view import ImageFiles, ImageSet
+from isl.images.fields_of_view import FieldFiles, FieldOfView
 from isl.images.sources import EncodedSource
-from tests.support.program import files_in, write_image_set
+from tests.support.program import files_in, write_field
 
 _CHANNELS = ('GFP', 'MAP2_CONFOCAL', 'NFH_CONFOCAL')
 
 
-def _images(folder: pathlib.Path, rows=40, columns=30, **arguments) -> list[ImageFiles]:
-  write_image_set(folder, rows=rows, columns=columns, channels=_CHANNELS, **arguments)
+def _images(folder: pathlib.Path, rows=40, columns=30, **arguments) -> list[FieldFiles]:
+  write_field(folder, rows=rows, columns=columns, channels=_CHANNELS, **arguments)
   return finding.find_all([folder])
 
 
-def _read(paths: list[pathlib.Path]) -> list[ImageFiles]:
-  return shard_reading.find_fields(
+def _read(paths: list[pathlib.Path]) -> list[FieldFiles]:
+  return shard_reading.read_tiles(
     ShardReading(paths=tuple(paths), num_threads=1, batch_size=1, capacity=1, skip_corrupt=False)
   )
 
 
-def _whole(tiles: list[ImageFiles], paths: list[pathlib.Path]) -> dict[ImageKey, np.ndarray]:
+def _whole(tiles: list[FieldFiles], paths: list[pathlib.Path]) -> dict[ImageKey, np.ndarray]:
   """Joins the pixels that are tiles' own; each pixel must be one's own."""
   result: dict[ImageKey, np.ndarray] = {}
   counts: dict[ImageKey, np.ndarray] = {}
@@ -58,9 +58,9 @@ def test_images_come_back_to_the_bit(tmp_path, bits, tile_size, gzip):
   cut = Cut(tile_size=tile_size, overlap=5, gzip=gzip, compression=1)
   paths = shard_writing.write_shards([field], str(tmp_path / 's-%d'), 2, cut)
   found = _whole(_read(paths), paths)
-  image_set = field.read()
-  assert found.keys() == image_set.images.keys()
-  for key, image in image_set.images.items():
+  field_of_view = field.read()
+  assert found.keys() == field_of_view.images.keys()
+  for key, image in field_of_view.images.items():
     # 257 * 255 == 65535.
     pixels = np.asarray(image)
     np.testing.assert_array_equal(found[key], pixels * np.uint16(257) if bits == 8 else pixels)
@@ -103,7 +103,7 @@ def test_field_of_view_is_in_the_shard_of_its_name_with_all_its_tiles(tmp_path):
   assert sum(len(_tiles(path)) for path in paths) == 4 * (2 * 2)
 
 
-def _tiles(path: pathlib.Path) -> list[ImageFiles]:
+def _tiles(path: pathlib.Path) -> list[FieldFiles]:
   return [record.decode().files for record in shard_reading.records(path)]
 
 
@@ -124,7 +124,7 @@ def test_ranges_are_those_of_the_whole_field_of_view(tmp_path):
   paths = shard_writing.write_shards(
     [field], str(tmp_path / 's-%d'), 1, Cut(tile_size=15, overlap=0)
   )
-  whole: ImageSet = field.read()
+  whole: FieldOfView = field.read()
   for tile in _tiles(paths[0]):
     part = tile.read()
     # The synthetic one is made from two of them.
@@ -138,13 +138,13 @@ def test_ranges_are_those_of_the_whole_field_of_view(tmp_path):
 def test_older_shards_are_replaced_wholly_or_not_at_all(tmp_path):
   found = _images(tmp_path / 'images')
   pattern = str(tmp_path / 's-%02d')
-  shard_writing.write_shards(found, pattern, 5, Cut())
+  shard_writing.write_shards(found, pattern, 5, Cut(overlap=0))
   before = {path.name: path.read_bytes() for path in tmp_path.glob('s-*')}
   with pytest.raises(ValueError, match=r'5 shards are there already, the first is .*s-00'):
-    shard_writing.write_shards(found, pattern, 2, Cut(tile_size=20))
+    shard_writing.write_shards(found, pattern, 2, Cut(tile_size=20, overlap=121))
   assert {path.name: path.read_bytes() for path in tmp_path.glob('s-*')} == before
   (tmp_path / 's-1').write_text('of another pattern')
-  shard_writing.write_shards(found, pattern, 2, Cut(tile_size=20), overwrite=True)
+  shard_writing.write_shards(found, pattern, 2, Cut(tile_size=20, overlap=121), overwrite=True)
   assert files_in(tmp_path) - files_in(tmp_path / 'images') >= {'s-00', 's-01'}
   assert sorted(path.name for path in tmp_path.glob('s-*')) == ['s-00', 's-01', 's-1']
 
@@ -154,7 +154,7 @@ def test_what_goes_wrong_leaves_nothing(tmp_path):
   damaged = found[1].sources[ImageKey(1, 'PHASE_CONTRAST')].path
   damaged.write_bytes(damaged.read_bytes()[:100])
   with pytest.raises(ValueError, match='truncated'):
-    shard_writing.write_shards(found, str(tmp_path / 'shards' / 's-%d'), 4, Cut())
+    shard_writing.write_shards(found, str(tmp_path / 'shards' / 's-%d'), 4, Cut(overlap=0))
   assert not files_in(tmp_path / 'shards')
 
 
@@ -175,13 +175,13 @@ def test_field_of_view_that_no_example_can_hold_is_refused(tmp_path, monkeypatch
   monkeypatch.setattr(shard_writing, '_MOST_BYTES', 6 * 2 * 40 * 30 - 1)
   pattern = str(tmp_path / 's-%d')
   with pytest.raises(ValueError, match='give a smaller --tile_size'):
-    shard_writing.write_shards(found, pattern, 1, Cut())
+    shard_writing.write_shards(found, pattern, 1, Cut(overlap=0))
   shard_writing.write_shards(found, pattern, 1, Cut(tile_size=20, overlap=0))
 
 
 def test_png_of_a_shard_can_be_read_by_others(tmp_path):
   (field,) = _images(tmp_path / 'images')
-  (path,) = shard_writing.write_shards([field], str(tmp_path / 's-%d'), 1, Cut())
+  (path,) = shard_writing.write_shards([field], str(tmp_path / 's-%d'), 1, Cut(overlap=0))
   (tile,) = _tiles(path)
   source = tile.sources[ImageKey(0, 'PHASE_CONTRAST')]
   assert isinstance(source, EncodedSource)

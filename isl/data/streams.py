@@ -2,62 +2,75 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from absl import logging
 
-from isl.core.experiment import Experiment
-from isl.data import data_provider, field_reading, shard_patches
-from isl.data.patches import Patches
-from isl.data.shard_patches import ShardPatches
-from isl.training.start import Start
+from isl.core.channels import StackSpec
+from isl.core.experiment import Experiment, Geometry
+from isl.data import data_provider, field_reading
+from isl.data.patches import Patches, PatchSpec
+from isl.data.shard_patches import Preparation, ShardPatches
 
-# What is trained on: it comes from images, or from shards.
+# An endless stream of patches: from images, or from shards.
 PatchStream = Patches | ShardPatches
 
 
-def make_patches(experiment: Experiment, start: Start, seed: int) -> PatchStream:
-  """What is trained on.
+def make_patches(
+  experiment: Experiment,
+  inputs: StackSpec,
+  targets: StackSpec,
+  geometry: Geometry,
+  seed: int,
+  *,
+  augment: bool,
+  leave_out_others: bool,
+  wanted_targets: Sequence[str] = (),
+) -> PatchStream:
+  """The patches of an experiment's images or shards; images are read at once.
+
+  Args:
+    experiment: says where they are, which part of them is used, and how patches are drawn.
+    inputs: the images that the network reads.
+    targets: the labels that it predicts.
+    geometry: the network's.
+    seed: decides all that is random; not negative.
+    augment: whether crops are flipped, turned and corrupted.
+    leave_out_others: labels that are not predicted are no error.
+    wanted_targets: labels that are missed, in a line of the log, where no image has them.
 
   Raises:
     ValueError: an image is missing, damaged, or too small.
     OSError: a file cannot be read.
   """
-  if experiment.shards is not None:
-    return shard_patches.ShardPatches(
-      experiment.shards,
-      shard_patches.Preparation(
-        input_range=experiment.input_range,
-        stretch_targets=experiment.stretch_targets,
-        leave_out_others=start.leaves_out_others,
-        wanted_targets=experiment.target_channels or (),
-      ),
-      sampling=experiment.sampling,
-      geometry=start.plan.spec.geometry,
-      inputs=start.inputs,
-      targets=start.targets,
-      seed=seed,
-      augment=True,
-      corruption=experiment.corruption,
-    )
-  folders = field_reading.read_fields(
-    experiment.image_directories,
-    inputs=start.inputs,
-    targets=start.targets,
-    input_range=experiment.input_range,
-    stretch_targets=experiment.stretch_targets,
-    leave_out_others=start.leaves_out_others,
-  )
-  every = [image_set for fields in folders for image_set in fields]
-  # Asked for by name, one that is nowhere may be misspelt.
-  for channel in experiment.target_channels or ():
-    if not any(data_provider.has_truth(image_set, channel) for image_set in every):
-      logging.warning('No field of view has an image of %s: its head will learn nothing', channel)
-  return Patches(
-    folders,
+  spec = PatchSpec(
     sampling=experiment.sampling,
-    geometry=start.plan.spec.geometry,
-    inputs=start.inputs,
-    targets=start.targets,
+    geometry=geometry,
+    inputs=inputs,
+    targets=targets,
     seed=seed,
-    augment=True,
+    augment=augment,
     corruption=experiment.corruption,
   )
+  if experiment.shards is not None:
+    preparation = Preparation(
+      input_range=experiment.input_range,
+      stretch_targets=experiment.stretch_targets,
+      leave_out_others=leave_out_others,
+      wanted_targets=wanted_targets,
+    )
+    return ShardPatches(experiment.shards, preparation, spec)
+  folders = field_reading.read_for_training(
+    experiment.image_directories,
+    inputs=inputs,
+    targets=targets,
+    input_range=experiment.input_range,
+    stretch_targets=experiment.stretch_targets,
+    leave_out_others=leave_out_others,
+  )
+  every = [field_of_view for fields in folders for field_of_view in fields]
+  # Asked for by name, one that is nowhere may be misspelt.
+  for channel in wanted_targets:
+    if not any(data_provider.has_truth(field_of_view, channel) for field_of_view in every):
+      logging.warning('No field of view has an image of %s: its head will learn nothing', channel)
+  return Patches(folders, spec)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import math
 import pathlib
 import re
@@ -19,11 +18,10 @@ from typing import Any, BinaryIO
 
 from absl import logging
 
-from isl.checkpoints import channels_file
+from isl.checkpoints import channels_file, saving
 from isl.checkpoints.checkpoint import find_newest
 from isl.system import files
 
-_STATE_FILE = 'checkpoint'
 # All that this module writes, and what a killed run left of it.
 _OURS = re.compile(r'(?P<name>model(-again)?\.ckpt-\d+)\.(index|json|data-[-\w]+)(\.partial)?')
 
@@ -90,8 +88,7 @@ class BestCheckpoint:
   def _read(self) -> Record | None:
     try:
       prefix = find_newest(self._directory)
-      text = prefix.with_name(f'{prefix.name}.json').read_text(encoding='utf-8')
-      return Record(**json.loads(text))
+      return Record(**files.read_json(prefix.with_name(f'{prefix.name}.json'), 'delete it'))
     except (ValueError, TypeError, OSError):
       return None
 
@@ -131,7 +128,7 @@ class BestCheckpoint:
     )
     self._directory.mkdir(parents=True, exist_ok=True)
     # Another evaluation may be at work in this BASE.
-    with files.held(self._directory, wait=True):
+    with files.locked(self._directory, wait=True):
       best = self._read()
       if best is not None and best.settings != settings:
         self._warn(best.settings, settings)
@@ -166,12 +163,12 @@ class BestCheckpoint:
         # Before there is a whole checkpoint, there is what is said of it. An older checkpoint is of
         # the same channels: they are among the settings.
         channels_file.carry(pathlib.Path(record.source).parent, self._directory)
-        self._write_text(f'{name}.json', json.dumps(dataclasses.asdict(record), indent=2) + '\n')
+        files.write_json(self._directory / f'{name}.json', dataclasses.asdict(record))
       with files.whole_file(self._directory / f'{name}{ending}') as partial:
         stream.seek(0)
         with partial.open('wb') as copy:
           shutil.copyfileobj(stream, copy, 1 << 20)
-    self._write_text(_STATE_FILE, f'model_checkpoint_path: "{name}"\n')
+    saving.write_state(self._directory, name)
     self._delete_all_but(name)
 
   def _index_in_use(self) -> pathlib.Path | None:
@@ -180,10 +177,6 @@ class BestCheckpoint:
     except ValueError:
       return None
     return prefix.with_name(f'{prefix.name}.index')
-
-  def _write_text(self, name: str, text: str) -> None:
-    with files.whole_file(self._directory / name) as partial:
-      partial.write_text(text, encoding='utf-8')
 
   def _delete_all_but(self, name: str) -> None:
     for path in self._directory.iterdir():

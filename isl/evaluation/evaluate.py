@@ -24,10 +24,10 @@ from isl.checkpoints.training_record import check_stretch_targets, check_stretch
 from isl.core.channels import TRANSMISSION, ImageKey, StackSpec
 from isl.core.experiment import Corruption, Experiment, Geometry, Loss, Metric, Mode, Panel
 from isl.core.statistic import Statistic
-from isl.data import augment, data_provider, field_reading, shard_patches, shard_reading
-from isl.data.patches import Patches
+from isl.data import augment, data_provider, field_reading, shard_patches, shard_reading, streams
 from isl.evaluation import best_checkpoint
-from isl.images import fields_of_view, finding
+from isl.images import finding
+from isl.images.fields_of_view import FieldFiles, FieldOfView
 from isl.inference import field_labeling
 from isl.inference.controller import HeadGroup, Labeler
 from isl.models.plan import NetworkPlan
@@ -59,10 +59,10 @@ def run(experiment: Experiment) -> None:
     is_base=experiment.restore_directory is None,
   ):
     check_stretched_as_trained(experiment)
-    held = checkpoint.describe()
-    logging.info('Checkpoint %s, step %d', checkpoint.prefix, held.global_step)
+    description = checkpoint.describe()
+    logging.info('Checkpoint %s, step %d', checkpoint.prefix, description.global_step)
     evaluator.evaluate(checkpoint)
-    logging.info('Wrote step %d to %s', held.global_step, experiment.evaluation_directory)
+    logging.info('Wrote step %d to %s', description.global_step, experiment.evaluation_directory)
 
 
 class _Evaluator(abc.ABC):
@@ -124,8 +124,8 @@ class _Losses(_Evaluator):
       finding.find_fields(folder)
     if experiment.shards is not None:
       shard_reading.Shards(experiment.shards)
-    self._folders: tuple[tuple[fields_of_view.ImageSet, ...], ...] = ()
-    self._read_for: tuple[StackSpec, StackSpec] | None = None
+    self._stream: streams.PatchStream | None = None
+    self._stream_for: tuple[Geometry, StackSpec, StackSpec] | None = None
     self._best: best_checkpoint.BestCheckpoint | None = None
     # Of BASE's own training; others keep theirs.
     is_own = experiment.checkpoint_directory.resolve() == experiment.train_directory.resolve()
@@ -133,18 +133,18 @@ class _Losses(_Evaluator):
       folder = experiment.base_directory / 'best'
       self._best = best_checkpoint.BestCheckpoint(folder, dict(experiment.flags))
 
-  def _settings(self, held: Description) -> dict[str, object]:
+  def _settings(self, description: Description) -> dict[str, object]:
     """By flags' names; losses that differ in one of these cannot be compared."""
     # Records of the usual ones say nothing of these, as older records do not.
     settings: dict[str, object] = {}
-    if held.inputs.channels != (TRANSMISSION,):
-      settings['input_channels'] = list(held.inputs.channels)
+    if description.inputs.channels != (TRANSMISSION,):
+      settings['input_channels'] = list(description.inputs.channels)
     if self._experiment.input_range is not None:
       settings['input_range'] = dict(self._experiment.flags)['input_range']
     return settings | {
-      'model': held.model,
-      'num_z_values': len(held.inputs.z_values),
-      'target_channels': list(held.targets.channels),
+      'model': description.model,
+      'num_z_values': len(description.inputs.z_values),
+      'target_channels': list(description.targets.channels),
       'loss': self._experiment.loss.value,
       **self._dataset_settings(),
       'stretch_targets': list(self._experiment.stretch_targets),
@@ -169,8 +169,8 @@ class _Losses(_Evaluator):
 
   def evaluate(self, checkpoint: Checkpoint) -> None:
     """Computes the losses; the checkpoint with the lowest is kept."""
-    held = checkpoint.describe()
-    step = held.global_step
+    description = checkpoint.describe()
+    step = description.global_step
     with best_checkpoint.opened(checkpoint.prefix) as contents:
       scalars = self._compute(checkpoint).scalars()
       for tag, value in scalars.items():
@@ -181,23 +181,23 @@ class _Losses(_Evaluator):
       if contents is None:
         logging.warning('%s is deleted, and so not kept', checkpoint.prefix)
       elif self._best.offer(
-        checkpoint.prefix, contents, step, scalars['total_loss'], self._settings(held)
+        checkpoint.prefix, contents, step, scalars['total_loss'], self._settings(description)
       ):
         logging.info('Lowest loss so far: kept in %s', self._experiment.base_directory / 'best')
 
   def _compute(self, checkpoint: Checkpoint) -> _HeadLosses:
-    held = checkpoint.describe()
+    description = checkpoint.describe()
     plan = checkpoint.check_fits(
       model=self._experiment.model,
       base_depth=self._experiment.base_depth,
       num_z_values=self._experiment.num_z_values,
     )
-    check_stretch_targets(self._experiment.stretch_targets, held.targets)
-    patches = self._patches(plan, held.inputs, held.targets)
+    check_stretch_targets(self._experiment.stretch_targets, description.targets)
+    patches = self._patches(plan, description.inputs, description.targets)
     labeler = Labeler(
       plan,
       checkpoint,
-      groups=[HeadGroup(heads=held.heads, statistics=(_STATISTICS[self._experiment.loss],))],
+      groups=[HeadGroup(heads=description.heads, statistics=(_STATISTICS[self._experiment.loss],))],
       batch=_BATCH,
       blocks=(1, 1),
     )
@@ -205,60 +205,36 @@ class _Losses(_Evaluator):
       means = self._means(patches, labeler, plan.spec.geometry)
     finally:
       labeler.close()
-    losses = dict(zip(held.heads, map(float, means), strict=True))
+    losses = dict(zip(description.heads, map(float, means), strict=True))
     return _HeadLosses(
-      inputs={key: losses[key] for key in held.inputs.keys},
-      targets={key: losses[key] for key in held.targets.keys},
+      inputs={key: losses[key] for key in description.inputs.keys},
+      targets={key: losses[key] for key in description.targets.keys},
     )
 
   def _patches(
     self, plan: NetworkPlan, inputs: StackSpec, targets: StackSpec
-  ) -> Patches | shard_patches.ShardPatches:
+  ) -> streams.PatchStream:
+    """The patches for a network; those of the checkpoint before, if it is the same in this."""
     geometry = plan.spec.geometry
-    # All are averaged, so their order does not matter.
-    sampling = dataclasses.replace(
-      self._experiment.sampling, output_size=geometry.output, capacity=1
-    )
-    if self._experiment.shards is not None:
-      return shard_patches.ShardPatches(
-        self._experiment.shards,
-        shard_patches.Preparation(
-          input_range=self._experiment.input_range,
-          stretch_targets=self._experiment.stretch_targets,
-          leave_out_others=True,
-        ),
-        sampling=sampling,
-        geometry=geometry,
-        inputs=inputs,
-        targets=targets,
-        seed=self._seed,
-        augment=False,
-        corruption=_NO_CORRUPTION,
+    if self._stream is None or self._stream_for != (geometry, inputs, targets):
+      sampling = dataclasses.replace(
+        # All are averaged, so their order does not matter.
+        self._experiment.sampling,
+        output_size=geometry.output,
+        capacity=1,
       )
-    if self._read_for != (inputs, targets):
-      self._folders = field_reading.read_fields(
-        self._experiment.image_directories,
-        inputs=inputs,
-        targets=targets,
-        input_range=self._experiment.input_range,
-        stretch_targets=self._experiment.stretch_targets,
-        leave_out_others=True,
+      experiment = dataclasses.replace(
+        self._experiment, sampling=sampling, corruption=_NO_CORRUPTION
       )
-      self._read_for = (inputs, targets)
-    return Patches(
-      self._folders,
-      sampling=sampling,
-      geometry=geometry,
-      inputs=inputs,
-      targets=targets,
-      seed=self._seed,
-      augment=False,
-      corruption=_NO_CORRUPTION,
-    )
+      self._stream = streams.make_patches(
+        experiment, inputs, targets, geometry, self._seed, augment=False, leave_out_others=True
+      )
+      self._stream_for = geometry, inputs, targets
+    return self._stream
 
   def _means(
     self,
-    patches: Patches | shard_patches.ShardPatches,
+    patches: streams.PatchStream,
     labeler: Labeler,
     geometry: Geometry,
   ) -> np.ndarray:
@@ -283,9 +259,7 @@ class _Losses(_Evaluator):
     return sums / np.maximum(counts, 1)
 
 
-def _batches(
-  patches: Patches | shard_patches.ShardPatches, num_examples: int
-) -> Iterator[tuple[np.ndarray, ...]]:
+def _batches(patches: streams.PatchStream, num_examples: int) -> Iterator[tuple[np.ndarray, ...]]:
   """Whole batches, as the network takes them; of the last, some may be too many."""
   if isinstance(patches, shard_patches.ShardPatches):
     yield from patches.batches(_BATCH, math.ceil(num_examples / _BATCH))
@@ -314,7 +288,7 @@ class _Panels(_Evaluator):
         f'--infer_panels must name a panel for --metric {experiment.metric.name}:'
         f' {" or ".join(panel.name for panel in Panel)}; got none'
       )
-    self._fields = field_reading.find_fields(experiment)
+    self._fields = field_reading.fields_of(experiment)
 
   def evaluate(self, checkpoint: Checkpoint) -> None:
     """Draws the panels."""
@@ -327,24 +301,24 @@ class _Panels(_Evaluator):
     try:
       for number, (title, field) in enumerate(field_reading.numbered(self._fields)):
         logging.info('%s: %s', title.capitalize(), field.name)
-        image_set = self._read(field, labeler.held, number)
-        prediction = labeler.empty_prediction(image_set, layout)
+        field_of_view = self._read(field, labeler.description, number)
+        prediction = labeler.empty_prediction(field_of_view, layout)
         labeler.fill(prediction, layout, title)
         for panel in self._experiment.inference.panels:
           tag = f'{panel.value.lower()}_error_panel'
           if len(self._fields) > 1:
             tag += f'/{field.name or "unnamed"}'
-          self._writer.image(labeler.held.global_step, tag, prediction.picture(panel))
+          self._writer.image(labeler.description.global_step, tag, prediction.picture(panel))
     finally:
       labeler.close()
 
-  def _read(
-    self, field: fields_of_view.ImageFiles, held: Description, number: int
-  ) -> fields_of_view.ImageSet:
+  def _read(self, field: FieldFiles, description: Description, number: int) -> FieldOfView:
     """The field of view, jittered if that is asked for."""
-    image_set = field_reading.read_field(self._experiment, held, field)
+    field_of_view = field_reading.read_field(
+      self._experiment, description.inputs, description.targets, field
+    )
     if self._experiment.metric is not Metric.JITTER_STITCH:
-      return image_set
+      return field_of_view
     rng = np.random.default_rng([self._seed, number])
     size = self._experiment.inference.crop_size
-    return augment.jitter(image_set, size, self._experiment.corruption, rng)
+    return augment.jitter(field_of_view, size, self._experiment.corruption, rng)

@@ -18,18 +18,15 @@ the same input and outputs, and the description in its metadata.
 from __future__ import annotations
 
 import datetime
-import json
 import pathlib
-import platform
 from typing import Any
 
-import numpy as np
 import tensorflow.compat.v1 as tf
 from absl import logging
 
-import isl
 from isl.checkpoints.checkpoint import Checkpoint, find_newest
 from isl.core.experiment import Experiment, ExportFormat
+from isl.core.version import versions
 from isl.export import onnx_export
 from isl.export.export_graph import INPUT, ExportedGraph
 from isl.inference import field_labeling
@@ -71,8 +68,7 @@ def run(experiment: Experiment) -> None:
       onnx_export.write(graph, partial / name, _description(graph))
     else:
       _write_saved_model(graph, partial)
-    record = _record(experiment, checkpoint)
-    (partial / _RECORD).write_text(json.dumps(record, indent=2) + '\n', encoding='utf-8')
+    files.write_json(partial / _RECORD, _record(experiment, checkpoint))
   logging.info('Wrote %s', folder)
 
 
@@ -99,18 +95,18 @@ def _may_replace(folder: pathlib.Path, name: str) -> bool:
 
 def _description(graph: ExportedGraph) -> dict[str, Any]:
   """What `describe` returns."""
-  held = graph.checkpoint.describe()
+  description = graph.checkpoint.describe()
   geometry = graph.plan.spec.geometry
   return {
     'labels': [key.channel for key in graph.keys],
     'statistics': [statistic.value for statistic in graph.statistics],
-    'input_channels': list(held.inputs.channels),
-    'z_positions': [float(z) for z in held.inputs.z_values],
+    'input_channels': list(description.inputs.channels),
+    'z_positions': [float(z) for z in description.inputs.z_values],
     'patch': geometry.patch,
     'output': geometry.output,
     'margin': geometry.margin,
-    'global_step': held.global_step,
-    'model': held.model,
+    'global_step': description.global_step,
+    'model': description.model,
   }
 
 
@@ -153,11 +149,6 @@ def _record(experiment: Experiment, checkpoint: Checkpoint) -> dict[str, Any]:
   return {
     'checkpoint': str(checkpoint.prefix.absolute()),
     'time': datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds'),
-    'versions': {
-      'python': platform.python_version(),
-      'isl': isl.__version__,
-      'tensorflow': tf.__version__,
-      'numpy': np.__version__,
-    },
+    'versions': versions(),
     'flags': dict(experiment.flags),
   }

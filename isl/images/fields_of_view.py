@@ -20,7 +20,7 @@ from isl.core.channels import (
   ImageKey,
 )
 from isl.images import png_io
-from isl.images.pixels import Pixels, Spill, intensity
+from isl.images.pixels import DiskImages, Pixels, intensity
 from isl.images.sources import ImageSource
 
 # A field of view's images that take more are kept on the disk.
@@ -51,7 +51,7 @@ def parts_of(channel: str) -> tuple[str, ...]:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
-class ImageSet:
+class FieldOfView:
   """A field of view.
 
   Attributes:
@@ -115,7 +115,7 @@ class ImageSet:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ImageFiles:
+class FieldFiles:
   """A field of view on disk.
 
   Attributes:
@@ -160,7 +160,7 @@ class ImageFiles:
       sorted(k.channel for k in self.sources if k.z == MAXPROJECT and k.channel not in known)
     )
 
-  def select(self, inputs: Sequence[str], targets: Sequence[str]) -> ImageFiles:
+  def select(self, inputs: Sequence[str], targets: Sequence[str]) -> FieldFiles:
     """The images that a network reads, and those of its targets that there are.
 
     Args:
@@ -212,7 +212,7 @@ class ImageFiles:
       )
     return having[0]
 
-  def read(self) -> ImageSet:
+  def read(self) -> FieldOfView:
     """Decodes every image, once; those that can be read in parts are only opened.
 
     Raises:
@@ -222,7 +222,7 @@ class ImageFiles:
     sizes = (source.size for source in self.sources.values())
     # Of 16 bit; what is only opened is not decoded, and floats are rare.
     in_bytes = sum(2 * rows * columns for rows, columns in sizes)
-    spill = Spill() if in_bytes > _MOST_BYTES else None
+    spill = DiskImages() if in_bytes > _MOST_BYTES else None
 
     def read(source: ImageSource) -> Pixels:
       image = source.read()
@@ -241,6 +241,6 @@ class ImageFiles:
         raise ValueError(f'{", ".join(shown)}; expected one size in a field of view')
       if isinstance(image, np.ndarray):
         image.setflags(write=False)
-    return ImageSet(
+    return FieldOfView(
       name=self.name, images=images, pixel_size=self.pixel_size, percentiles=self.percentiles
     )

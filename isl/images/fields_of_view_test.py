@@ -7,7 +7,14 @@ from absl import logging
 from isl.core.channels import MAXPROJECT, TARGET_CHANNELS, TRANSMITTED_LIGHT_CHANNELS, ImageKey
 from isl.images import png_folders, png_io
 from isl.images.pixels import intensity
-from tests.support.program import PUBLISHED, SAMPLE, image_name, shared_path, write_image_set
+from tests.support.program import (
+  PUBLISHED,
+  SAMPLE,
+  image_name,
+  original_fields,
+  shared_path,
+  write_field,
+)
 
 _SAMPLE = (
   'lab-FINKBEINER,condition-KEVAN_0_8,acquisition_date,year-2015,month-10,day-5,minute-0,well-A4,'
@@ -132,7 +139,7 @@ def test_name_of_neither_dialect_is_an_error(name, problem):
 @pytest.mark.parametrize('bits', [8, 16])
 def test_fields_of_view_are_found_and_read(tmp_path, dialect, bits):
   channels = ('CELLMASK_CONFOCAL', 'DAPI_CONFOCAL')
-  names = write_image_set(
+  names = write_field(
     tmp_path,
     rows=5,
     columns=7,
@@ -143,68 +150,68 @@ def test_fields_of_view_are_found_and_read(tmp_path, dialect, bits):
     dialect=dialect,
     bits=bits,
   )
-  found = png_folders.find_image_sets(tmp_path)
+  found = original_fields(tmp_path)
   assert [field.name for field in found] == sorted(names)
   for field in found:
-    image_set = field.read()
-    assert image_set.name == field.name
-    assert (image_set.size, image_set.num_depths()) == ((5, 7), 12)
-    assert image_set.transmitted_light == 'DIC'
-    assert set(image_set.images) == {ImageKey(z, 'DIC') for z in range(12)} | {
+    field_of_view = field.read()
+    assert field_of_view.name == field.name
+    assert (field_of_view.size, field_of_view.num_depths()) == ((5, 7), 12)
+    assert field_of_view.transmitted_light == 'DIC'
+    assert set(field_of_view.images) == {ImageKey(z, 'DIC') for z in range(12)} | {
       ImageKey(MAXPROJECT, channel) for channel in channels
     }
-    for key, image in image_set.images.items():
+    for key, image in field_of_view.images.items():
       assert image.dtype == {8: np.uint8, 16: np.uint16}[bits]
       np.testing.assert_array_equal(image, png_io.read_png(field.paths[key]))
 
 
 def test_both_dialects_in_one_folder(tmp_path):
-  names = [write_image_set(tmp_path, dialect=dialect)[0] for dialect in (SAMPLE, PUBLISHED)]
-  assert [field.name for field in png_folders.find_image_sets(tmp_path)] == sorted(names)
+  names = [write_field(tmp_path, dialect=dialect)[0] for dialect in (SAMPLE, PUBLISHED)]
+  assert [field.name for field in original_fields(tmp_path)] == sorted(names)
 
 
 def test_field_of_view_may_have_no_target(tmp_path):
-  write_image_set(tmp_path, channels=(), depths=1)
-  (field,) = png_folders.find_image_sets(str(tmp_path))
+  write_field(tmp_path, channels=(), depths=1)
+  (field,) = original_fields(str(tmp_path))
   assert list(field.read().images) == [ImageKey(0, 'PHASE_CONTRAST')]
 
 
 def test_what_is_no_image_is_left_alone(tmp_path, logged):
-  write_image_set(tmp_path)
-  (expected,) = png_folders.find_image_sets(tmp_path)
+  write_field(tmp_path)
+  (expected,) = original_fields(tmp_path)
   for name in ('.DS_Store', '._z_depth-0,channel-DIC.png', 'README.md', 'image.png.partial'):
     (tmp_path / name).write_text('')
   (tmp_path / 'predictions.png').mkdir()
-  assert png_folders.find_image_sets(tmp_path) == [expected]
+  assert original_fields(tmp_path) == [expected]
   assert not logged
 
 
 def test_extension_in_capitals(tmp_path):
-  write_image_set(tmp_path)
+  write_field(tmp_path)
   for path in list(tmp_path.iterdir()):
     path.rename(path.with_suffix('.PNG'))
-  (field,) = png_folders.find_image_sets(tmp_path)
+  (field,) = original_fields(tmp_path)
   assert field.read().num_depths() == 3
 
 
 def test_masks_and_predictions_are_skipped_with_a_line(tmp_path, logged):
-  (name,) = write_image_set(tmp_path)
-  (expected,) = png_folders.find_image_sets(tmp_path)
+  (name,) = write_field(tmp_path)
+  (expected,) = original_fields(tmp_path)
   for z in (0, 1):
     (tmp_path / image_name('A4', z, 'PHASE_CONTRAST', is_mask=True)).write_text('')
   (tmp_path / png_folders.prediction_name(name, 'DAPI_CONFOCAL', 'MEDIAN')).write_text('')
-  assert png_folders.find_image_sets(tmp_path) == [expected]
+  assert original_fields(tmp_path) == [expected]
   assert logged == [f"'{tmp_path}': skipping masks (2), predictions (1)."]
 
 
 def test_unknown_channels_are_ignored_with_a_line(tmp_path, logged):
-  write_image_set(tmp_path)
-  (expected,) = png_folders.find_image_sets(tmp_path)
+  write_field(tmp_path)
+  (expected,) = original_fields(tmp_path)
   for channel in ('GFP', 'NEURITE_CONFOCAL', 'PHASE_CONTRAST'):
     (tmp_path / image_name('A4', MAXPROJECT, channel)).write_text('')
   for z in (0, 1):
     (tmp_path / image_name('A4', z, 'DAPI_CONFOCAL')).write_text('')
-  (found,) = png_folders.find_image_sets(tmp_path)
+  (found,) = original_fields(tmp_path)
   assert (found.name, found.paths) == (expected.name, expected.paths)
   assert logged == [
     f"'{tmp_path}': ignoring what is neither input nor target: DAPI_CONFOCAL at single z, GFP at z"
@@ -213,7 +220,7 @@ def test_unknown_channels_are_ignored_with_a_line(tmp_path, logged):
 
 
 def test_other_targets_are_their_fields_own(tmp_path):
-  write_image_set(tmp_path, wells=('A4', 'B2'))
+  write_field(tmp_path, wells=('A4', 'B2'))
   for channel in ('RFP', 'GFP'):
     (tmp_path / image_name('B2', MAXPROJECT, channel)).write_text('')
   channels = ('TRANSMISSION',), TARGET_CHANNELS
@@ -222,7 +229,7 @@ def test_other_targets_are_their_fields_own(tmp_path):
 
 
 def test_network_s_own_channels_are_selected(tmp_path):
-  write_image_set(tmp_path, transmitted_light='DIC', channels=('GFP', 'RFP'), depths=2)
+  write_field(tmp_path, transmitted_light='DIC', channels=('GFP', 'RFP'), depths=2)
   (field,) = png_folders.find_png_fields(tmp_path)
   selected = field.select(('DIC',), ('RFP', 'YFP'))
   assert list(selected.sources) == [
@@ -246,50 +253,50 @@ def test_intensity_is_a_share_of_the_types_maximum(dtype):
 
 def test_no_such_folder(tmp_path):
   folder = tmp_path / 'missing'
-  message = _error(png_folders.find_image_sets, folder)
+  message = _error(original_fields, folder)
   assert message == f"'{folder}' does not exist; expected a folder of PNGs"
 
 
 def test_not_a_folder(tmp_path):
   path = tmp_path / 'image.png'
   path.write_text('')
-  message = _error(png_folders.find_image_sets, path)
+  message = _error(original_fields, path)
   assert message == f"'{path}' is not a folder; expected a folder of PNGs"
 
 
 def test_folder_without_png(tmp_path):
   (tmp_path / 'image.tif').write_text('')
-  assert _error(png_folders.find_image_sets, tmp_path).startswith(f"'{tmp_path}' has no PNG in it;")
+  assert _error(original_fields, tmp_path).startswith(f"'{tmp_path}' has no PNG in it;")
 
 
 def test_folder_of_masks_and_predictions_only(tmp_path):
   (tmp_path / png_folders.prediction_name('well-A4', 'DAPI_CONFOCAL', 'MEDIAN')).write_text('')
   (tmp_path / image_name('A4', 0, 'DIC', is_mask=True)).write_text('')
-  assert _error(png_folders.find_image_sets, tmp_path).startswith(
+  assert _error(original_fields, tmp_path).startswith(
     f"'{tmp_path}' has no images in it, only masks (1) and predictions (1); expected"
   )
 
 
 def test_name_of_neither_dialect_is_named_with_its_folder(tmp_path):
-  write_image_set(tmp_path)
+  write_field(tmp_path)
   (tmp_path / 'IMG_0001.png').write_text('')
-  message = _error(png_folders.find_image_sets, tmp_path)
+  message = _error(original_fields, tmp_path)
   assert message.startswith(f"'{tmp_path / 'IMG_0001.png'}' has no z_depth")
 
 
 @pytest.mark.parametrize('missing', [0, 1, 3])
 def test_gap_in_z(tmp_path, missing):
-  (name,) = write_image_set(tmp_path, depths=5)
+  (name,) = write_field(tmp_path, depths=5)
   (tmp_path / image_name('A4', missing, 'PHASE_CONTRAST')).unlink()
-  assert _error(png_folders.find_image_sets, tmp_path) == (
+  assert _error(original_fields, tmp_path) == (
     f"'{tmp_path}': field of view '{name}' has 4 depths of PHASE_CONTRAST but not"
     f' z_depth-{missing}; expected depths from 0 on without gaps'
   )
 
 
 def test_no_transmitted_light(tmp_path):
-  (name,) = write_image_set(tmp_path, depths=0)
-  message = _error(png_folders.find_image_sets, tmp_path)
+  (name,) = write_field(tmp_path, depths=0)
+  message = _error(original_fields, tmp_path)
   assert message.startswith(
     f"'{tmp_path}': field of view '{name}' has no transmitted-light image; expected"
   )
@@ -297,28 +304,28 @@ def test_no_transmitted_light(tmp_path):
 
 
 def test_two_kinds_of_transmitted_light(tmp_path):
-  (name,) = write_image_set(tmp_path)
-  write_image_set(tmp_path, transmitted_light='DIC')
-  assert _error(png_folders.find_image_sets, tmp_path) == (
+  (name,) = write_field(tmp_path)
+  write_field(tmp_path, transmitted_light='DIC')
+  assert _error(original_fields, tmp_path) == (
     f"'{tmp_path}': field of view '{name}' has both DIC and PHASE_CONTRAST; expected one of them"
   )
 
 
 @pytest.mark.parametrize('twin', ['z_depth-00', 'z_depth,value-0'])
 def test_same_image_twice(tmp_path, twin):
-  write_image_set(tmp_path)
+  write_field(tmp_path)
   first = image_name('A4', 0, 'PHASE_CONTRAST')
   second = first.replace('z_depth-0', twin)
   (tmp_path / second).write_text('')
-  message = _error(png_folders.find_image_sets, tmp_path)
+  message = _error(original_fields, tmp_path)
   assert first in message and second in message
   assert 'both PHASE_CONTRAST at z 0 of the same field of view' in message
 
 
 def test_images_of_different_sizes(tmp_path):
-  write_image_set(tmp_path, rows=5, columns=7)
-  write_image_set(tmp_path, rows=5, columns=8, depths=0, channels=('DAPI_CONFOCAL',))
-  (field,) = png_folders.find_image_sets(tmp_path)
+  write_field(tmp_path, rows=5, columns=7)
+  write_field(tmp_path, rows=5, columns=8, depths=0, channels=('DAPI_CONFOCAL',))
+  (field,) = original_fields(tmp_path)
   message = _error(field.read)
   assert message.endswith('expected one size in a field of view')
   assert message.count("png' has 5 rows x ") == 2
@@ -327,16 +334,16 @@ def test_images_of_different_sizes(tmp_path):
 
 
 def test_damaged_image_is_named(tmp_path):
-  write_image_set(tmp_path)
+  write_field(tmp_path)
   path = tmp_path / image_name('A4', 1, 'PHASE_CONTRAST')
   path.write_bytes(path.read_bytes()[:-20])
-  (field,) = png_folders.find_image_sets(tmp_path)
+  (field,) = original_fields(tmp_path)
   assert _error(field.read).startswith(f"'{path}' is truncated at")
 
 
 def test_images_are_read_only(tmp_path):
-  write_image_set(tmp_path)
-  (field,) = png_folders.find_image_sets(tmp_path)
+  write_field(tmp_path)
+  (field,) = original_fields(tmp_path)
   image = field.read().images[ImageKey(0, 'PHASE_CONTRAST')]
   assert isinstance(image, np.ndarray)
   with pytest.raises(ValueError, match='read-only'):
@@ -345,11 +352,11 @@ def test_images_are_read_only(tmp_path):
 
 def test_real_sample():
   folder = shared_path('data', 'condition_b_sample')
-  (field,) = png_folders.find_image_sets(folder)
-  image_set = field.read()
-  assert image_set.name == _SAMPLE
-  assert (image_set.size, image_set.num_depths()) == ((1024, 704), 13)
-  assert image_set.transmitted_light == 'PHASE_CONTRAST'
-  targets = {key.channel for key in image_set.images if key.z == MAXPROJECT}
+  (field,) = original_fields(folder)
+  field_of_view = field.read()
+  assert field_of_view.name == _SAMPLE
+  assert (field_of_view.size, field_of_view.num_depths()) == ((1024, 704), 13)
+  assert field_of_view.transmitted_light == 'PHASE_CONTRAST'
+  targets = {key.channel for key in field_of_view.images if key.z == MAXPROJECT}
   assert targets == {'DAPI_CONFOCAL', 'MAP2_CONFOCAL', 'NFH_CONFOCAL'}
-  assert all(image.dtype == np.uint16 for image in image_set.images.values())
+  assert all(image.dtype == np.uint16 for image in field_of_view.images.values())

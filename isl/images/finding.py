@@ -11,8 +11,8 @@ from collections.abc import Iterable, Iterator
 
 from absl import logging
 
-from isl.images import fields_of_view, manifest, microscope_files, microscope_scenes, png_folders
-from isl.images.fields_of_view import ImageFiles
+from isl.images import manifest, microscope_files, microscope_scenes, png_folders
+from isl.images.fields_of_view import FieldFiles
 from isl.images.microscope_files import PlaneSource
 from isl.images.sources import EncodedSource, ImageSource, ProjectionSource
 
@@ -24,7 +24,7 @@ _OTHERS = (
 _PIECE = 1 << 20
 
 
-def find_fields(path: str | os.PathLike[str]) -> list[ImageFiles]:
+def find_fields(path: str | os.PathLike[str]) -> list[FieldFiles]:
   """Finds fields of view, with all their images; reads no pixel.
 
   In a folder with PNGs, these alone are looked at. A microscope's file in a folder that cannot be
@@ -64,7 +64,7 @@ def find_fields(path: str | os.PathLike[str]) -> list[ImageFiles]:
     raise type(error)(f'{error}; {_OTHERS}') from error
 
 
-def contents_fingerprint(field: ImageFiles) -> str:
+def contents_fingerprint(field: FieldFiles) -> str:
   """What tells a field of view's images from others, wherever they lie.
 
   Args:
@@ -104,16 +104,16 @@ def _microscope_files(folder: pathlib.Path) -> list[pathlib.Path]:
   )
 
 
-def _fields(file: pathlib.Path) -> list[ImageFiles]:
+def _fields(file: pathlib.Path) -> list[FieldFiles]:
   """A file's fields of view, or one that says why it cannot be opened."""
   try:
     return microscope_files.fields_of_file(file)
   except (OSError, ValueError) as error:
     name = microscope_files.stem_of(file)
-    return [ImageFiles(name=name, origin=str(file), sources={}, problem=str(error))]
+    return [FieldFiles(name=name, origin=str(file), sources={}, problem=str(error))]
 
 
-def _sorted(path: pathlib.Path, fields: list[ImageFiles]) -> list[ImageFiles]:
+def _sorted(path: pathlib.Path, fields: list[FieldFiles]) -> list[FieldFiles]:
   """By name; no two may have one name."""
   counts = collections.Counter(field.name for field in fields)
   for name, count in counts.items():
@@ -150,7 +150,7 @@ def _digest(path: pathlib.Path) -> str:
   return result.hexdigest()
 
 
-def find_all(directories: Iterable[pathlib.Path]) -> list[fields_of_view.ImageFiles]:
+def find_all(directories: Iterable[pathlib.Path]) -> list[FieldFiles]:
   """The fields of view of all folders, files and manifests.
 
   Those of one name in several of them have the folder's name in theirs, as `folder-NAME`: results
@@ -162,7 +162,7 @@ def find_all(directories: Iterable[pathlib.Path]) -> list[fields_of_view.ImageFi
   """
   found = [(folder, field) for folder in directories for field in find_fields(folder)]
   counts = collections.Counter(field.name for _, field in found)
-  fields: dict[str, fields_of_view.ImageFiles] = {}
+  fields: dict[str, FieldFiles] = {}
   for folder, field in found:
     name = field.name
     if counts[name] > 1:

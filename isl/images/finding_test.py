@@ -13,7 +13,7 @@ from isl.core.channels import MAXPROJECT, ImageKey
 from isl.images import finding, microscope_scenes, png_folders, png_io
 from isl.images.finding import contents_fingerprint, find_fields
 from tests.support.microscope import write_manifest, write_ome_tiff, write_ome_zarr
-from tests.support.program import write_image_set
+from tests.support.program import write_field
 
 
 @pytest.fixture
@@ -27,7 +27,7 @@ def logged(monkeypatch) -> list[str]:
 
 @pytest.fixture
 def png_fields(tmp_path):
-  write_image_set(tmp_path / 'png', wells=('A4', 'B2'))
+  write_field(tmp_path / 'png', wells=('A4', 'B2'))
   return png_folders.find_png_fields(tmp_path / 'png')
 
 

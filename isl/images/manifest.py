@@ -21,7 +21,7 @@ from collections.abc import Iterator
 
 from isl.core.channels import MAXPROJECT, ImageKey
 from isl.images import microscope_files, microscope_scenes, png_folders
-from isl.images.fields_of_view import ImageFiles
+from isl.images.fields_of_view import FieldFiles
 from isl.images.microscope_files import MicroscopeFile
 from isl.images.sources import ImageSource, PngSource, ProjectionSource
 
@@ -48,7 +48,7 @@ class _Row:
     return f'{str(self.manifest)!r} line {self.line}'
 
 
-def read_manifest(path: str | os.PathLike[str]) -> list[ImageFiles]:
+def read_manifest(path: str | os.PathLike[str]) -> list[FieldFiles]:
   """Reads a manifest: a CSV in UTF-8 with the columns `COLUMNS`, in any order.
 
   `z` is a whole number, MAXPROJECT, or empty: all depths of the file, and their projection. `path`
@@ -80,7 +80,7 @@ def read_manifest(path: str | os.PathLike[str]) -> list[ImageFiles]:
   if not sources:
     raise ValueError(f'{str(path)!r} has no line below its header; expected one for each image')
   return [
-    ImageFiles(
+    FieldFiles(
       name=name,
       origin=str(path),
       sources=_with_projections(sources[name]),

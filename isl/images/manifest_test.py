@@ -10,7 +10,7 @@ from isl.core.channels import MAXPROJECT, ImageKey
 from isl.images import microscope_scenes, png_folders, png_io
 from isl.images.manifest import read_manifest
 from tests.support.microscope import write_manifest
-from tests.support.program import write_image_set
+from tests.support.program import write_field
 
 _HEADER = 'field,z,channel,path'
 _STACK = np.random.default_rng(0).integers(0, 1 << 16, (2, 3, 6, 9), dtype=np.uint16)
@@ -51,7 +51,7 @@ def _error(path, kind=ValueError) -> str:
 
 
 def test_a_folders_fields_as_a_manifest(tmp_path):
-  write_image_set(tmp_path / 'png', wells=('B2', 'A4'))
+  write_field(tmp_path / 'png', wells=('B2', 'A4'))
   expected = png_folders.find_png_fields(tmp_path / 'png')
   path = write_manifest(tmp_path / 'images.csv', expected)
   found = read_manifest(str(path))

@@ -17,7 +17,7 @@ import numpy as np
 
 from isl.core.channels import MAXPROJECT, ImageKey
 from isl.images import microscope_scenes
-from isl.images.fields_of_view import ImageFiles
+from isl.images.fields_of_view import FieldFiles
 from isl.images.microscope_scenes import SUFFIXES, Scene
 from isl.images.pixels import MaximumPixels, Pixels
 from isl.images.sources import ImageSource
@@ -236,7 +236,7 @@ def channel_sources(file: MicroscopeFile, scene: int, channel: int) -> dict[int 
   }
 
 
-def fields_of_file(path: pathlib.Path) -> list[ImageFiles]:
+def fields_of_file(path: pathlib.Path) -> list[FieldFiles]:
   """Finds the fields of view in a microscope's file: one for each scene.
 
   Args:
@@ -271,7 +271,7 @@ def fields_of_file(path: pathlib.Path) -> list[ImageFiles]:
     }
     stem = stem_of(path)
     fields.append(
-      ImageFiles(
+      FieldFiles(
         name=stem if len(names) == 1 else f'{stem},scene-{name}',
         origin=str(path),
         sources=sources,

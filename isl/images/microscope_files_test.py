@@ -11,11 +11,12 @@ import tifffile
 from pylibCZIrw import czi
 
 from isl.core.channels import MAXPROJECT, ImageKey
-from isl.images import fields_of_view, microscope_files, microscope_scenes, png_folders
+from isl.images import microscope_files, microscope_scenes, png_folders
+from isl.images.fields_of_view import FieldFiles
 from isl.images.microscope_files import MicroscopeFile, PlaneSource, fields_of_file
 from tests.support import microscope
 from tests.support.microscope import stack_of, write_ome_tiff, write_ome_zarr
-from tests.support.program import shared_path, write_image_set
+from tests.support.program import shared_path, write_field
 
 _PIXEL_SIZE = (0.3, 0.4)
 
@@ -23,7 +24,7 @@ _PIXEL_SIZE = (0.3, 0.4)
 @pytest.fixture(scope='module')
 def png_field(tmp_path_factory):
   folder = tmp_path_factory.mktemp('png')
-  write_image_set(folder, rows=70, columns=150, depths=4)
+  write_field(folder, rows=70, columns=150, depths=4)
   (field,) = png_folders.find_png_fields(folder)
   return field
 
@@ -133,7 +134,7 @@ def test_numbers_become_float32(tmp_path, monkeypatch, name, dtype, png_field):
   image = np.arange(20).reshape(1, 1, 4, 5).astype(dtype) / (20 if 'f' in dtype else 1)
   image = image.astype(dtype)
   monkeypatch.setattr(microscope, 'stack_of', lambda field: image)
-  one = fields_of_view.ImageFiles(
+  one = FieldFiles(
     name='', origin='', sources={ImageKey(0, 'A'): png_field.sources[ImageKey(0, 'PHASE_CONTRAST')]}
   )
   write = {'a.tif': write_ome_tiff, 'a.zarr': write_ome_zarr}
@@ -225,7 +226,7 @@ def test_windows_need_little_memory(tmp_path, monkeypatch, decoded):
   stack = np.random.default_rng(0).integers(0, 1 << 16, (1, 2, side, side), dtype=np.uint16)
   monkeypatch.setattr(microscope, 'stack_of', lambda field: stack)
   sources: Any = {ImageKey(0, 'DIC'): None}
-  field = fields_of_view.ImageFiles(name='', origin='', sources=sources)
+  field = FieldFiles(name='', origin='', sources=sources)
   path = write_ome_zarr(tmp_path / 'a.zarr', field, chunk=chunk)
   most = 16 * chunk * chunk * 2
   monkeypatch.setattr(microscope_files, '_MOST_CHUNKS', most)

@@ -117,7 +117,7 @@ class MaximumPixels:
     return functools.reduce(np.maximum, (image[window] for image in self._images))
 
 
-class Spill:
+class DiskImages:
   """A temporary file of images, which is gone when nobody needs any of them."""
 
   def __init__(self) -> None:
@@ -132,7 +132,7 @@ class Spill:
     self._end = 0
     self._lock = threading.Lock()
 
-  def add(self, image: np.ndarray) -> SpilledPixels:
+  def add(self, image: np.ndarray) -> DiskPixels:
     """Writes an image, [row, column].
 
     Raises:
@@ -145,22 +145,22 @@ class Spill:
       self._stream.write(data)
       self._stream.flush()
     rows, columns = image.shape
-    return SpilledPixels(self, offset, (rows, columns), image.dtype)
+    return DiskPixels(self, offset, (rows, columns), image.dtype)
 
   def read(self, size: int, offset: int) -> bytes:
     """Bytes of the file; several threads may do so at once."""
     return os.pread(self._stream.fileno(), size, offset)
 
 
-class SpilledPixels:
-  """An image that is read from a Spill when it is sliced.
+class DiskPixels:
+  """An image that is read from a DiskImages when it is sliced.
 
   Attributes:
     shape: (rows, columns).
     dtype: of its pixels.
   """
 
-  def __init__(self, spill: Spill, offset: int, shape: tuple[int, int], dtype: np.dtype[Any]):
+  def __init__(self, spill: DiskImages, offset: int, shape: tuple[int, int], dtype: np.dtype[Any]):
     """Reads nothing yet."""
     self._spill = spill
     self._offset = offset

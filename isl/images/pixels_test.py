@@ -8,9 +8,9 @@ import gc
 import numpy as np
 import pytest
 
-from isl.images import fields_of_view, pixels, png_folders
-from isl.images.pixels import Spill, SpilledPixels, extremes, maximum, percentiles
-from tests.support.program import write_image_set
+from isl.images import fields_of_view, pixels
+from isl.images.pixels import DiskImages, DiskPixels, extremes, maximum, percentiles
+from tests.support.program import original_fields, write_field
 
 _PERCENTS = (0, 0.1, 13.7, 50, 99.9, 100)
 
@@ -75,7 +75,7 @@ def test_an_image_is_never_read_as_a_whole():
 def test_windows_are_the_images(dtype):
   rng = np.random.default_rng(0)
   images = [(rng.random((9, n)) * 200).astype(dtype) for n in (1, 13, 40)]
-  spill = Spill()
+  spill = DiskImages()
   kept = [spill.add(image) for image in images]
   for image, spilled in zip(images, kept, strict=True):
     assert (spilled.shape, spilled.dtype) == (image.shape, image.dtype)
@@ -89,7 +89,7 @@ def test_windows_are_the_images(dtype):
 
 def test_threads_write_and_read_at_once():
   images = [np.full((50, 60), i, np.uint16) for i in range(64)]
-  spill = Spill()
+  spill = DiskImages()
   with concurrent.futures.ThreadPoolExecutor(8) as pool:
     kept = list(pool.map(spill.add, images))
     read = list(pool.map(lambda pixels: pixels[10:20, 5:9], kept))
@@ -97,7 +97,7 @@ def test_threads_write_and_read_at_once():
 
 
 def test_the_file_is_gone_with_the_last_image():
-  spill = Spill()
+  spill = DiskImages()
   kept = spill.add(np.zeros((5, 5), np.uint8))
   stream = spill._stream
   del spill
@@ -110,12 +110,12 @@ def test_the_file_is_gone_with_the_last_image():
 
 
 def test_large_fields_of_view_are_spilled(tmp_path, monkeypatch):
-  write_image_set(tmp_path, rows=40, columns=50)
-  (field,) = png_folders.find_image_sets(tmp_path)
+  write_field(tmp_path, rows=40, columns=50)
+  (field,) = original_fields(tmp_path)
   small = field.read()
   assert all(isinstance(image, np.ndarray) for image in small.images.values())
   monkeypatch.setattr(fields_of_view, '_MOST_BYTES', 6 * 40 * 50 * 2 - 1)
   large = field.read()
-  assert all(isinstance(image, SpilledPixels) for image in large.images.values())
+  assert all(isinstance(image, DiskPixels) for image in large.images.values())
   for key, image in small.images.items():
     np.testing.assert_array_equal(large.images[key][3:30, 4:44], image[3:30, 4:44])

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-import os
 import pathlib
 import re
 from collections.abc import Iterable, Mapping, Sequence
 
 from absl import logging
 
-from isl.core.channels import MAXPROJECT, TARGET_CHANNELS, TRANSMISSION, ImageKey
-from isl.images.fields_of_view import ImageFiles, parts_of, recorded_channels
+from isl.core.channels import MAXPROJECT, ImageKey
+from isl.images.fields_of_view import FieldFiles, parts_of, recorded_channels
 from isl.images.sources import PngSource
 
 EXTENSION = '.png'
@@ -127,26 +126,8 @@ def prediction_name(field: str, channel: str, statistic: str) -> str:
   )
 
 
-def find_image_sets(directory: str | os.PathLike[str]) -> list[ImageFiles]:
-  """Finds the fields of view in a folder of PNGs that the original's networks can read.
-
-  Channels that these do not know are left out, with a log line of each kind.
-
-  Returns:
-    At least one, sorted by name.
-
-  Raises:
-    OSError: `directory` is missing, or not a folder, or cannot be read.
-    ValueError: there is no image in it, a name cannot be parsed, or a field of view has no
-      transmitted light or two kinds of it, a gap in z, or an image twice.
-  """
-  fields = find_png_fields(pathlib.Path(directory))
-  log_unused(str(directory), fields, (TRANSMISSION,), TARGET_CHANNELS)
-  return [field.select((TRANSMISSION,), TARGET_CHANNELS) for field in fields]
-
-
 def log_unused(
-  origin: str, fields: Sequence[ImageFiles], inputs: Sequence[str], targets: Sequence[str]
+  origin: str, fields: Sequence[FieldFiles], inputs: Sequence[str], targets: Sequence[str]
 ) -> None:
   """Says which images no network with these channels reads."""
   light = {name for channel in inputs for name in recorded_channels(channel)}
@@ -164,7 +145,7 @@ def log_unused(
     )
 
 
-def _is_read_otherwise(field: ImageFiles, key: ImageKey, read: set[str]) -> bool:
+def _is_read_otherwise(field: FieldFiles, key: ImageKey, read: set[str]) -> bool:
   """Whether it is a file's stack whose projection is read, or the other way round."""
   other = ImageKey(0 if key.z == MAXPROJECT else MAXPROJECT, key.channel)
   return (
@@ -174,7 +155,7 @@ def _is_read_otherwise(field: ImageFiles, key: ImageKey, read: set[str]) -> bool
   )
 
 
-def find_png_fields(directory: pathlib.Path) -> list[ImageFiles]:
+def find_png_fields(directory: pathlib.Path) -> list[FieldFiles]:
   """Finds the fields of view in a folder of PNGs, from its file names; reads no image.
 
   Masks and predictions are left out, with a log line. Files that are not named `*.png`, hidden
@@ -197,7 +178,7 @@ def find_png_fields(directory: pathlib.Path) -> list[ImageFiles]:
       )
     sources[key] = PngSource(path)
   return [
-    ImageFiles(name=name, origin=str(directory), sources=fields[name]) for name in sorted(fields)
+    FieldFiles(name=name, origin=str(directory), sources=fields[name]) for name in sorted(fields)
   ]
 
 

@@ -19,8 +19,9 @@ from isl.core.experiment import Experiment
 from isl.core.statistic import AnyStatistic, Statistic
 from isl.data import data_provider, field_reading
 from isl.data.data_provider import TruthReader
-from isl.images import fields_of_view, finding
-from isl.inference import calibration, field_labeling, field_record
+from isl.images import finding
+from isl.images.fields_of_view import FieldFiles
+from isl.inference import calibration, field_labeling
 from isl.system import files
 
 # Below this float32 has 0, of which there is no logarithm.
@@ -36,24 +37,30 @@ def run(experiment: Experiment, checkpoint: Checkpoint) -> None:
   """
   path = checkpoint.prefix.with_name(calibration.NAME)
   files.check_writable(path)
-  found = field_reading.find_fields(experiment)
+  found = field_reading.fields_of(experiment)
   inference = dataclasses.replace(experiment.inference, panels=())
   plan = field_labeling.make_network_plan(experiment, checkpoint)
   labeler = field_labeling.FieldLabeler(checkpoint, plan, inference)
-  held = labeler.held
+  description = labeler.description
   check_stretch_targets(experiment.stretch_targets, labeler.targets)
   samples: dict[str, calibration.PixelSample] = collections.defaultdict(calibration.PixelSample)
   inputs = {}
   try:
     for number, (title, field) in enumerate(field_reading.numbered(found)):
       logging.info('%s: %s', title.capitalize(), field.name)
-      image_set = field_reading.read_field(experiment, held, field)
-      grid = labeler.grid(field.name, image_set.size)
-      sampler = _Sampler(TruthReader(image_set, grid), labeler.targets, number, samples)
+      field_of_view = field_reading.read_field(
+        experiment, description.inputs, description.targets, field
+      )
+      grid = labeler.grid(field.name, field_of_view.size)
+      sampler = _Sampler(
+        TruthReader(field_of_view, grid.offset, grid.output_size), labeler.targets, number, samples
+      )
       wanted = field_labeling.Wanted(targets=(Statistic.DISTRIBUTION,))
-      labeler.compute(image_set, grid, sampler, wanted, title)
+      labeler.compute(field_of_view, grid, sampler, wanted, title)
       # Of the input alone: a report is of the same field of view with whatever labels.
-      inputs[finding.contents_fingerprint(field.select(held.inputs.channels, ()))] = field.name
+      inputs[finding.contents_fingerprint(field.select(description.inputs.channels, ()))] = (
+        field.name
+      )
   finally:
     labeler.close()
   if not samples:
@@ -63,8 +70,8 @@ def run(experiment: Experiment, checkpoint: Checkpoint) -> None:
     )
   result = calibration.Calibration(
     checkpoint=checkpoint.prefix.name,
-    step=held.global_step,
-    fingerprint=field_record.checkpoint_fingerprint(checkpoint),
+    step=description.global_step,
+    fingerprint=checkpoint.fingerprint(),
     folders=experiment.image_directories,
     fields=inputs,
     fits={channel: calibration.fit(sample) for channel, sample in samples.items()},
@@ -82,9 +89,7 @@ def run(experiment: Experiment, checkpoint: Checkpoint) -> None:
   logging.info('Wrote %s', path)
 
 
-def input_fingerprints(
-  found: Sequence[fields_of_view.ImageFiles], inputs: Sequence[str]
-) -> dict[str, str]:
+def input_fingerprints(found: Sequence[FieldFiles], inputs: Sequence[str]) -> dict[str, str]:
   """Names of fields of view by fingerprints of their input, as a fit keeps them.
 
   Those that cannot be read are left out: they are not reported either.
@@ -113,7 +118,7 @@ class _Sampler:
     self._number = number
     self._samples = samples
     self._known = {
-      key for key in targets.keys if data_provider.has_truth(truth.image_set, key.channel)
+      key for key in targets.keys if data_provider.has_truth(truth.field_of_view, key.channel)
     }
 
   def true_classes(self, keys: Sequence[ImageKey], rows: slice, columns: slice) -> np.ndarray:

@@ -9,7 +9,6 @@ neither training nor later reports use.
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import os
 import pathlib
@@ -24,6 +23,7 @@ from isl.system import files
 
 NAME = 'calibration.json'
 _FORMAT = 1
+_REMEDY = 'run --calibrate again'
 
 # What temperatures are searched in.
 LOWEST, HIGHEST = 0.05, 20.0
@@ -207,10 +207,7 @@ class Calibration:
     """
     contents = dataclasses.asdict(self)
     contents['folders'] = [str(path.resolve()) for path in self.folders]
-    text = json.dumps({'format': _FORMAT, **contents}, indent=2, allow_nan=False)
-    with files.whole_file(pathlib.Path(folder) / NAME) as partial:
-      # ASCII, since a field's name is of files' names, which on Linux may be any bytes.
-      partial.write_text(text + '\n', encoding='ascii')
+    files.write_json(pathlib.Path(folder) / NAME, {'format': _FORMAT, **contents})
 
   def check_checkpoint(self, fingerprint: str) -> None:
     """Checks that the temperatures are of a checkpoint, given a fingerprint of its contents.
@@ -257,16 +254,15 @@ def load(folder: str | os.PathLike[str]) -> Calibration:
   """
   path = pathlib.Path(folder) / NAME
   try:
-    data = path.read_bytes()
+    contents = files.read_json(path, _REMEDY)
   except (FileNotFoundError, NotADirectoryError) as e:
     raise ValueError(f'{str(path)!r} is missing; --calibrate makes it') from e
   try:
-    return _parse(json.loads(data))
-  # Brackets by the thousand are JSON, too.
-  except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as e:
+    return _parse(contents)
+  except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as e:
     raise ValueError(
-      f'{str(path)!r} is damaged, or not a calibration of this version of isl;'
-      f' run --calibrate again ({type(e).__name__}: {e})'
+      f'{str(path)!r} is damaged, or not a calibration of this version of isl; {_REMEDY}'
+      f' ({type(e).__name__}: {e})'
     ) from e
 
 

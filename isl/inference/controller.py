@@ -1,4 +1,4 @@
-"""An experiment's graph: from input and labels to predictions."""
+"""An experiment's graph: from input and true classes to predictions."""
 
 from __future__ import annotations
 
@@ -70,10 +70,10 @@ class Labeler:
         inputs = tensorcheck.bounded(self._inputs, 0, 1, 'input')
         features = tensorcheck.finite(towers.features(inputs, plan), 'features')
         tensorcheck.shaped(features, [*self._output_shape, plan.output_depth], 'features')
-        self._labels = [self._make_labels(group) for group in self.groups]
+        self._true_classes = [self._make_true_classes(group) for group in self.groups]
         self._outputs = [
-          self._make_outputs(features, group, labels)
-          for group, labels in zip(self.groups, self._labels, strict=True)
+          self._make_outputs(features, group, true_classes)
+          for group, true_classes in zip(self.groups, self._true_classes, strict=True)
         ]
     # One operation after the other, on all cores: two at a time were slower.
     config = tf.ConfigProto(inter_op_parallelism_threads=1)
@@ -81,11 +81,11 @@ class Labeler:
     config.graph_options.rewrite_options.disable_meta_optimizer = True
     self._session = tf.Session(graph=graph, config=config)
 
-  def _make_labels(self, group: HeadGroup) -> tf.Tensor:
+  def _make_true_classes(self, group: HeadGroup) -> tf.Tensor:
     return tf.placeholder(tf.uint8, [len(group.heads), *self._output_shape])
 
   def _make_outputs(
-    self, features: tf.Tensor, group: HeadGroup, labels: tf.Tensor
+    self, features: tf.Tensor, group: HeadGroup, true_classes: tf.Tensor
   ) -> dict[AnyStatistic, tf.Tensor]:
     """Each statistic [head, batch, row, column]; of DISTRIBUTION with a further axis, class."""
     depth = features.shape.as_list()[-1]
@@ -116,7 +116,7 @@ class Labeler:
     wanted = {'pictures': bool(pictures), 'distribution': len(pictures) < len(group.statistics)}
     outputs = tf.map_fn(
       predict,
-      (stacked, labels, temperatures),
+      (stacked, true_classes, temperatures),
       fn_output_signature={name: tf.float32 for name, is_wanted in wanted.items() if is_wanted},
       parallel_iterations=1,
     )
@@ -128,13 +128,13 @@ class Labeler:
     return {statistic: result[statistic] for statistic in group.statistics}
 
   def __call__(
-    self, inputs: np.ndarray, labels: Sequence[np.ndarray]
+    self, inputs: np.ndarray, true_classes: Sequence[np.ndarray]
   ) -> list[dict[AnyStatistic, np.ndarray]]:
     """Predicts the images of a batch of crops.
 
     Args:
       inputs: float32 [batch, row, column, z, channel, mask], intensities in [0, 1].
-      labels: of each group uint8 [head, batch, row, column], the true classes (0 where unknown).
+      true_classes: of each group, uint8 [head, batch, row, column]; 0 where unknown.
 
     Returns:
       Of each group for each of its statistics float32 [head, batch, row, column]; DISTRIBUTION has
@@ -144,7 +144,7 @@ class Labeler:
       ValueError: the machine lacks the memory, or a check of --tensorcheck_enable_checks failed.
     """
     inputs = inputs.reshape([*inputs.shape[:3], -1])
-    feed = {self._inputs: inputs, **dict(zip(self._labels, labels, strict=True))}
+    feed = {self._inputs: inputs, **dict(zip(self._true_classes, true_classes, strict=True))}
     try:
       outputs: list[dict[AnyStatistic, np.ndarray]] = self._session.run(self._outputs, feed)
     except tf.errors.ResourceExhaustedError as e:

@@ -15,11 +15,10 @@ from isl.checkpoints.checkpoint import Checkpoint, find_newest
 from isl.core.channels import MAXPROJECT, ImageKey
 from isl.core.statistic import NUM_CLASSES, PICTURE_STATISTICS, Statistic
 from isl.data import data_provider
-from isl.images import png_folders
 from isl.inference.controller import HeadGroup, Labeler
 from isl.models import model_util, towers
 from isl.programs import random_checkpoint
-from tests.support.program import shared_path
+from tests.support.program import original_fields, shared_path
 
 # A class or the next one, where a sum is one half but for rounding.
 _BY_EQUAL_PIXELS = (Statistic.MODE, Statistic.MEDIAN)
@@ -59,9 +58,9 @@ def crops():
 
 
 def _labeler(checkpoint, *, batch=3, blocks=(1, 2), **kwargs):
-  held = checkpoint.describe()
-  group = HeadGroup(**{'heads': held.heads, 'statistics': _PICTURES, **kwargs})
-  return Labeler(held.plan(), checkpoint, groups=[group], batch=batch, blocks=blocks)
+  description = checkpoint.describe()
+  group = HeadGroup(**{'heads': description.heads, 'statistics': _PICTURES, **kwargs})
+  return Labeler(description.plan(), checkpoint, groups=[group], batch=batch, blocks=blocks)
 
 
 def _labels(num_heads, batch=3):
@@ -194,14 +193,14 @@ class _Reference:
       capture_output=True,
     )
     self.checkpoint = Checkpoint(find_newest(folder))
-    self.held = self.checkpoint.describe()
+    self.description = self.checkpoint.describe()
     self.numbers = dict(np.load(script.with_name(numbers)))
-    geometry = self.held.plan().spec.geometry
-    (field,) = png_folders.find_image_sets(shared_path('data', 'condition_b_sample'))
+    geometry = self.description.plan().spec.geometry
+    (field,) = original_fields(shared_path('data', 'condition_b_sample'))
     self.window = [
       slice(start, start + geometry.input_size(n)) for start, n in zip(corner, _DENSE, strict=True)
     ]
-    self.crop = data_provider.input_crop(field.read(), self.held.inputs, *self.window)
+    self.crop = data_provider.input_crop(field.read(), self.description.inputs, *self.window)
     # [head, row, column] of each statistic.
     predicted = [self.numbers[f'predict_{kind}_statistics'] for kind in ('input', 'target')]
     by_head = np.concatenate([p[0, :, :, z] for p in predicted for z in range(p.shape[3])], axis=2)
@@ -229,7 +228,7 @@ def reference(request, tmp_path_factory):
 
 
 def test_reference_input(reference):
-  margin = reference.held.plan().spec.geometry.margin
+  margin = reference.description.plan().spec.geometry.margin
   center = reference.crop[margin:-margin, margin:-margin]
   np.testing.assert_allclose(center, reference.numbers['input'][0], atol=1e-7)
 
@@ -244,7 +243,9 @@ def test_reference_numbers(reference, dense):
     blocks=_DENSE if dense else (1, 1),
   )
   side = (32, 32) if dense else (8, 8)
-  (found,) = labeler(crops, [np.zeros((len(reference.held.heads), len(crops), *side), np.uint8)])
+  (found,) = labeler(
+    crops, [np.zeros((len(reference.description.heads), len(crops), *side), np.uint8)]
+  )
   labeler.close()
   joined = {s: v[:, 0] if dense else reference.joined(v) for s, v in found.items()}
   _assert_close(joined, reference.expected, 2e-5)

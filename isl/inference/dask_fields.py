@@ -14,9 +14,9 @@ from typing import Any, Self
 
 from absl import logging
 
-import isl
 from isl.core.experiment import DaskWorkers
-from isl.images.fields_of_view import ImageFiles
+from isl.core.version import __version__
+from isl.images.fields_of_view import FieldFiles
 from isl.inference.field_record import FieldRecord
 from isl.inference.field_run import FieldRun, Settings
 
@@ -98,7 +98,7 @@ class Workers:
         self._client.unregister_worker_plugin(dask_start.Start.name)
     self._stack.close()
 
-  def label(self, settings: Settings, fields: Sequence[ImageFiles]) -> Iterator[Done]:
+  def label(self, settings: Settings, fields: Sequence[FieldFiles]) -> Iterator[Done]:
     """Labels fields of view, and yields each as soon as it is done.
 
     What a lost worker had begun, another does.
@@ -177,18 +177,18 @@ class Workers:
     try:
       versions = self._client.run(dask_start.version)
       # Before this module is, which loads TensorFlow.
-      self._client.register_plugin(dask_start.Start(__name__, isl.__version__))
+      self._client.register_plugin(dask_start.Start(__name__, __version__))
       self._is_loaded = True
     except Exception as e:
       # Whatever a worker raises that cannot import what it is to run.
       raise ValueError(
-        f'the workers of Dask cannot run isl {isl.__version__}: {e}; expected the same environment'
+        f'the workers of Dask cannot run isl {__version__}: {e}; expected the same environment'
         ' as here'
       ) from e
     for address, version in versions.items():
-      if version != isl.__version__:
+      if version != __version__:
         raise ValueError(
-          f'the Dask worker {address} has isl {version}, expected {isl.__version__} as here'
+          f'the Dask worker {address} has isl {version}, expected {__version__} as here'
         )
 
 
@@ -241,7 +241,7 @@ _lock = threading.Lock()
 _current: tuple[str, FieldRun] | None = None
 
 
-def _label(key: str, settings: Settings, field: ImageFiles) -> tuple[FieldRecord | Exception, str]:
+def _label(key: str, settings: Settings, field: FieldFiles) -> tuple[FieldRecord | Exception, str]:
   """Labels a field of view; returns its record, or what went wrong, and who did it."""
   import distributed
 

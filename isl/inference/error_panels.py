@@ -13,7 +13,8 @@ from isl.core.experiment import Panel
 from isl.core.statistic import AnyStatistic, Statistic
 from isl.data import data_provider
 from isl.data.data_provider import TruthReader
-from isl.images import fields_of_view, png_io
+from isl.images import png_io
+from isl.images.fields_of_view import FieldOfView
 from isl.inference.prediction_files import PredictionFiles, PredictionStore
 from isl.inference.tiling import Grid
 from isl.report import metrics, visualize
@@ -84,7 +85,7 @@ class FieldPrediction:
   What the panels show beside them is read from the field of view while they are drawn.
 
   Attributes:
-    image_set: the field of view.
+    field_of_view: the field of view.
     grid: where its blocks are.
     size: (rows, columns) of the predicted images.
     scores: of each label with ground truth, if they are wanted.
@@ -93,7 +94,7 @@ class FieldPrediction:
 
   def __init__(
     self,
-    image_set: fields_of_view.ImageSet,
+    field_of_view: FieldOfView,
     *,
     inputs: StackSpec,
     targets: StackSpec,
@@ -106,7 +107,7 @@ class FieldPrediction:
     """Makes room for what the panels show.
 
     Args:
-      image_set: the field of view.
+      field_of_view: the field of view.
       inputs: the images that the network reads; predicted if the input panel is wanted.
       targets: the labels that are predicted, in the panel's order.
       grid: where the blocks are.
@@ -115,11 +116,11 @@ class FieldPrediction:
       with_scores: whether the predictions are compared with the truth, and thumbnails made.
       thumbnail: longest side of these, in pixels.
     """
-    self.image_set = image_set
+    self.field_of_view = field_of_view
     self.grid = grid
     self.size = grid.output_size
     self.store = PredictionStore(self.size)
-    self._truth = TruthReader(image_set, grid)
+    self._truth = TruthReader(field_of_view, grid.offset, grid.output_size)
     self._panels = tuple(panels)
     self._layout = layout
     self._stacks = {Panel.TARGET: targets, Panel.INPUT: inputs}
@@ -127,7 +128,7 @@ class FieldPrediction:
       for key in self._stacks[panel].keys:
         for statistic in PANEL_STATISTICS[layout]:
           self.store.make_room(key, statistic)
-    known = [key for key in targets.keys if data_provider.has_truth(image_set, key.channel)]
+    known = [key for key in targets.keys if data_provider.has_truth(field_of_view, key.channel)]
     self._scoring = {key: _Scoring(self._truth, key) for key in known if with_scores}
     self.thumbnails = FieldThumbnails(self.size, targets, known, thumbnail) if with_scores else None
     middle = inputs.z_values[len(inputs.z_values) // 2]

@@ -10,12 +10,11 @@ from isl.core.channels import ImageKey, input_stack, target_stack
 from isl.core.experiment import Geometry, Panel
 from isl.core.statistic import AnyStatistic, Statistic, is_class
 from isl.data import data_provider
-from isl.images import png_folders
 from isl.inference.error_panels import PANEL_STATISTICS, FieldPrediction
 from isl.inference.tiling import Grid
 from isl.report import metrics, visualize
 from isl.report.visualize import Layout
-from tests.support.program import files_in, write_image_set
+from tests.support.program import files_in, original_fields, write_field
 
 _MARGIN = 3
 _SIZE = (16, 24)
@@ -29,9 +28,9 @@ _STATISTICS = tuple(
 
 
 @pytest.fixture
-def image_set(tmp_path):
-  write_image_set(tmp_path / 'images', rows=30, columns=32, depths=3)
-  (field,) = png_folders.find_image_sets(tmp_path / 'images')
+def field_of_view(tmp_path):
+  write_field(tmp_path / 'images', rows=30, columns=32, depths=3)
+  (field,) = original_fields(tmp_path / 'images')
   return field.read()
 
 
@@ -49,9 +48,11 @@ def _predictions(seed=0):
   return made
 
 
-def _gathered(image_set, predictions, *, tile=8, **kwargs):
+def _gathered(field_of_view, predictions, *, tile=8, **kwargs):
   options = {'panels': tuple(Panel), 'layout': Layout.SIMPLIFIED, **kwargs}
-  prediction = FieldPrediction(image_set, inputs=_INPUTS, targets=_TARGETS, grid=_GRID, **options)
+  prediction = FieldPrediction(
+    field_of_view, inputs=_INPUTS, targets=_TARGETS, grid=_GRID, **options
+  )
   for row, column in itertools.product(*(range(0, size, tile) for size in _SIZE)):
     rows = slice(row, min(row + tile, _SIZE[0]))
     columns = slice(column, min(column + tile, _SIZE[1]))
@@ -61,11 +62,11 @@ def _gathered(image_set, predictions, *, tile=8, **kwargs):
   return prediction
 
 
-def _truth(image_set, stack):
+def _truth(field_of_view, stack):
   """[row, column, z, channel, mask], cut from the images as the margin says."""
   window = [slice(_MARGIN, _MARGIN + size) for size in _SIZE]
   crop = data_provider.input_crop if stack is _INPUTS else data_provider.target_crop
-  return crop(image_set, stack, *window)
+  return crop(field_of_view, stack, *window)
 
 
 def _read(folder, panel):
@@ -74,8 +75,8 @@ def _read(folder, panel):
   return bgr[..., ::-1].astype(int)
 
 
-def _expected_panel(image_set, predictions, stack, layout):
-  truth = _truth(image_set, stack)
+def _expected_panel(field_of_view, predictions, stack, layout):
+  truth = _truth(field_of_view, stack)
   strips = []
   for i, key in enumerate(stack.keys):
     z, channel = divmod(i, len(stack.channels))
@@ -90,31 +91,31 @@ def _expected_panel(image_set, predictions, stack, layout):
 
 
 @pytest.mark.parametrize('layout', [Layout.SIMPLIFIED, Layout.FULL])
-def test_panels_show_the_predictions_beside_the_truth(image_set, tmp_path, layout):
+def test_panels_show_the_predictions_beside_the_truth(field_of_view, tmp_path, layout):
   predictions = _predictions()
-  _gathered(image_set, predictions, layout=layout).write_panels(tmp_path)
+  _gathered(field_of_view, predictions, layout=layout).write_panels(tmp_path)
   # Means and standard deviations are kept in 16 bit until they are drawn.
   tolerance = {Layout.SIMPLIFIED: 0, Layout.FULL: 1}[layout]
   for panel, stack in ((Panel.TARGET, _TARGETS), (Panel.INPUT, _INPUTS)):
-    expected = _expected_panel(image_set, predictions, stack, layout)
+    expected = _expected_panel(field_of_view, predictions, stack, layout)
     np.testing.assert_allclose(_read(tmp_path, panel), expected, atol=tolerance, rtol=0)
 
 
 @pytest.mark.parametrize('layout', Layout)
-def test_pictures_are_the_panels_as_a_whole(image_set, layout):
+def test_pictures_are_the_panels_as_a_whole(field_of_view, layout):
   predictions = _predictions()
   for statistics in predictions.values():
     statistics[Statistic.CROSS_ENTROPY] *= 3  # It has no bound.
-  prediction = _gathered(image_set, predictions, layout=layout)
+  prediction = _gathered(field_of_view, predictions, layout=layout)
   for panel, stack in ((Panel.TARGET, _TARGETS), (Panel.INPUT, _INPUTS)):
     picture = prediction.picture(panel)
     assert picture.dtype == np.uint16
-    expected = _expected_panel(image_set, predictions, stack, layout)
+    expected = _expected_panel(field_of_view, predictions, stack, layout)
     np.testing.assert_allclose(picture.astype(int), expected, atol=1, rtol=0)
 
 
-def test_label_without_truth_is_drawn_black_with_mask_0(image_set, tmp_path):
-  _gathered(image_set, _predictions(), layout=Layout.FULL).write_panels(tmp_path)
+def test_label_without_truth_is_drawn_black_with_mask_0(field_of_view, tmp_path):
+  _gathered(field_of_view, _predictions(), layout=Layout.FULL).write_panels(tmp_path)
   strips = np.split(_read(tmp_path, Panel.TARGET), len(_TARGETS.keys))
   for strip, has_truth in zip(strips, (True, False, True), strict=True):
     boxes = [box[4:-4, 4:-4] for box in np.split(strip, len(Layout.FULL.columns), axis=1)]
@@ -123,8 +124,8 @@ def test_label_without_truth_is_drawn_black_with_mask_0(image_set, tmp_path):
 
 
 @pytest.mark.parametrize('panels', [(), (Panel.TARGET,), (Panel.INPUT,), tuple(Panel)])
-def test_paths_are_those_of_the_panels_written(image_set, tmp_path, panels):
-  prediction = _gathered(image_set, _predictions(), panels=panels)
+def test_paths_are_those_of_the_panels_written(field_of_view, tmp_path, panels):
+  prediction = _gathered(field_of_view, _predictions(), panels=panels)
   folder = tmp_path / 'output'
   prediction.write_panels(folder)
   paths = prediction.panel_paths(folder)
@@ -133,9 +134,11 @@ def test_paths_are_those_of_the_panels_written(image_set, tmp_path, panels):
 
 
 @pytest.mark.parametrize('tile', [5, 8, 24])
-def test_tiles_of_any_size_give_the_same_panels_scores_and_thumbnails(image_set, tmp_path, tile):
-  whole = _gathered(image_set, _predictions(), tile=100, with_scores=True)
-  tiled = _gathered(image_set, _predictions(), tile=tile, with_scores=True)
+def test_tiles_of_any_size_give_the_same_panels_scores_and_thumbnails(
+  field_of_view, tmp_path, tile
+):
+  whole = _gathered(field_of_view, _predictions(), tile=100, with_scores=True)
+  tiled = _gathered(field_of_view, _predictions(), tile=tile, with_scores=True)
   assert whole.scores.keys() == tiled.scores.keys()
   for channel, scores in whole.scores.items():
     expected = vars(scores.scores())
@@ -150,12 +153,12 @@ def test_tiles_of_any_size_give_the_same_panels_scores_and_thumbnails(image_set,
     assert pair[0] == pair[1], name
 
 
-def test_scores_are_of_labels_with_truth(image_set):
+def test_scores_are_of_labels_with_truth(field_of_view):
   predictions = _predictions()
-  prediction = _gathered(image_set, predictions, panels=(), with_scores=True)
+  prediction = _gathered(field_of_view, predictions, panels=(), with_scores=True)
   assert prediction.is_scored
   assert list(prediction.scores) == ['NFH_CONFOCAL', 'NEURITE_CONFOCAL']
-  truth = _truth(image_set, _TARGETS)
+  truth = _truth(field_of_view, _TARGETS)
   for key in _TARGETS.keys:
     if key.channel in prediction.scores:
       i = _TARGETS.channels.index(key.channel)
@@ -167,12 +170,12 @@ def test_scores_are_of_labels_with_truth(image_set):
       assert found.cross_entropy == pytest.approx(entropies.mean(dtype=float))
 
 
-def test_thumbnails_are_of_the_predictions_and_the_truth(image_set):
+def test_thumbnails_are_of_the_predictions_and_the_truth(field_of_view):
   """They are not smaller than images of this size."""
   predictions = _predictions()
-  prediction = _gathered(image_set, predictions, panels=(), with_scores=True)
-  truth = _truth(image_set, _TARGETS)
-  light = _truth(image_set, _INPUTS)[:, :, 1, 0, 0]
+  prediction = _gathered(field_of_view, predictions, panels=(), with_scores=True)
+  truth = _truth(field_of_view, _TARGETS)
+  light = _truth(field_of_view, _INPUTS)[:, :, 1, 0, 0]
   np.testing.assert_allclose(prediction.shown_input(), light * 255, atol=0.51)
   assert [key.channel for key in prediction.thumbnails.truths] == list(prediction.scores)
   for i, key in enumerate(_TARGETS.keys):
@@ -184,17 +187,17 @@ def test_thumbnails_are_of_the_predictions_and_the_truth(image_set):
       np.testing.assert_allclose(found, truth[:, :, 0, i, 0] * 255, atol=0.51)
 
 
-def test_scores_and_thumbnails_are_made_on_request(image_set):
-  prediction = _gathered(image_set, _predictions(), panels=())
+def test_scores_and_thumbnails_are_made_on_request(field_of_view):
+  prediction = _gathered(field_of_view, _predictions(), panels=())
   assert not prediction.is_scored
   assert prediction.thumbnails is None
 
 
-def test_true_classes_are_rounded(image_set):
-  prediction = _gathered(image_set, {})
+def test_true_classes_are_rounded(field_of_view):
+  prediction = _gathered(field_of_view, {})
   rows, columns = slice(1, 9), slice(2, 20)
   for panel, stack in ((Panel.TARGET, _TARGETS), (Panel.INPUT, _INPUTS)):
-    truth = _truth(image_set, stack)[rows, columns, ..., 0].astype(float)
+    truth = _truth(field_of_view, stack)[rows, columns, ..., 0].astype(float)
     found = prediction.true_classes(stack.keys, rows, columns)
     assert found.dtype == np.uint8
     expected = np.rint(truth * 255).reshape(8, 18, -1)

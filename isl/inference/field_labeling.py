@@ -13,7 +13,7 @@ from isl.core.channels import ImageKey, StackSpec, target_stack
 from isl.core.experiment import Experiment, Geometry, Inference, InferMethod, Padding, Panel
 from isl.core.statistic import AnyStatistic, Statistic
 from isl.data import data_provider
-from isl.images import fields_of_view
+from isl.images.fields_of_view import FieldOfView
 from isl.inference import tiling
 from isl.inference.controller import HeadGroup, Labeler
 from isl.inference.error_panels import PANEL_STATISTICS, FieldPrediction
@@ -85,7 +85,7 @@ class FieldLabeler:
 
   Attributes:
     checkpoint: whose values it uses.
-    held: what the checkpoint holds.
+    description: what the checkpoint holds.
     plan: the network.
     targets: the labels that it predicts, in the panel's order.
   """
@@ -109,7 +109,7 @@ class FieldLabeler:
       ValueError: they don't fit.
     """
     self.checkpoint = checkpoint
-    self.held: Description = checkpoint.describe()
+    self.description: Description = checkpoint.describe()
     self.plan = plan
     self.targets = find_targets(inference, checkpoint)
     self._inference = inference
@@ -119,7 +119,7 @@ class FieldLabeler:
     smallest = self._geometry.patch if inference.padding is Padding.NONE else 1
     if 0 < inference.crop_size < smallest:
       raise ValueError(
-        f'--stitch_crop_size must be at least {smallest} pixels for {self.held.model},'
+        f'--stitch_crop_size must be at least {smallest} pixels for {self.description.model},'
         f' or 0 for the whole image; got {inference.crop_size}'
       )
 
@@ -142,9 +142,9 @@ class FieldLabeler:
       geometry=self._geometry, size=(rows, columns), padding=self._inference.padding
     )
     if not all(grid.blocks):
-      patch = self._geometry.patch
+      patch, model = self._geometry.patch, self.description.model
       raise ValueError(
-        f'field of view {name!r} is {size[0]} rows x {size[1]} columns; {self.held.model} needs at'
+        f'field of view {name!r} is {size[0]} rows x {size[1]} columns; {model} needs at'
         f' least {patch} x {patch} pixels, or --infer_padding=REFLECT'
       )
     return grid
@@ -164,7 +164,7 @@ class FieldLabeler:
 
   def empty_prediction(
     self,
-    image_set: fields_of_view.ImageSet,
+    field_of_view: FieldOfView,
     layout: visualize.Layout,
     *,
     with_scores: bool = False,
@@ -173,7 +173,7 @@ class FieldLabeler:
     """Room for what is predicted of the crop of a field of view, to be filled by `compute`.
 
     Args:
-      image_set: the field of view.
+      field_of_view: the field of view.
       layout: of the error panels.
       with_scores: see FieldPrediction.
       thumbnail: likewise.
@@ -182,10 +182,10 @@ class FieldLabeler:
       ValueError: the field of view is smaller than a patch.
     """
     return FieldPrediction(
-      image_set,
-      inputs=self.held.inputs,
+      field_of_view,
+      inputs=self.description.inputs,
       targets=self.targets,
-      grid=self.grid(image_set.name, image_set.size),
+      grid=self.grid(field_of_view.name, field_of_view.size),
       panels=self._inference.panels,
       layout=layout,
       with_scores=with_scores,
@@ -210,7 +210,7 @@ class FieldLabeler:
     if prediction.is_scored:
       wanted |= set(metrics.NEEDED)
     self.compute(
-      prediction.image_set,
+      prediction.field_of_view,
       prediction.grid,
       prediction,
       Wanted(targets=_in_order(wanted), inputs=_in_order(drawn) if Panel.INPUT in panels else ()),
@@ -219,7 +219,7 @@ class FieldLabeler:
 
   def compute(
     self,
-    image_set: fields_of_view.ImageSet,
+    field_of_view: FieldOfView,
     grid: tiling.Grid,
     sink: Sink,
     wanted: Wanted,
@@ -228,7 +228,7 @@ class FieldLabeler:
     """Streams a field's tiles through the network.
 
     Args:
-      image_set: the field of view.
+      field_of_view: the field of view.
       grid: where its blocks lie, see `grid`.
       sink: takes in what comes out.
       wanted: what that is.
@@ -244,7 +244,7 @@ class FieldLabeler:
         batch = tiles[first : first + labeler.batch]
         # The network takes whole batches; what fills the last one is dropped.
         filled = batch + batch[-1:] * (labeler.batch - len(batch))
-        inputs = [self._read_tile(image_set, grid, tile, labeler.blocks) for tile in filled]
+        inputs = [self._read_tile(field_of_view, grid, tile, labeler.blocks) for tile in filled]
         truth = [
           np.stack([_true_classes(sink, group.heads, grid, tile, labeler) for tile in filled], 1)
           for group in labeler.groups
@@ -269,7 +269,9 @@ class FieldLabeler:
       self.checkpoint,
       groups=(
         HeadGroup(heads=self.targets.keys, statistics=wanted.targets, temperatures=temperatures),
-        HeadGroup(heads=self.held.inputs.keys if wanted.inputs else (), statistics=wanted.inputs),
+        HeadGroup(
+          heads=self.description.inputs.keys if wanted.inputs else (), statistics=wanted.inputs
+        ),
       ),
       batch=1 if self._inference.method is InferMethod.DENSE else PATCHES_AT_ONCE,
       blocks=blocks,
@@ -279,7 +281,7 @@ class FieldLabeler:
 
   def _read_tile(
     self,
-    image_set: fields_of_view.ImageSet,
+    field_of_view: FieldOfView,
     grid: tiling.Grid,
     tile: tiling.Tile,
     blocks: tuple[int, int],
@@ -287,7 +289,7 @@ class FieldLabeler:
     window = tile.input_window(self._geometry, blocks)
     rows, columns = (slice(w.start - grid.pad, w.stop - grid.pad) for w in window)
     return data_provider.padded_input_crop(
-      image_set, self.held.inputs, rows, columns, size=grid.size, padding=grid.padding
+      field_of_view, self.description.inputs, rows, columns, size=grid.size, padding=grid.padding
     )
 
   def close(self) -> None:

@@ -14,7 +14,6 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-from isl.checkpoints.checkpoint import Checkpoint
 from isl.system import files
 
 _NAME = 'field.json'
@@ -94,10 +93,7 @@ class FieldRecord:
     Raises:
       OSError: it cannot be written.
     """
-    record = {'format': _FORMAT, **dataclasses.asdict(self)}
-    with files.whole_file(folder / _NAME) as partial:
-      # ASCII, since a field's name is of files' names, which on Linux may be any bytes.
-      partial.write_text(json.dumps(record, indent=2, allow_nan=False) + '\n', encoding='ascii')
+    files.write_json(folder / _NAME, {'format': _FORMAT, **dataclasses.asdict(self)})
 
 
 def path_in(folder: pathlib.Path) -> pathlib.Path:
@@ -108,7 +104,7 @@ def path_in(folder: pathlib.Path) -> pathlib.Path:
 def read(folder: pathlib.Path) -> FieldRecord | None:
   """The record of a field of view whose files are all there; None if there is none like that."""
   try:
-    values = json.loads((folder / _NAME).read_text(encoding='ascii'))
+    values = files.read_json(folder / _NAME, 'it is made again')
     if values.pop('format') != _FORMAT:
       return None
     for name in ('image_size', 'output_size', 'output_offset', 'pixel_size', 'files'):
@@ -124,22 +120,6 @@ def read(folder: pathlib.Path) -> FieldRecord | None:
 def as_scores(values: Mapping[str, float]) -> dict[str, float | str]:
   """Numbers as a record has them."""
   return {name: value if math.isfinite(value) else str(value) for name, value in values.items()}
-
-
-def checkpoint_fingerprint(checkpoint: Checkpoint) -> str:
-  """Of a checkpoint's contents, wherever it lies.
-
-  Raises:
-    OSError: a file cannot be read.
-  """
-  prefix = checkpoint.prefix
-  digest = hashlib.sha256()
-  for path in sorted(prefix.parent.iterdir()):
-    if path.name.startswith((f'{prefix.name}.index', f'{prefix.name}.data-')):
-      digest.update(path.name.removeprefix(prefix.name).encode() + b'\0')
-      with path.open('rb') as stream:
-        digest.update(hashlib.file_digest(stream, 'sha256').digest())
-  return digest.hexdigest()
 
 
 def fingerprint(settings: Mapping[str, Any], name: str, contents: str) -> str:

@@ -10,11 +10,12 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 from absl import logging
 
-import isl
 from isl.checkpoints.checkpoint import Checkpoint
 from isl.core.experiment import Experiment, Padding
+from isl.core.version import __version__
 from isl.data import field_reading
-from isl.images import fields_of_view, finding
+from isl.images import finding
+from isl.images.fields_of_view import FieldFiles
 from isl.images.placement import Placement
 from isl.inference import field_labeling, field_record, prediction_files
 from isl.inference.error_panels import FieldPrediction
@@ -77,9 +78,9 @@ class FieldRun:
       experiment.inference,
       settings.temperatures,
     )
-    self.folder = experiment.evaluation_directory / f'{self.labeler.held.global_step:08d}'
+    self.folder = experiment.evaluation_directory / f'{self.labeler.description.global_step:08d}'
     self._settings = {
-      'isl': isl.__version__,
+      'isl': __version__,
       'checkpoint': settings.checkpoint_fingerprint,
       'inference': dataclasses.asdict(
         dataclasses.replace(experiment.inference, overwrite=False, calibrated=False)
@@ -94,7 +95,7 @@ class FieldRun:
     # Names that identify nothing are a field of view, too.
     return self.folder / (name or 'unnamed') if self._num_fields > 1 else self.folder
 
-  def label(self, field: fields_of_view.ImageFiles, title: str | None) -> FieldRecord:
+  def label(self, field: FieldFiles, title: str | None) -> FieldRecord:
     """Labels a field of view, unless that is done already.
 
     Args:
@@ -105,8 +106,8 @@ class FieldRun:
       ValueError: an image is missing, damaged or does not fit, or the machine lacks the memory.
       OSError: a file cannot be read or written.
     """
-    folder, held = self.folder_of(field.name), self.labeler.held
-    selected = field.select(held.inputs.channels, self.labeler.targets.channels)
+    folder, description = self.folder_of(field.name), self.labeler.description
+    selected = field.select(description.inputs.channels, self.labeler.targets.channels)
     fingerprint = field_record.fingerprint(
       self._settings, field.name, finding.contents_fingerprint(selected)
     )
@@ -121,15 +122,15 @@ class FieldRun:
 
   def _compute(
     self,
-    field: fields_of_view.ImageFiles,
+    field: FieldFiles,
     folder: pathlib.Path,
     fingerprint: str,
     title: str | None,
   ) -> FieldRecord:
     start = time.monotonic()
-    image_set = field_reading.read_selected(self._experiment, field)
+    field_of_view = field_reading.read_selected(self._experiment, field)
     prediction = self.labeler.empty_prediction(
-      image_set,
+      field_of_view,
       self._layout,
       with_scores=True,
       thumbnail=_THUMBNAIL if self._num_fields < _MANY_FIELDS else _THUMBNAIL // 2,
@@ -145,13 +146,13 @@ class FieldRun:
       self.labeler.fill(prediction, self._layout, title)
     prediction.write_panels(folder)
     record = FieldRecord(
-      field=image_set.name,
+      field=field_of_view.name,
       fingerprint=fingerprint,
-      image_size=image_set.size,
+      image_size=field_of_view.size,
       output_size=prediction.size,
       output_offset=contents.placement.offset,
       padded_margin=contents.margin,
-      pixel_size=image_set.pixel_size,
+      pixel_size=field_of_view.pixel_size,
       seconds=round(time.monotonic() - start, 3),
       files=tuple(str(path.relative_to(folder)) for path in (*panels, *written.paths)),
       input=_write_thumbnail(folder, 'input', prediction.shown_input()),
@@ -166,13 +167,13 @@ class FieldRun:
     grid = prediction.grid
     return prediction_files.Contents(
       folder=folder,
-      field=prediction.image_set.name,
+      field=prediction.field_of_view.name,
       keys=self.labeler.targets.keys,
       statistics=self._experiment.inference.statistics,
       size=prediction.size,
       tile=self.labeler.tile_size(grid),
       placement=Placement(
-        pixel_size=prediction.image_set.pixel_size, offset=(grid.offset, grid.offset)
+        pixel_size=prediction.field_of_view.pixel_size, offset=(grid.offset, grid.offset)
       ),
       margin=0 if grid.padding is Padding.NONE else grid.geometry.margin,
     )

@@ -19,23 +19,19 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import datetime
-import platform
 from collections.abc import Iterator
 from typing import Any
 
-import cv2
-import numpy as np
-import tensorflow.compat.v1 as tf
 from absl import logging
 
-import isl
 from isl.checkpoints import watching
 from isl.checkpoints.checkpoint import Checkpoint
 from isl.checkpoints.training_record import check_stretch_targets, check_stretched_as_trained
 from isl.core.experiment import Experiment, PredictionFormat
+from isl.core.version import versions
 from isl.data import field_reading
 from isl.images import ome_zarr_io
-from isl.inference import calibrate, calibration, dask_fields, field_record, run_results
+from isl.inference import calibrate, calibration, dask_fields, run_results
 from isl.inference.field_record import FieldRecord
 from isl.inference.field_run import FieldRun, Settings
 from isl.report.page import Failure
@@ -92,8 +88,8 @@ class _Run:
   def __init__(self, experiment: Experiment, checkpoint: Checkpoint):
     """Checks that everything fits, before anything is computed."""
     self._experiment = experiment
-    self._checkpoint_fingerprint = field_record.checkpoint_fingerprint(checkpoint)
-    self._fields = field_reading.find_fields(experiment)
+    self._checkpoint_fingerprint = checkpoint.fingerprint()
+    self._fields = field_reading.fields_of(experiment)
     self._settings = Settings(
       experiment=experiment,
       prefix=checkpoint.prefix.absolute(),
@@ -102,9 +98,11 @@ class _Run:
       num_fields=len(self._fields),
     )
     self._field_run = FieldRun(self._settings, checkpoint)
-    self._checkpoint, self._held = checkpoint, self._field_run.labeler.held
-    check_stretch_targets(experiment.stretch_targets, self._held.targets)
-    field_reading.log_unused(experiment, self._fields, self._held)
+    self._checkpoint, self._description = checkpoint, self._field_run.labeler.description
+    check_stretch_targets(experiment.stretch_targets, self._description.targets)
+    field_reading.log_unused(
+      experiment, self._fields, self._description.inputs, self._description.targets
+    )
     if experiment.inference.prediction_format is PredictionFormat.OME_ZARR:
       ome_zarr_io.require()
     self._folder = self._field_run.folder
@@ -124,23 +122,17 @@ class _Run:
 
   def _what(self) -> dict[str, Any]:
     """What run.json and the page say of the run."""
-    held = self._held
+    description = self._description
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds')
     return {
       'checkpoint': str(self._checkpoint.prefix.absolute()),
-      'global_step': held.global_step,
-      'model': held.model,
-      'base_depth': held.base_depth,
-      'num_z_values': len(held.inputs.z_values),
-      'input_channels': ', '.join(held.inputs.channels),
+      'global_step': description.global_step,
+      'model': description.model,
+      'base_depth': description.base_depth,
+      'num_z_values': len(description.inputs.z_values),
+      'input_channels': ', '.join(description.inputs.channels),
       'started': now,
-      'versions': {
-        'python': platform.python_version(),
-        'isl': isl.__version__,
-        'tensorflow': tf.__version__,
-        'numpy': np.__version__,
-        'opencv': cv2.__version__,
-      },
+      'versions': versions(),
       'flags': dict(self._experiment.flags),
     }
 
@@ -150,7 +142,7 @@ class _Run:
     Returns:
       A line on each that failed; where there is only one field of view, its exception is raised.
     """
-    logging.info('Checkpoint %s, step %d', self._checkpoint.prefix, self._held.global_step)
+    logging.info('Checkpoint %s, step %d', self._checkpoint.prefix, self._description.global_step)
     titles = [title.capitalize() for title, _ in field_reading.numbered(self._fields)]
     labeled = self._label_here() if workers is None else self._label_with(workers)
     for number, result in labeled:

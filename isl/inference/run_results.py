@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import dataclasses
-import json
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -72,12 +71,8 @@ class RunResults:
           if label.scores:
             values = [f'{float(label.scores[name]):.6g}' for name in _SCORES]
             writer.writerow([record.field, label.channel, *values])
-    self._write_json('metrics.json', self._metrics())
-    self._write_json('run.json', self._run())
-
-  def _write_json(self, name: str, value: Any) -> None:
-    with files.whole_file(self._folder / name) as partial:
-      partial.write_text(json.dumps(value, indent=2, allow_nan=False) + '\n', encoding='utf-8')
+    files.write_json(self._folder / 'metrics.json', self._metrics())
+    files.write_json(self._folder / 'run.json', self._run())
 
   def _metrics(self) -> list[dict[str, Any]]:
     return [

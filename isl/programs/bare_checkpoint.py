@@ -51,23 +51,23 @@ def copy_bare(
       f'--to must be another folder than --from, got {str(directory)!r} for both: a training could'
       ' not go on from the copy'
     )
-  held = checkpoint.describe()
-  targets = tuple(target_channels or held.targets.channels)
-  unknown = [channel for channel in targets if channel not in held.targets.channels]
+  description = checkpoint.describe()
+  targets = tuple(target_channels or description.targets.channels)
+  unknown = [channel for channel in targets if channel not in description.targets.channels]
   if unknown:
     raise ValueError(
       f'--target_channels has {", ".join(unknown)}, which {str(checkpoint.prefix)!r} does not'
-      f' predict; it predicts {", ".join(held.targets.channels)}'
+      f' predict; it predicts {", ".join(description.targets.channels)}'
     )
-  heads = held.inputs.keys + target_stack(targets).keys
-  values = {name: checkpoint.value(name) for name, _ in variable_shapes(held.plan(), heads)}
-  values['global_step'] = np.array(held.global_step, np.int64)
-  prefix = pathlib.Path(directory) / f'model.ckpt-{held.global_step}'
+  heads = description.inputs.keys + target_stack(targets).keys
+  values = {name: checkpoint.value(name) for name, _ in variable_shapes(description.plan(), heads)}
+  values['global_step'] = np.array(description.global_step, np.int64)
+  prefix = pathlib.Path(directory) / f'model.ckpt-{description.global_step}'
   files.check_writable(prefix.with_name('checkpoint'))
   saving.write_values(prefix, values)
-  channels = channels_file.Channels(inputs=held.inputs.channels, targets=targets)
+  channels = channels_file.Channels(inputs=description.inputs.channels, targets=targets)
   channels_file.write(directory, channels)
-  saving.name_newest(prefix)
+  saving.write_state(prefix.parent, prefix.name)
   return prefix
 
 

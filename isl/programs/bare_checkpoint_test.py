@@ -47,11 +47,11 @@ def test_the_network_alone_is_copied(train, tmp_path, labels):
   prefix = copy_bare(train, tmp_path / 'made' / 'copy', labels)
   assert find_newest(tmp_path / 'made' / 'copy') == prefix
   copy, original = Checkpoint(prefix), Checkpoint(find_newest(train))
-  held = copy.describe()
-  assert held.global_step == original.describe().global_step
-  assert held.targets.channels == (labels or _LABELS)
+  description = copy.describe()
+  assert description.global_step == original.describe().global_step
+  assert description.targets.channels == (labels or _LABELS)
   heads = input_stack(2).keys + target_stack(labels or _LABELS).keys
-  assert dict(copy.shapes) == dict(variable_shapes(held.plan(), heads)) | {'global_step': ()}
+  assert dict(copy.shapes) == dict(variable_shapes(description.plan(), heads)) | {'global_step': ()}
   for name in copy.shapes:
     np.testing.assert_array_equal(copy.value(name), original.value(name), err_msg=name)
 
@@ -62,9 +62,9 @@ def test_copy_of_another_network_in_the_same_folder(train, tmp_path):
   random_checkpoint.write_random_checkpoint(
     tmp_path / 'other', model='FOVEA', base_depth=6, num_z_values=2, input_channels=('DIC', 'X')
   )
-  held = Checkpoint(copy_bare(tmp_path / 'other', tmp_path / 'copy')).describe()
-  assert held.inputs == input_stack(2, ('DIC', 'X'))
-  assert held.targets == target_stack()
+  description = Checkpoint(copy_bare(tmp_path / 'other', tmp_path / 'copy')).describe()
+  assert description.inputs == input_stack(2, ('DIC', 'X'))
+  assert description.targets == target_stack()
 
 
 def test_command_line(train, tmp_path, monkeypatch, capsys):

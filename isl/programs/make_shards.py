@@ -26,7 +26,11 @@ with quiet.quiet_stderr():
   from isl.data import shard_writing
   from isl.data.shard_writing import Cut
   from isl.images import finding
-  from isl.images.fields_of_view import ImageFiles, parts_of
+  from isl.images.fields_of_view import FieldFiles, parts_of
+  from isl.models.networks import NETWORKS
+
+# As much as the network that sees farthest needs.
+_OVERLAP = max(spec.geometry.margin for spec in NETWORKS.values())
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -46,7 +50,7 @@ def parse_arguments() -> argparse.Namespace:
   parser.add_argument(
     '--tile_overlap',
     type=_from(0),
-    default=shard_writing.OVERLAP,
+    default=_OVERLAP,
     help="pixels of a tile's neighbours around it: what a network's patch reads beyond its output;"
     ' otherwise %(default)s, which suffices for all networks',
   )
@@ -85,7 +89,7 @@ def _from(least: int) -> Callable[[str], int]:
   return number
 
 
-def find_fields(arguments: argparse.Namespace) -> list[ImageFiles]:
+def chosen_fields(arguments: argparse.Namespace) -> list[FieldFiles]:
   """The fields of view, with the images that are to be written.
 
   Raises:
@@ -112,7 +116,7 @@ def find_fields(arguments: argparse.Namespace) -> list[ImageFiles]:
   ]
 
 
-def _channels(field: ImageFiles, *, is_label: bool) -> list[str]:
+def _channels(field: FieldFiles, *, is_label: bool) -> list[str]:
   """All channels of a field of view that are labels, or are not."""
   return sorted({key.channel for key in field.sources if (key.z == MAXPROJECT) == is_label})
 
@@ -137,7 +141,7 @@ def main() -> None:
   )
   try:
     paths = shard_writing.write_shards(
-      find_fields(arguments),
+      chosen_fields(arguments),
       _home(arguments.output),
       arguments.num_shards,
       cut,

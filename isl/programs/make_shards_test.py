@@ -7,20 +7,20 @@ import pytest
 from isl.core.experiment import ShardReading
 from isl.data import shard_reading
 from isl.images import finding
-from isl.images.fields_of_view import ImageFiles
+from isl.images.fields_of_view import FieldFiles
 from isl.programs import make_shards
-from tests.support.program import Outcome, run_in_process, write_image_set
+from tests.support.program import Outcome, run_in_process, write_field
 
 _CHANNELS = ('GFP', 'MAP2_CONFOCAL', 'NFH_CONFOCAL')
 
 
-def _images(folder: pathlib.Path, rows=40, columns=30, **arguments) -> list[ImageFiles]:
-  write_image_set(folder, rows=rows, columns=columns, channels=_CHANNELS, **arguments)
+def _images(folder: pathlib.Path, rows=40, columns=30, **arguments) -> list[FieldFiles]:
+  write_field(folder, rows=rows, columns=columns, channels=_CHANNELS, **arguments)
   return finding.find_all([folder])
 
 
-def _read(paths: list[pathlib.Path]) -> list[ImageFiles]:
-  return shard_reading.find_fields(
+def _read(paths: list[pathlib.Path]) -> list[FieldFiles]:
+  return shard_reading.read_tiles(
     ShardReading(paths=tuple(paths), num_threads=1, batch_size=1, capacity=1, skip_corrupt=False)
   )
 

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from isl.checkpoints import channels_file
-from isl.checkpoints.saving import name_newest, write_values
+from isl.checkpoints.saving import write_state, write_values
 from isl.core.channels import TARGET_CHANNELS, TRANSMISSION, input_stack, target_stack
 from isl.models.networks import NETWORKS
 from isl.models.plan import make_plan, variable_shapes
@@ -80,7 +80,7 @@ def write_random_checkpoint(
   if target_channels or input_channels:
     channels = channels_file.Channels(inputs=inputs.channels, targets=targets.channels)
     channels_file.write(folder, channels)
-  name_newest(prefix)
+  write_state(prefix.parent, prefix.name)
   return prefix
 
 

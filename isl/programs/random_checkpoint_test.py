@@ -35,8 +35,8 @@ def test_a_seed_decides_the_values(tmp_path):
 
 def test_values_are_those_of_a_network(tmp_path):
   prefix = _written(tmp_path)
-  held, values = Checkpoint(prefix).describe(), _values(prefix)
-  shapes = dict(variable_shapes(held.plan(), held.heads))
+  description, values = Checkpoint(prefix).describe(), _values(prefix)
+  shapes = dict(variable_shapes(description.plan(), description.heads))
   assert values.keys() == shapes.keys() | {'global_step'}
   for name, shape in shapes.items():
     assert values[name].shape == shape
@@ -60,13 +60,13 @@ def test_describe_gives_back_what_was_asked(tmp_path, model, base_depth, num_z_v
     global_step=123,
   )
   assert find_newest(prefix.parent) == prefix
-  held = Checkpoint(prefix).describe()
-  assert held.model == model
-  assert base_depth in held.base_depths
-  assert len(held.inputs.z_values) == num_z_values
-  assert held.targets.channels == channels
-  assert held.inputs.channels == (TRANSMISSION,)
-  assert held.global_step == 123
+  description = Checkpoint(prefix).describe()
+  assert description.model == model
+  assert base_depth in description.base_depths
+  assert len(description.inputs.z_values) == num_z_values
+  assert description.targets.channels == channels
+  assert description.inputs.channels == (TRANSMISSION,)
+  assert description.global_step == 123
 
 
 def test_every_target_by_default(tmp_path):
@@ -80,8 +80,8 @@ def test_command_line_with_channels(tmp_path, monkeypatch, capsys):
   arguments = ['random_checkpoint', '--directory', str(tmp_path), *network, *channels]
   monkeypatch.setattr(sys, 'argv', arguments)
   random_checkpoint.main()
-  held = Checkpoint(capsys.readouterr().out.strip()).describe()
-  assert [str(key) for key in held.heads] == [
+  description = Checkpoint(capsys.readouterr().out.strip()).describe()
+  assert [str(key) for key in description.heads] == [
     '0.0/POLARIZATION',
     '0.0/TRANSMISSION',
     'MAXPROJECT/RFP',

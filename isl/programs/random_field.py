@@ -22,7 +22,7 @@ from isl.images.png_folders import SAMPLE
 _CHANNELS = ('DAPI_CONFOCAL', 'MAP2_CONFOCAL', 'NFH_CONFOCAL')
 
 
-def write_image_set(
+def write_field(
   directory: pathlib.Path,
   *,
   rows: int = 20,
@@ -102,7 +102,7 @@ def main() -> None:
   )
   parser.add_argument('--seed', type=int, default=0, help='of the content')
   arguments = parser.parse_args()
-  write_image_set(
+  write_field(
     pathlib.Path(arguments.directory),
     rows=arguments.rows,
     columns=arguments.columns,

@@ -1,6 +1,6 @@
 """Files and folders are written whole: a final name never holds half of one, whatever happens.
 
-And folders can be held, so that no two programs write to one.
+And folders can be locked, so that no two programs write to one.
 """
 
 from __future__ import annotations
@@ -8,10 +8,12 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
+import json
 import os
 import pathlib
 import shutil
 from collections.abc import Callable, Iterator
+from typing import Any
 
 try:
   import fcntl
@@ -61,6 +63,41 @@ def whole_file(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
       raise
 
 
+def write_json(path: str | os.PathLike[str], value: Any) -> None:
+  """Writes JSON as a whole file, see `whole_file`.
+
+  Args:
+    path: the final name.
+    value: what JSON can say; numbers are finite. Text is escaped to ASCII, since the names of
+      fields of view come from names of files, which on Linux may be any bytes.
+
+  Raises:
+    OSError: it cannot be written.
+  """
+  text = json.dumps(value, indent=2, allow_nan=False)
+  with whole_file(path) as partial:
+    partial.write_text(f'{text}\n', encoding='ascii')
+
+
+def read_json(path: str | os.PathLike[str], remedy: str) -> Any:
+  """Reads JSON.
+
+  Args:
+    path: the file's name.
+    remedy: what a user can do where it is damaged: 'delete it, or restore it', say.
+
+  Raises:
+    OSError: it cannot be read.
+    ValueError: it is not JSON.
+  """
+  data = pathlib.Path(path).read_bytes()
+  try:
+    return json.loads(data)
+  # Brackets by the thousand are JSON, too.
+  except (ValueError, RecursionError) as e:
+    raise ValueError(f'{str(path)!r} is not JSON; {remedy}: {e}') from e
+
+
 def check_writable(path: str | os.PathLike[str]) -> None:
   """Finds out whether `whole_file(path)` can begin, before long work whose result would be lost.
 
@@ -77,17 +114,17 @@ def check_writable(path: str | os.PathLike[str]) -> None:
 
 
 @contextlib.contextmanager
-def held(folder: str | os.PathLike[str], wait: bool = False) -> Iterator[None]:
-  """Holds a folder against others that would, until the end of the `with` block or of the process.
+def locked(folder: str | os.PathLike[str], wait: bool = False) -> Iterator[None]:
+  """Locks a folder against other processes, until the end of the `with` block or of the process.
 
   Where the file system has no locks (some that are mounted over a network), it does nothing.
 
   Args:
     folder: one that exists. Nothing is written to it.
-    wait: until no other process holds it.
+    wait: until no other process has it locked.
 
   Raises:
-    BlockingIOError: another process holds it, and this should not wait.
+    BlockingIOError: another process has it locked, and this should not wait.
     OSError: there is no such folder, or it cannot be read.
   """
   descriptor = os.open(folder, os.O_RDONLY)

@@ -168,11 +168,11 @@ def test_kill_leaves_no_final_file(tmp_path):
 
 
 def test_a_held_folder_cannot_be_held_again(tmp_path):
-  with files.held(tmp_path):
-    with pytest.raises(BlockingIOError) as caught, files.held(tmp_path):
+  with files.locked(tmp_path):
+    with pytest.raises(BlockingIOError) as caught, files.locked(tmp_path):
       pass
     assert caught.value.filename == str(tmp_path)
-  with files.held(tmp_path):
+  with files.locked(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
@@ -180,23 +180,23 @@ def test_a_killed_process_holds_nothing(tmp_path):
   code = """if True:
     import sys, time
     from isl.system import files
-    with files.held(sys.argv[1]):
+    with files.locked(sys.argv[1]):
       print('held', flush=True)
       time.sleep(600)
   """
   process = python_process(code, tmp_path)
   assert process.stdout
   assert process.stdout.readline() == 'held\n'
-  with pytest.raises(BlockingIOError), files.held(tmp_path):
+  with pytest.raises(BlockingIOError), files.locked(tmp_path):
     pass
   process.kill()
   finish(process)
-  with files.held(tmp_path):
+  with files.locked(tmp_path):
     pass
 
 
 def test_a_folder_that_is_not_there_cannot_be_held(tmp_path):
-  with pytest.raises(FileNotFoundError), files.held(tmp_path / 'missing'):
+  with pytest.raises(FileNotFoundError), files.locked(tmp_path / 'missing'):
     pass
 
 

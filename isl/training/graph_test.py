@@ -15,13 +15,12 @@ from absl.testing import flagsaver
 
 from isl import command_line
 from isl.core.experiment import Geometry, Loss, Optimizer
-from isl.data import streams
 from isl.models import networks, training_layers
 from isl.models.concordance import CONCORDANCE
 from isl.programs import random_checkpoint
 from isl.training import train
 from isl.training.start import find_start
-from tests.support.program import make_fovea_shallow, write_image_set
+from tests.support.program import make_fovea_shallow, write_field
 
 _STEPS = 3
 _BATCH = 2
@@ -90,7 +89,7 @@ class _Trained:
       flags.FLAGS(['isl-launch', *arguments])
       self.experiment = command_line.make_experiment()
     self.start = find_start(self.experiment)
-    self.patches = streams.make_patches(self.experiment, self.start, seed)
+    self.patches = train.training_patches(self.experiment, self.start, seed)
     collecting: list[training_layers.BatchStatistics] = []
 
     class Statistics(training_layers.BatchStatistics):
@@ -137,7 +136,7 @@ class _Trained:
 def folders(tmp_path_factory):
   """By what is in them. The networks lack most of their towers, in all of this file."""
   made = {name: tmp_path_factory.mktemp(name) for name in ('images', 'base', 'checkpoint')}
-  write_image_set(made['images'], rows=110, columns=120, channels=_CHANNELS)
+  write_field(made['images'], rows=110, columns=120, channels=_CHANNELS)
   with pytest.MonkeyPatch.context() as monkeypatch:
     make_fovea_shallow(monkeypatch)
     monkeypatch.setitem(networks.NETWORKS, 'CONCORDANCE', _SHALLOW)

@@ -119,12 +119,16 @@ def _network(
   channels: tuple[str, ...] = (TRANSMISSION,)
   targets: tuple[str, ...] = TARGET_CHANNELS
   if checkpoint is not None:
-    held = checkpoint.describe()
-    model, base_depth, num_z_values = held.model, held.base_depth, len(held.inputs.z_values)
-    channels = held.inputs.channels
+    description = checkpoint.describe()
+    model, base_depth, num_z_values = (
+      description.model,
+      description.base_depth,
+      len(description.inputs.z_values),
+    )
+    channels = description.inputs.channels
     # One with some of the original's labels, a bare copy say, is a beginning for all of them.
-    if not set(held.targets.channels) <= set(TARGET_CHANNELS):
-      targets = held.targets.channels
+    if not set(description.targets.channels) <= set(TARGET_CHANNELS):
+      targets = description.targets.channels
   inputs = input_stack(
     experiment.num_z_values or num_z_values, experiment.input_channels or channels
   )
@@ -137,8 +141,8 @@ def _network(
 def _resume(experiment: Experiment, checkpoint: Checkpoint) -> Start:
   record = training_record.read_record(experiment.train_directory)
   began = record.get('flags', {})
-  held = checkpoint.describe()
-  training_record.check_flags(experiment, began, held)
+  description = checkpoint.describe()
+  training_record.check_flags(experiment, began, description)
   training_record.check_origin(experiment, record)
   slot = _SLOT[experiment.training.optimizer]
   if not any(name.endswith(f'/{slot}') for name in checkpoint.shapes):
@@ -148,11 +152,11 @@ def _resume(experiment: Experiment, checkpoint: Checkpoint) -> Start:
       ' trained with, or another --base_directory'
     )
   _check_readable(checkpoint, checkpoint.shapes)
-  logging.info('Resuming from %s, step %d', checkpoint.prefix, held.global_step)
+  logging.info('Resuming from %s, step %d', checkpoint.prefix, description.global_step)
   return Start(
-    plan=held.plan(),
-    inputs=held.inputs,
-    targets=held.targets,
+    plan=description.plan(),
+    inputs=description.inputs,
+    targets=description.targets,
     checkpoint=checkpoint,
     resumes=True,
     fresh=record.get('fresh', {}),
@@ -218,19 +222,22 @@ def _check_fits(
     ValueError: the others are not all in it, in the same shapes; or the first layer reads another
       number of channels (of which the shapes say nothing where z depths make up for it).
   """
-  held = checkpoint.describe().inputs
+  description = checkpoint.describe().inputs
   restored = {name: shape for name, shape in shapes.items() if name not in fresh}
   differing = [
     (name, checkpoint.shapes.get(name), shape)
     for name, shape in restored.items()
     if checkpoint.shapes.get(name) != shape
   ]
-  other_channels = experiment.training.restore_inputs and len(inputs.channels) != len(held.channels)
+  other_channels = experiment.training.restore_inputs and len(inputs.channels) != len(
+    description.channels
+  )
   if not differing and not other_channels:
     return
   what = shown(differing)
   if other_channels:
-    what = f'it reads {", ".join(held.channels)} at each z depth, not {", ".join(inputs.channels)},'
+    read = ', '.join(description.channels)
+    what = f'it reads {read} at each z depth, not {", ".join(inputs.channels)},'
   needed = ' '.join(
     checkpoint.needed_flags(model=experiment.model, base_depth=experiment.base_depth, inputs=inputs)
   )

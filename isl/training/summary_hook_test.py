@@ -15,7 +15,6 @@ from absl.testing import flagsaver
 
 from isl import command_line
 from isl.core.channels import input_stack, target_stack
-from isl.data import streams
 from isl.report import visualize
 from isl.report.event_files import SummaryWriter
 from isl.report.visualize import Layout
@@ -27,7 +26,7 @@ from tests.support.program import (
   events,
   make_fovea_shallow,
   panel_boxes,
-  write_image_set,
+  write_field,
 )
 
 _BATCH = 5
@@ -54,7 +53,7 @@ class _Training:
 
   def __init__(self, tmp_path_factory):
     images = tmp_path_factory.mktemp('images')
-    write_image_set(images, rows=60, columns=70)
+    write_field(images, rows=60, columns=70)
     with flagsaver.flagsaver():
       flags.FLAGS(
         [
@@ -72,7 +71,7 @@ class _Training:
       )
       experiment = command_line.make_experiment()
     start = find_start(experiment)
-    self.patches = streams.make_patches(experiment, start, seed=0)
+    self.patches = train.training_patches(experiment, start, seed=0)
     self.graph, self.session = train.make_session(experiment, start, seed=0)
 
   def hook(self, folder):

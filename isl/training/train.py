@@ -18,7 +18,6 @@ import contextlib
 import datetime
 import glob
 import pathlib
-import platform
 import secrets
 from collections.abc import Callable
 from typing import Any
@@ -27,11 +26,11 @@ import numpy as np
 import tensorflow.compat.v1 as tf
 from absl import logging
 
-import isl
 from isl.checkpoints import channels_file, training_record
 from isl.checkpoints.checkpoint import find_newest, step_in_name
 from isl.checkpoints.saving import complete_state_file, remove_partial
 from isl.core.experiment import Experiment
+from isl.core.version import versions
 from isl.data import streams
 from isl.data.streams import PatchStream
 from isl.models import tensorcheck
@@ -94,7 +93,7 @@ def _train(
   """
   folder, cluster = experiment.train_directory, experiment.cluster
   seed = _seed(experiment)
-  patches = streams.make_patches(experiment, start, seed)
+  patches = training_patches(experiment, start, seed)
   if is_stopped(stop):
     return False
   if cluster is None or cluster.is_chief:
@@ -137,11 +136,25 @@ def _hold(folder: pathlib.Path, stack: contextlib.ExitStack) -> None:
     ValueError: one is there already.
   """
   try:
-    stack.enter_context(files.held(folder))
+    stack.enter_context(files.locked(folder))
   except BlockingIOError as e:
     raise ValueError(
       f'another TRAIN is at work in {folder}: stop it first, or give another --base_directory'
     ) from e
+
+
+def training_patches(experiment: Experiment, start: Start, seed: int) -> streams.PatchStream:
+  """The patches that a training draws, see `streams.make_patches`."""
+  return streams.make_patches(
+    experiment,
+    start.inputs,
+    start.targets,
+    start.plan.spec.geometry,
+    seed,
+    augment=True,
+    leave_out_others=start.leaves_out_others,
+    wanted_targets=experiment.target_channels or (),
+  )
 
 
 def make_session(
@@ -149,8 +162,8 @@ def make_session(
 ) -> tuple[TrainingGraph, tf.Session]:
   """A training at its start, without its hooks, for those who do the steps themselves."""
   with tf.Graph().as_default() as tf_graph:
-    graph = TrainingGraph(experiment, start, streams.make_patches(experiment, start, seed))
-    initialize = Initializer(graph, lambda: start, seed)
+    graph = TrainingGraph(experiment, start, training_patches(experiment, start, seed))
+    initialize = Initializer(graph.variables, graph.optimizer, lambda: start, seed)
     session = tf.Session(graph=tf_graph, config=cluster_session.session_config(None))
     initialize(None, session)
     session.run(graph.iterator.initializer)
@@ -214,7 +227,9 @@ class TrainingRun:
       OSError: a file cannot be read or written.
     """
     stop, cluster = self._stop, self._experiment.cluster
-    initializer = Initializer(self._graph, self._start_now, self._seed)
+    initializer = Initializer(
+      self._graph.variables, self._graph.optimizer, self._start_now, self._seed
+    )
     hooks = self._hooks()
     savers = [h.saver for h in hooks if isinstance(h, CheckpointSaver)]
     local, ready = [self._graph.iterator.initializer], None
@@ -369,12 +384,7 @@ def _write_record(experiment: Experiment, start: Start, seed: int) -> None:
     'time': datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds'),
     'global_step': 0,
     'random_seed': seed,
-    'versions': {
-      'python': platform.python_version(),
-      'isl': isl.__version__,
-      'tensorflow': tf.__version__,
-      'numpy': np.__version__,
-    },
+    'versions': versions(),
   }
   record: dict[str, Any] = {}
   if start.resumes:

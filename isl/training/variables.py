@@ -17,7 +17,6 @@ import tensorflow.compat.v1 as tf
 
 from isl.core.channels import ImageKey
 from isl.models.plan import NetworkPlan, variable_shapes
-from isl.training.graph import TrainingGraph
 from isl.training.start import Start
 
 Shape = tuple[int, ...]
@@ -227,17 +226,23 @@ class Initializer:
   `init_op` is to do nothing.
   """
 
-  def __init__(self, graph: TrainingGraph, find_start: Callable[[], Start], seed: int):
+  def __init__(
+    self,
+    variables: PackedVariables,
+    optimizer: tf.train.Optimizer,
+    find_start: Callable[[], Start],
+    seed: int,
+  ):
     """Adds what it needs to the current graph.
 
     Args:
-      graph: of the training.
+      variables: the model's.
+      optimizer: has been applied to them.
       find_start: says at each call where the training starts from now.
       seed: of random weights.
     """
     self._find_start = find_start
     self._seed = seed
-    variables = graph.variables
     self._model = {
       **{part.variable: part.packing for part in variables.parts},
       variables.averages: variables.average_packing,
@@ -247,7 +252,7 @@ class Initializer:
     self._slots = {
       slot: (part.packing, name)
       for part in variables.parts
-      for name, slot in slots(part, graph.optimizer).items()
+      for name, slot in slots(part, optimizer).items()
     }
     self._scalars = [variable for variable in tf.global_variables() if variable.shape.rank == 0]
     self._placeholders: dict[tf.Variable, tf.Tensor] = {}

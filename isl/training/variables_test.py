@@ -221,10 +221,10 @@ def test_checkpoint_has_each_array_by_its_name(tmp_path, kind):
       np.testing.assert_array_equal(checkpoint.value(stored), array, err_msg=stored)
   for first, second in itertools.combinations(vectors.values(), 2):
     assert not np.array_equal(first, second)
-  held = checkpoint.describe()
-  assert (held.model, held.global_step, held.heads) == ('FOVEA', 1, _HEADS)
-  assert (held.num_model_variables, 5 in held.base_depths) == (len(model), True)
-  assert held.num_other_variables == len(slot_names | scalars) + 1
+  description = checkpoint.describe()
+  assert (description.model, description.global_step, description.heads) == ('FOVEA', 1, _HEADS)
+  assert (description.num_model_variables, 5 in description.base_depths) == (len(model), True)
+  assert description.num_other_variables == len(slot_names | scalars) + 1
   checkpoint.verify()
 
 

@@ -11,10 +11,10 @@ import numpy as np
 import tifffile
 
 from isl.core.channels import MAXPROJECT, ImageKey
-from isl.images.fields_of_view import ImageFiles
+from isl.images.fields_of_view import FieldFiles
 
 
-def stack_of(field: ImageFiles) -> np.ndarray:
+def stack_of(field: FieldFiles) -> np.ndarray:
   """All images of a field of view: [channel, z, row, column], channels by name.
 
   A label, which has a projection alone, is at z 0 and black elsewhere: its projection is as it was.
@@ -34,7 +34,7 @@ def stack_of(field: ImageFiles) -> np.ndarray:
 
 
 def write_ome_tiff(
-  path: pathlib.Path, field: ImageFiles, pixel_size: tuple[float, float] | None = None
+  path: pathlib.Path, field: FieldFiles, pixel_size: tuple[float, float] | None = None
 ) -> pathlib.Path:
   """Writes a field of view as an OME-TIFF of all its channels.
 
@@ -59,7 +59,7 @@ def write_ome_tiff(
 
 def write_ome_zarr(
   path: pathlib.Path,
-  field: ImageFiles,
+  field: FieldFiles,
   pixel_size: tuple[float, float] | None = None,
   *,
   version: str = '0.5',
@@ -101,7 +101,7 @@ def write_ome_zarr(
   return path
 
 
-def write_manifest(path: pathlib.Path, fields: Sequence[ImageFiles]) -> pathlib.Path:
+def write_manifest(path: pathlib.Path, fields: Sequence[FieldFiles]) -> pathlib.Path:
   """Writes a manifest of images that have a file each; returns `path`."""
   with path.open('w', newline='') as stream:
     writer = csv.writer(stream)

@@ -23,13 +23,15 @@ import pytest
 from absl import app, logging
 from absl.testing import flagsaver
 
+from isl.core.channels import TARGET_CHANNELS, TRANSMISSION
 from isl.core.experiment import Geometry
 from isl.images import png_folders, png_io
+from isl.images.fields_of_view import FieldFiles
 from isl.images.png_folders import PUBLISHED as PUBLISHED
 from isl.images.png_folders import SAMPLE as SAMPLE
 from isl.images.png_folders import field_name as field_name
 from isl.images.png_folders import image_name as image_name
-from isl.programs.random_field import write_image_set as write_image_set
+from isl.programs.random_field import write_field as write_field
 
 # Under Bazel this file is a link into the repository.
 REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
@@ -48,6 +50,13 @@ def shared_path(*parts: str) -> pathlib.Path:
   if not path.exists():
     skip_what_lacks(path)
   return path
+
+
+def original_fields(directory: str | os.PathLike[str]) -> list[FieldFiles]:
+  """The fields of view in a folder, with the images that the original's networks read."""
+  found = png_folders.find_png_fields(pathlib.Path(directory))
+  png_folders.log_unused(str(directory), found, (TRANSMISSION,), TARGET_CHANNELS)
+  return [field.select((TRANSMISSION,), TARGET_CHANNELS) for field in found]
 
 
 def skip_what_lacks(something: object) -> NoReturn:
@@ -249,7 +258,7 @@ class InferSetting:
       self.checkpoint, model='FOVEA', base_depth=8, num_z_values=3
     )
     self.images = self.new_folder()
-    (self.field,) = write_image_set(
+    (self.field,) = write_field(
       self.images, rows=self.rows, columns=self.columns, depths=5, channels=self.channels
     )
 
@@ -326,7 +335,7 @@ class TrainSetting:
     self._run = run
     self._tmp = tmp_path_factory
     self.images = self.new_folder()
-    write_image_set(self.images, rows=160, columns=160)
+    write_field(self.images, rows=160, columns=160)
 
   def new_folder(self) -> pathlib.Path:
     """An empty one."""

@@ -14,11 +14,12 @@ import tensorflow.compat.v1 as tf
 from isl.core.channels import input_stack, target_stack
 from isl.core.experiment import Corruption, Geometry, InputRange, Sampling, ShardReading
 from isl.data import shard_writing
+from isl.data.patches import PatchSpec
 from isl.data.shard_patches import Preparation, ShardPatches
 from isl.data.shard_reading import Record
 from isl.data.shard_writing import Cut
 from isl.images import finding
-from tests.support.program import write_image_set
+from tests.support.program import write_field
 
 GEOMETRY = Geometry(patch=20, output=4)
 NO_CORRUPTION = Corruption(multiplier_std=0, offset_std=0, noise_std=0)
@@ -33,13 +34,15 @@ ROWS, COLUMNS = 47, 60
 
 def write_images(folder: pathlib.Path) -> pathlib.Path:
   """Writes five fields of view."""
-  write_image_set(folder, rows=ROWS, columns=COLUMNS, wells=WELLS, depths=5)
+  write_field(folder, rows=ROWS, columns=COLUMNS, wells=WELLS, depths=5)
   return folder
 
 
 def write_shards(folder: pathlib.Path, images: pathlib.Path, count: int) -> list[pathlib.Path]:
   """Writes fields of view as wholes."""
-  return shard_writing.write_shards(finding.find_all([images]), str(folder / 's-%d'), count, Cut())
+  return shard_writing.write_shards(
+    finding.find_all([images]), str(folder / 's-%d'), count, Cut(overlap=0)
+  )
 
 
 def make_patches(
@@ -70,13 +73,15 @@ def make_patches(
       skip_corrupt=skip_corrupt,
     ),
     Preparation(input_range=input_range, stretch_targets=stretch, leave_out_others=leave_out),
-    sampling=dataclasses.replace(SAMPLING, capacity=shuffled, **sampling),
-    geometry=GEOMETRY,
-    inputs=input_stack(z),
-    targets=target_stack(channels),
-    seed=seed,
-    augment=augment,
-    corruption=corruption,
+    PatchSpec(
+      sampling=dataclasses.replace(SAMPLING, capacity=shuffled, **sampling),
+      geometry=GEOMETRY,
+      inputs=input_stack(z),
+      targets=target_stack(channels),
+      seed=seed,
+      augment=augment,
+      corruption=corruption,
+    ),
   )
 
 

@@ -1,0 +1,34 @@
+"""The version of isl, and those of what it computes with: records of runs have them."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+
+import cv2
+import numpy as np
+
+__version__ = '0.1.0'
+
+
+def versions() -> dict[str, str]:
+  """Versions by name: python, isl, tensorflow, numpy and opencv.
+
+  TensorFlow's is that of the installed package, so that it need not be loaded, which takes seconds.
+  """
+  return {
+    'python': platform.python_version(),
+    'isl': __version__,
+    'tensorflow': _tensorflow_version(),
+    'numpy': np.__version__,
+    'opencv': cv2.__version__,
+  }
+
+
+def _tensorflow_version() -> str:
+  try:
+    return importlib.metadata.version('tensorflow')
+  except importlib.metadata.PackageNotFoundError:
+    # Builds under other names, tensorflow-cpu say, bring the same package.
+    (name, *_) = importlib.metadata.packages_distributions()['tensorflow']
+    return importlib.metadata.version(name)
