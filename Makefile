@@ -1,8 +1,9 @@
 # make demo      labels a simulated field of view with the small network in checkpoints/
 # make test      everything that a change must pass: lint, then the tests
-# make lint      ruff (lint and format) and mypy alone
+# make lint      ruff (lint and format), mypy and import-linter alone
 # make soak      the tests that take minutes
-# make bazel-test    the tests once more, by Bazel
+# make bazel-check   everything built by Bazel, the demo run by it, and a small test of each package
+# make bazel-test    all tests of `make test` by Bazel
 # make clean     away with all that the above left here
 #
 # Each first makes .venv, unless it is there and newer than pyproject.toml.
@@ -11,15 +12,19 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
+# Bazel takes the first Python on PATH, and passes that on.
+BAZEL := PATH="$(CURDIR)/$(BIN):$$PATH" bazel
+
+DEMO := --base_directory demo --mode EVAL_EVAL --metric INFER_FULL \
+  --stitch_crop_size 1500 --restore_directory checkpoints --read_pngs \
+  --dataset_eval_directory data_sample/synthetic_evaluation \
+  --infer_channel_whitelist DAPI_CONFOCAL,MAP2_CONFOCAL,NFH_CONFOCAL
 
 .DEFAULT_GOAL := test
-.PHONY: demo test lint soak bazel-test clean
+.PHONY: demo test lint soak bazel bazel-test bazel-check clean
 
 demo: $(INSTALLED)
-	$(BIN)/isl-launch --base_directory demo --mode EVAL_EVAL --metric INFER_FULL \
-	  --stitch_crop_size 1500 --restore_directory checkpoints --read_pngs \
-	  --dataset_eval_directory data_sample/synthetic_evaluation \
-	  --infer_channel_whitelist DAPI_CONFOCAL,MAP2_CONFOCAL,NFH_CONFOCAL
+	$(BIN)/isl-launch $(DEMO)
 
 # Two at a time: TensorFlow builds graphs on one core, and steps of small networks leave cores idle.
 test: lint
@@ -30,14 +35,22 @@ lint: $(INSTALLED)
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/mypy --follow-imports=silent benchmarks/distributed.py
+	$(BIN)/lint-imports
 
 soak: $(INSTALLED)
 	$(BIN)/python -m pytest -m soak
 
-bazel-test: $(INSTALLED)
+bazel-test: bazel
+	$(BAZEL) test //...
+
+bazel-check: bazel
+	$(BAZEL) build //...
+	$(BAZEL) run isl:launch -- $(DEMO)
+	$(BAZEL) test --test_tag_filters=smoke //...
+
+bazel: $(INSTALLED)
 	@command -v bazel > /dev/null || \
 	  { echo 'Bazel is missing; on Debian and Ubuntu: apt-get install bazel-bootstrap' >&2; exit 1; }
-	PATH="$(CURDIR)/$(BIN):$$PATH" bazel test //...
 
 $(INSTALLED): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' || \

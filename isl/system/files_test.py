@@ -11,7 +11,7 @@ from tests.support.program import finish, python_process
 
 _KILLED_AMID = """if True:
   import os, pathlib, sys
-  from isl.system import folders
+  from isl.system import files
   # Stops where the older folder has been moved aside, and the new one is not in its place.
   rename, moved = pathlib.Path.rename, []
   def stopping(path, target):
@@ -21,7 +21,7 @@ _KILLED_AMID = """if True:
     moved.append(path)
     return rename(path, target)
   pathlib.Path.rename = stopping
-  with folders.whole_folder(sys.argv[1], lambda folder: True) as partial:
+  with files.whole_folder(sys.argv[1], lambda folder: True) as partial:
     (partial / 'new').write_text('new')
 """
 
