@@ -2,21 +2,23 @@
 
 load("@rules_python//python:defs.bzl", "py_test")
 
-def pytest_test(name, srcs, args = [], data = [], **kwargs):
-    """A py_test whose one file pytest runs, with the settings of pyproject.toml.
+def pytest_tests(srcs, smoke = None, **kwargs):
+    """A py_test for each file, which pytest runs with the settings of pyproject.toml.
 
     Args:
-      name: the target's name.
-      srcs: the test's file.
-      args: more arguments for pytest.
-      data: files that the test reads.
-      **kwargs: all else that py_test takes: deps, size.
+      srcs: the tests' files; a target is named as its file, without the ending.
+      smoke: of these the one that `make bazel-check` runs; None: it runs none here.
+      **kwargs: all else that py_test takes: deps.
     """
-    py_test(
-        name = name,
-        srcs = srcs + ["//tools/bazel:pytest_main.py"],
-        main = "//tools/bazel:pytest_main.py",
-        args = ["$(rootpath {})".format(src) for src in srcs] + args,
-        data = data + ["//:pyproject.toml"],
-        **kwargs
-    )
+    for src in srcs:
+        py_test(
+            name = src[:-len(".py")],
+            # TensorFlow alone takes a busy machine a minute to load.
+            size = "large",
+            srcs = [src, "//tools/bazel:pytest_main.py"],
+            main = "//tools/bazel:pytest_main.py",
+            args = ["$(rootpath {})".format(src)],
+            data = ["//:pyproject.toml"],
+            tags = ["smoke"] if src == smoke else [],
+            **kwargs
+        )
