@@ -5,9 +5,6 @@ from __future__ import annotations
 import importlib.metadata
 import platform
 
-import cv2
-import numpy as np
-
 __version__ = '0.1.0'
 
 
@@ -16,6 +13,10 @@ def versions() -> dict[str, str]:
 
   TensorFlow's is that of the installed package, so that it need not be loaded, which takes seconds.
   """
+  # Not at the top: whoever imports isl has the version from here.
+  import cv2
+  import numpy as np
+
   return {
     'python': platform.python_version(),
     'isl': __version__,
