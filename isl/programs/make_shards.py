@@ -19,22 +19,18 @@ from collections.abc import Callable, Sequence
 from absl import flags, logging
 
 from isl.core import shard_names
+from isl.core.channels import MAXPROJECT
+from isl.images import finding
+from isl.images.fields_of_view import FieldFiles, parts_of
+from isl.models.networks import NETWORKS
 from isl.system import quiet
-
-with quiet.quiet_stderr():
-  from isl.core.channels import MAXPROJECT
-  from isl.data import shard_writing
-  from isl.data.shard_writing import Cut
-  from isl.images import finding
-  from isl.images.fields_of_view import FieldFiles, parts_of
-  from isl.models.networks import NETWORKS
 
 # As much as the network that sees farthest needs.
 _OVERLAP = max(spec.geometry.margin for spec in NETWORKS.values())
 
 
-def parse_arguments() -> argparse.Namespace:
-  """The command line."""
+def make_parser() -> argparse.ArgumentParser:
+  """The options."""
   parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
   parser.add_argument(
     '--dataset_directory',
@@ -69,7 +65,7 @@ def parse_arguments() -> argparse.Namespace:
   )
   parser.add_argument('--gzip', action='store_true', help='compress the shards, too')
   parser.add_argument('--overwrite', action='store_true', help='replace older shards of that name')
-  return parser.parse_args()
+  return parser
 
 
 def _names(text: str) -> list[str]:
@@ -128,12 +124,15 @@ def _home(path: str) -> str:
 
 def main() -> None:
   """The command line."""
-  arguments = parse_arguments()
+  arguments = make_parser().parse_args()
+  with quiet.quiet_stderr():
+    # Not at the top: it loads TensorFlow, for which --help should not have to wait.
+    from isl.data import shard_writing
   # Else absl's log begins with a line on flags that are not there.
   flags.FLAGS.mark_as_parsed()
   logging.use_absl_handler()
   logging.set_verbosity(logging.INFO)
-  cut = Cut(
+  cut = shard_writing.Cut(
     tile_size=arguments.tile_size,
     overlap=arguments.tile_overlap,
     compression=arguments.png_compression,
