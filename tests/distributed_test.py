@@ -207,6 +207,26 @@ def test_lost_servers_and_chiefs(make_machines):
 
 
 @pytest.mark.soak
+def test_a_signal_to_all(make_machines):
+  """As a batch system sends it at the time limit: a server that ignores it outlasts the chief."""
+  machines = make_machines()
+  own = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+  try:
+    server = machines.server(0)
+  finally:
+    signal.signal(signal.SIGTERM, own)
+  workers = [machines.worker(0), machines.worker(1)]
+  for worker in workers:
+    worker.wait_for(r'step \d+: ')
+  for machine in (server, *workers):
+    machine.process.send_signal(signal.SIGTERM)
+  assert [machine.end() for machine in (server, *workers)] == [0] * 3
+  assert all('Stopped by SIGTERM' in worker.log for worker in workers)
+  assert 'The chief is done' in server.log
+  assert machines.steps_saved()[-1] > 0
+
+
+@pytest.mark.soak
 def test_a_lost_worker_of_a_synchronous_training(make_machines):
   machines = make_machines('--number_of_steps=100', '--sync_replicas', '--save_interval_secs=2')
   server, chief, other = machines.server(0), machines.worker(0), machines.worker(1)
