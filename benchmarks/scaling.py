@@ -52,7 +52,7 @@ def parse_arguments() -> argparse.Namespace:
   )
   parser.add_argument('--server_cores', type=int, default=16, help="a parameter server's")
   parser.add_argument(
-    '--field_seconds', type=float, default=88.0, help='of a field of view (README, Speed)'
+    '--field_seconds', type=float, default=88.0, help='of a field of view (docs/performance.md)'
   )
   parser.add_argument(
     '--field_variation', type=float, default=0.1, help='standard deviation over mean'

@@ -1,20 +1,25 @@
-"""The original README's commands, to the letter, and its numbers."""
+"""The original README's commands, to the letter, and its numbers; and those of our own pages."""
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import pathlib
+import re
 import shlex
 import shutil
 import subprocess
 import sys
+import textwrap
 
 import cv2
 import numpy as np
 import pytest
+from absl.testing import flagsaver
 
-from isl import launch
-from isl.programs import random_checkpoint
+from isl import command_line, launch
+from isl.program_flags import FLAGS
+from isl.programs import make_shards, random_checkpoint
 from tests.support.program import (
   REPOSITORY,
   InferRun,
@@ -159,19 +164,99 @@ def test_by_bazel_to_the_letter(workspace, tmp_path, command, channels, num_colu
   _check(tmp_path / 'base', outcome, channels, num_columns)
 
 
-@pytest.mark.parametrize('command', [_CONDITION_B, _TRAINING])
-def test_this_is_what_the_readme_says(command):
+def _page(name: str) -> str:
+  path = _repository() / name
+  if not path.exists():
+    pytest.skip(f'{name} is not here')
+  return path.read_text(encoding='utf-8')
+
+
+@pytest.mark.parametrize(
+  ('command', 'page'),
+  [
+    (_CONDITION_B, 'README.md'),
+    (_TRAINING, 'README.md'),
+    (_CONDITION_B, 'docs/inference.md'),
+    (_CONDITION_E, 'docs/inference.md'),
+    (_TRAINING, 'docs/training.md'),
+  ],
+)
+def test_this_is_what_the_pages_say(command, page):
   """They stand there to be copied; variables name the folders, of which this project has some."""
-  readme = _repository() / 'README.md'
-  if not readme.exists():
-    pytest.skip('the README is not here')
-  text = ' '.join(readme.read_text().replace('\\\n', ' ').split())
+  text = ' '.join(_page(page).replace('\\\n', ' ').split())
   for variable, folder in (
     ('$EVALUATION', 'condition_b_sample'),
     ('$TRAINING', 'condition_e_sample_B2'),
   ):
     text = text.replace(variable, folder)
   assert command in text
+
+
+_TOPICS = [
+  'images',
+  'inference',
+  'quality',
+  'training',
+  'shards',
+  'export',
+  'machines',
+  'performance',
+]
+_PAGES = (
+  *('README.md', 'checkpoints/README.md', 'data_sample/README.md'),
+  *(f'docs/{topic}.md' for topic in _TOPICS),
+)
+# In place of the programs: they print TF_CONFIG and their command line.
+_STAND_INS = """
+  python() { local config=${TF_CONFIG//[[:space:]]}; echo "${config@Q}" "${@@Q}"; }
+  isl-launch() { python -m isl.launch "$@"; }
+  bazel() { [[ "$1 $2 $3" == 'run isl:launch --' ]] && isl-launch "${@:4}"; }
+  tensorboard() { :; }
+  sbatch() { :; }
+  TF_CONFIG=
+"""
+
+
+def _command_blocks(page: str) -> list[str]:
+  """The indented parts of a page that have a command of ours in them."""
+  blocks = re.findall(r'(?:^ {4,}\S.*\n(?:\n(?= {4}))?)+', page, re.M)
+  ours = r'^ *(isl-launch|bazel run isl:launch|(\.venv/bin/)?python) '
+  return [block for block in blocks if re.search(ours, block, re.M)]
+
+
+def _check_is_understood(command: list[str]) -> None:
+  """Has the flags or options of a command of Python read by the program that it names."""
+  match command:
+    case ['-m', 'isl.launch', *arguments]:
+      with flagsaver.flagsaver():
+        assert FLAGS(['isl-launch', *arguments]) == ['isl-launch']
+        command_line.make_experiment()
+    case ['-m', 'isl.programs.make_shards', *arguments]:
+      make_shards.make_parser().parse_args(arguments)
+    case ['-m', module, *_]:
+      assert importlib.util.find_spec(module), module
+    case [script, *_]:
+      assert (_repository() / script).is_file(), script
+
+
+@pytest.mark.parametrize('name', _PAGES)
+def test_commands_of_the_pages_are_understood(name, monkeypatch):
+  blocks = _command_blocks(_page(name))
+  assert blocks
+  for block in blocks:
+    code = textwrap.dedent(block).replace('.venv/bin/python', 'python')
+    done = subprocess.run(
+      ['bash', '-euc', f'{_STAND_INS}\n{code}\nwait'],
+      env={'BASE_DIRECTORY': '/base', 'EVALUATION': 'a', 'TRAINING': 'b'},
+      capture_output=True,
+      text=True,
+      check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, ''), block
+    for line in done.stdout.splitlines():
+      tf_config, *command = shlex.split(line)
+      monkeypatch.setenv('TF_CONFIG', tf_config)
+      _check_is_understood(command)
 
 
 def test_error_panel_is_the_originals(tmp_path):

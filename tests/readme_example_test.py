@@ -1,4 +1,4 @@
-"""The README's examples of Python, run as they stand there."""
+"""The pages' examples of Python, run as they stand there."""
 
 from __future__ import annotations
 
@@ -15,14 +15,12 @@ from tests.support.program import REPOSITORY, run_in_process
 _LABELS = ('DAPI_CONFOCAL', 'NFH_CONFOCAL', 'MAP2_CONFOCAL')
 
 
-@pytest.fixture(scope='module')
-def examples():
-  """Of Predictor, and of what EXPORT writes."""
-  readme = REPOSITORY / 'README.md'
-  if not readme.exists():
-    pytest.skip('the README is not here')
-  found = re.findall(r'^```python\n(.*?)^```$', readme.read_text(), re.M | re.S)
-  assert len(found) == 2
+def _example(name: str) -> str:
+  """The only example of Python on a page."""
+  page = REPOSITORY / name
+  if not page.exists():
+    pytest.skip(f'{name} is not here')
+  (found,) = re.findall(r'^```python\n(.*?)^```$', page.read_text(encoding='utf-8'), re.M | re.S)
   return found
 
 
@@ -39,14 +37,14 @@ def _run(example, folder):
   return done.stdout.splitlines()
 
 
-def test_predictor(examples):
-  lines = [line.rsplit(' ', 1) for line in _run(examples[0], REPOSITORY)]
+def test_predictor():
+  lines = [line.rsplit(' ', 1) for line in _run(_example('README.md'), REPOSITORY)]
   assert [line[0] for line in lines] == [f'{label} (300, 320)' for label in _LABELS]
   # Of noise, a network trained on cells is not sure.
   assert all(0 < float(width) < 1 for _, width in lines)
 
 
-def test_exported_network(examples, tmp_path):
+def test_exported_network(tmp_path):
   outcome = run_in_process(
     launch.run,
     '--mode=EXPORT',
@@ -56,5 +54,6 @@ def test_exported_network(examples, tmp_path):
     '--infer_statistics=MEDIAN,ENTROPY',
   )
   assert outcome.status == 0, outcome.stderr
-  lines = _run(f"{examples[1]}\nprint(predicted['DAPI_CONFOCAL_MEDIAN'].shape)", tmp_path)
+  example = _example('docs/export.md')
+  lines = _run(f"{example}\nprint(predicted['DAPI_CONFOCAL_MEDIAN'].shape)", tmp_path)
   assert lines == ['(1, 192, 216)']
