@@ -1,6 +1,8 @@
 """Writes the page of all flags and options, from what the programs themselves know of them.
 
-python docs/make_flags.py > docs/flags.md
+    python docs/make_flags.py > docs/flags.md
+
+A test tells when that is due. TensorFlow is not loaded for it.
 """
 
 from __future__ import annotations
@@ -15,8 +17,6 @@ from absl import flags
 from isl import program_flags
 from isl.programs import make_shards
 
-# What the titles of the program's groups of flags begin with, in --helpfull.
-_PREFIX = 'isl: '
 _INTRODUCTION = """# Flags
 
 <!-- Written by docs/make_flags.py from the programs' own flags. -->
@@ -81,8 +81,8 @@ def _table(rows: Iterable[tuple[str, str, str, str]], what: str) -> Iterator[str
 def _program_flags() -> Iterator[str]:
   """The flags in their groups, in the program's order."""
   for module, defined in program_flags.FLAGS.flags_by_module_dict().items():
-    if module.startswith(_PREFIX):
-      title = module.removeprefix(_PREFIX)
+    if module.startswith(program_flags.GROUP_PREFIX):
+      title = module.removeprefix(program_flags.GROUP_PREFIX)
       yield f'\n## {title[0].upper()}{title[1:]}\n'
       yield from _table(
         ((f'--{f.name}', _default(f.default), _allowed(f), _meaning(f)) for f in defined), 'flag'
