@@ -1,7 +1,7 @@
 """In silico labeling: fluorescent labels predicted from transmitted-light z-stacks.
 
 import isl
-labels = isl.Predictor('checkpoints').predict(stack)  # See predictor.py.
+labels = isl.Predictor('checkpoints').predict(stack)  # See isl/predictor.py.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ if typing.TYPE_CHECKING:
 else:
 
   def __getattr__(name: str) -> object:
-    """Predictor, when it is asked for: it loads TensorFlow, which takes seconds."""
+    """Loads Predictor when it is first asked for: that loads TensorFlow, which takes seconds."""
     if name == 'Predictor':
       from isl.predictor import Predictor
 

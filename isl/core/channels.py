@@ -1,4 +1,4 @@
-"""Which images a field of view has, and which of them the network reads and predicts."""
+"""Names and order of a field of view's images: what the network reads and what it predicts."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ TRANSMISSION = 'TRANSMISSION'
 # A field of view has one of these; the network sees it as TRANSMISSION.
 TRANSMITTED_LIGHT_CHANNELS = ('BRIGHTFIELD', 'PHASE_CONTRAST', 'DIC')
 
-# What a field of view may have for an input channel that is one of several recorded ones.
+# By input channel, the recorded channels of which a field of view has one in its place.
 RECORDED_AS = {TRANSMISSION: (*TRANSMITTED_LIGHT_CHANNELS, TRANSMISSION)}
 
 # In the canonical order. NEURITE_CONFOCAL is made from two others, see SYNTHETIC_CHANNELS.
@@ -27,25 +27,26 @@ TARGET_CHANNELS = (
   'NEURITE_CONFOCAL',
 )
 
-# A channel that no microscope records: the mean of these, masked by the geometric mean of theirs.
+# Channels that no microscope records, each the mean of these recorded ones. Its mask is the
+# geometric mean of their masks.
 SYNTHETIC_CHANNELS = {'NEURITE_CONFOCAL': ('NFH_CONFOCAL', 'MAP2_CONFOCAL')}
 
 
 @dataclasses.dataclass(frozen=True)
 class ImageKey:
-  """Which image of a field of view.
+  """Identifies one image of a field of view: its z depth and its channel.
 
   Attributes:
     z: on disk, the depth's index (an int) or MAXPROJECT; for the network, the position in [0, 1]
       (a float) or MAXPROJECT.
-    channel: what was recorded, DAPI_CONFOCAL say.
+    channel: the name of what was recorded: DAPI_CONFOCAL, for example.
   """
 
   z: int | float | str
   channel: str
 
   def __str__(self) -> str:
-    """`{z}/{channel}` as in the checkpoint's variable names: Python prints the z, so 0.0, 0.04."""
+    """Formats the key as `{z}/{channel}`, as in checkpoints' variable names: 0.04/TRANSMISSION."""
     return f'{self.z}/{self.channel}'
 
 
@@ -54,8 +55,8 @@ class StackSpec:
   """The images that the network reads or predicts, synthetic channels included.
 
   Attributes:
-    z_values: positions in [0, 1], or MAXPROJECT alone.
-    channels: channels at each of these.
+    z_values: positions in [0, 1] from the lowest to the highest plane, or MAXPROJECT alone.
+    channels: names of the channels at each of these z values.
   """
 
   z_values: tuple[float | str, ...]
@@ -68,15 +69,15 @@ class StackSpec:
 
 
 def input_stack(num_z_values: int, channels: Sequence[str] = (TRANSMISSION,)) -> StackSpec:
-  """The z-stack at `num_z_values` evenly spaced positions in [0, 1].
+  """Describes the input: a z-stack at `num_z_values` evenly spaced positions in [0, 1].
 
   Args:
-    num_z_values: how many.
-    channels: what is read at each. They are put in order by name, which is all that a checkpoint's
-      variables say of them: weights depend on the order.
+    num_z_values: the number of z depths.
+    channels: the channels read at each depth. They are sorted by name, because the weights depend
+      on their order, and a checkpoint's variables tell the channels' names but not their order.
   """
   last = max(num_z_values - 1, 1)
-  # Rounded, because the variables' names hold these numbers as Python prints them.
+  # Rounded to 4 places: checkpoints' variable names contain these numbers as Python prints them.
   return StackSpec(
     z_values=tuple(round(i / last, 4) for i in range(num_z_values)),
     channels=tuple(sorted(channels)),
@@ -84,5 +85,5 @@ def input_stack(num_z_values: int, channels: Sequence[str] = (TRANSMISSION,)) ->
 
 
 def target_stack(channels: Sequence[str] = TARGET_CHANNELS) -> StackSpec:
-  """The fluorescent labels, all at z MAXPROJECT."""
+  """Describes the target: the fluorescent labels, all at z MAXPROJECT."""
   return StackSpec(z_values=(MAXPROJECT,), channels=tuple(channels))

@@ -24,13 +24,15 @@ _EXAMPLE = (
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Cluster:
-  """Parameter servers, which hold the variables, and workers, which compute with them.
+  """The machines of a distributed training, and which of them this process is.
+
+  Parameter servers keep the variables, workers compute with them.
 
   Attributes:
-    jobs: for each kind of task (chief or master, worker, ps) its name and the tasks' addresses, as
+    jobs: for each kind of task (chief or master, worker, ps), its name and the tasks' addresses as
       host:port.
-    job: the kind of this process.
-    task: its number among those.
+    job: the kind of task that this process is.
+    task: the number of this process among the tasks of its kind, from 0.
   """
 
   jobs: tuple[tuple[str, tuple[str, ...]], ...]
@@ -39,17 +41,17 @@ class Cluster:
 
   @property
   def ps_hosts(self) -> tuple[str, ...]:
-    """Addresses of the parameter servers."""
+    """Addresses of the parameter servers, as host:port."""
     return dict(self.jobs)[PS]
 
   @property
   def workers(self) -> tuple[tuple[str, int], ...]:
-    """(job, task) of all that compute; the first is the chief."""
+    """The (job, task) of every process that computes; the first is the chief."""
     return tuple((job, i) for job, hosts in self.jobs if job != PS for i in range(len(hosts)))
 
   @property
   def worker_number(self) -> int:
-    """Which of the `workers` this process is."""
+    """The position of this process in `workers`; ValueError for a parameter server."""
     return self.workers.index((self.job, self.task))
 
   @property
@@ -59,36 +61,36 @@ class Cluster:
 
   @property
   def is_chief(self) -> bool:
-    """Whether it is the worker that writes checkpoints and summaries."""
+    """Whether this process is the worker that writes checkpoints and summaries."""
     return (self.job, self.task) == self.workers[0]
 
   @property
   def device(self) -> str:
-    """What TensorFlow calls this process."""
+    """TensorFlow's device name of this process: /job:worker/task:1, for example."""
     return f'/job:{self.job}/task:{self.task}'
 
   @property
   def ps_devices(self) -> tuple[str, ...]:
-    """What it calls the parameter servers."""
+    """TensorFlow's device names of the parameter servers."""
     return tuple(f'/job:{PS}/task:{i}' for i in range(len(self.ps_hosts)))
 
   @property
   def address(self) -> str:
-    """This process's own, as host:port."""
+    """The address of this process, as host:port."""
     return dict(self.jobs)[self.job][self.task]
 
 
 def from_tf_config(text: str) -> Cluster | None:
-  """What the environment variable TF_CONFIG says.
+  """Reads the cluster from the environment variable TF_CONFIG.
 
   Args:
-    text: its value: JSON, as TensorFlow's tools and Kubernetes' TFJob set it.
+    text: the variable's value: JSON, as TensorFlow's tools and Kubernetes' TFJob set it.
 
   Returns:
-    None where one process is all there is.
+    The cluster; None where TF_CONFIG names a single process, which trains alone.
 
   Raises:
-    ValueError: it says something else.
+    ValueError: the text is not JSON, or does not describe a cluster that isl can train on.
   """
   try:
     config: Any = json.loads(text)
@@ -141,16 +143,17 @@ def _tf_config_hosts(job: str, hosts: Any) -> tuple[str, ...]:
 def from_hosts(
   ps_hosts: Sequence[str], worker_hosts: Sequence[str], *, is_ps: bool, task: int
 ) -> Cluster:
-  """What flags say.
+  """Makes a cluster of the addresses that the flags --ps_hosts and --worker_hosts give.
 
   Args:
     ps_hosts: addresses of the parameter servers, as host:port.
-    worker_hosts: of the workers; the first is the chief.
+    worker_hosts: addresses of the workers, as host:port; the first is the chief.
     is_ps: whether this process is a parameter server.
-    task: its number among those of its kind.
+    task: the number of this process among the tasks of its kind, from 0.
 
   Raises:
-    ValueError: an address or the number is wrong.
+    ValueError: an address or the task's number is wrong, or there are no parameter servers or no
+      workers.
   """
   hosts = {WORKER: tuple(worker_hosts), PS: tuple(ps_hosts)}
   job = PS if is_ps else WORKER
@@ -161,7 +164,7 @@ def from_hosts(
 
 
 def _check_jobs(hosts: Mapping[str, tuple[str, ...]], origin: str) -> None:
-  """There is a task of each kind."""
+  """Raises ValueError unless there are both a parameter server and a worker."""
   if not hosts.get(PS):
     raise ValueError(
       f'{origin} must name a parameter server (ps), which holds the variables; got none'
@@ -171,7 +174,7 @@ def _check_jobs(hosts: Mapping[str, tuple[str, ...]], origin: str) -> None:
 
 
 def _make(hosts: Mapping[str, tuple[str, ...]], job: str, task: int, origin: str) -> Cluster:
-  """Checks what both ways have in common."""
+  """Makes the cluster; raises ValueError if an address is malformed or occurs twice."""
   every = [host for of_job in hosts.values() for host in of_job]
   for host in every:
     match = _ADDRESS.fullmatch(host)

@@ -18,14 +18,14 @@ DEFAULT_NUM_Z_VALUES = 26
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Geometry:
-  """How a network's outputs lie on its input, in pixels: the same for rows and columns.
+  """Where a network's outputs lie on its input, in pixels; the same for rows and columns.
 
   A square patch gives a square output at its centre; neighbouring patches are a stride apart, and
   their outputs abut.
 
   Attributes:
-    patch: side of the input of one patch.
-    output: side of its output, also the stride of dense outputs.
+    patch: side of a patch's input.
+    output: side of a patch's output, and the stride between the outputs of dense evaluation.
   """
 
   patch: int
@@ -33,15 +33,15 @@ class Geometry:
 
   @property
   def margin(self) -> int:
-    """From the patch's border to its output's: what an output image lacks on each side."""
+    """Pixels from a patch's border to its output's, which an output image lacks on each side."""
     return (self.patch - self.output) // 2
 
   def num_blocks(self, size: int) -> int:
-    """How many whole outputs fit behind each other into `size` pixels of input, in a direction."""
+    """The number of neighbouring outputs that `size` pixels of input give in one direction."""
     return max((size - self.patch) // self.output + 1, 0)
 
   def input_size(self, num_blocks: int) -> int:
-    """The pixels of input that `num_blocks` neighbouring outputs need, in a direction."""
+    """The pixels of input that `num_blocks` neighbouring outputs need in one direction."""
     return self.patch + (num_blocks - 1) * self.output
 
 
@@ -80,7 +80,7 @@ class Panel(enum.Enum):
 
 
 class PredictionFormat(enum.Enum):
-  """What files predictions are written as."""
+  """The file format that predictions are written in."""
 
   PNG = 'PNG'
   OME_TIFF = 'OME_TIFF'
@@ -88,7 +88,7 @@ class PredictionFormat(enum.Enum):
 
 
 class Padding(enum.Enum):
-  """What the network sees around a crop, so that it predicts all of it; NONE: only its middle."""
+  """What is put around a crop so that all of it is predicted; NONE predicts only its middle."""
 
   NONE = 'NONE'
   REFLECT = 'REFLECT'
@@ -96,14 +96,14 @@ class Padding(enum.Enum):
 
 
 class ExportFormat(enum.Enum):
-  """What EXPORT writes."""
+  """The format of the model that EXPORT writes."""
 
   SAVED_MODEL = 'SAVED_MODEL'
   ONNX = 'ONNX'
 
 
 class Optimizer(enum.Enum):
-  """How weights follow their gradients."""
+  """The optimizer that changes the weights along their gradients."""
 
   ADAM = 'ADAM'
   ADAGRAD = 'ADAGRAD'
@@ -111,7 +111,7 @@ class Optimizer(enum.Enum):
 
 
 class Loss(enum.Enum):
-  """How far a predicted distribution is from the true class; formulas in losses.py."""
+  """How far a predicted distribution is from the true class; formulas in isl/models/losses.py."""
 
   CROSS_ENTROPY = 'CROSS_ENTROPY'
   RANKED_PROBABILITY_SCORE = 'RANKED_PROBABILITY_SCORE'
@@ -119,10 +119,11 @@ class Loss(enum.Enum):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class InputRange:
-  """Which part of its range a camera used: what becomes 0 and 1 in the input.
+  """The part of its range that a camera used: the intensities that become 0 and 1 in the input.
 
   Attributes:
-    ends: (low, high) as on disk; None: percentiles of each field of view.
+    ends: (low, high) in the units of the files' pixels; None: the 0.1 and 99.9 percentiles of each
+      field of view.
   """
 
   ends: tuple[float, float] | None
@@ -130,11 +131,11 @@ class InputRange:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Sampling:
-  """How patches are taken from fields of view, for a loss. Sizes are in pixels.
+  """How training and LOSS take patches from fields of view; sizes are in pixels.
 
   Attributes:
-    crop_size: side of a random crop.
-    patch_stride: stride of the patches in it, in both directions.
+    crop_size: side of the random crop of a field of view that is read at a time.
+    patch_stride: stride of the patches in a crop, in both directions.
     output_size: side of a patch's output.
     batch_size: patches computed at once.
     num_threads: threads that read patches.
@@ -151,10 +152,10 @@ class Sampling:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ShardReading:
-  """Which TFRecord shards are read, and how.
+  """The TFRecord shards that training or LOSS reads, and how it reads them.
 
   Attributes:
-    paths: the shards.
+    paths: files of the shards.
     num_threads: shards read at the same time.
     batch_size: examples decoded at once.
     capacity: examples that are shuffled among each other.
@@ -170,11 +171,11 @@ class ShardReading:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Export:
-  """What EXPORT writes, and where.
+  """What EXPORT writes and where it writes it.
 
   Attributes:
-    directory: holds a folder for each exported step.
-    format: what is in it.
+    directory: folder that gets a subfolder for each exported global step.
+    format: format of the exported model.
   """
 
   directory: pathlib.Path
@@ -183,11 +184,11 @@ class Export:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DaskWorkers:
-  """Which processes label fields of view; one of the two is None.
+  """The Dask processes that label fields of view; one of the two attributes is None.
 
   Attributes:
-    scheduler: address of a cluster's scheduler.
-    num_local: processes on this machine.
+    scheduler: address of a running cluster's scheduler.
+    num_local: number of processes to start on this machine.
   """
 
   scheduler: str | None
@@ -196,12 +197,12 @@ class DaskWorkers:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Corruption:
-  """Random changes of the input, as standard deviations in intensities from 0 to 1.
+  """Random changes of the input: standard deviations, where intensities are in [0, 1].
 
   Attributes:
-    multiplier_std: of an image's factor, around 1.
-    offset_std: of an image's offset.
-    noise_std: of a pixel's noise.
+    multiplier_std: standard deviation of the factor that multiplies an image, around 1.
+    offset_std: standard deviation of the offset that is added to an image, around 0.
+    noise_std: standard deviation of the noise that is added to each pixel, around 0.
   """
 
   multiplier_std: float
@@ -211,15 +212,16 @@ class Corruption:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Training:
-  """How TRAIN goes about it.
+  """Settings of TRAIN.
 
   Attributes:
-    optimizer: how weights follow their gradients.
-    learning_rate: its rate.
-    learning_decay_steps: steps in which the rate of MOMENTUM decays by 0.999.
-    number_of_steps: the global step to stop at; None: until stopped.
-    restore_logits: whether the heads start from the restored checkpoint, too.
-    restore_inputs: whether the first layer does.
+    optimizer: optimizer that changes the weights along their gradients.
+    learning_rate: the optimizer's learning rate.
+    learning_decay_steps: number of steps after which MOMENTUM's learning rate has decayed by the
+      factor 0.999.
+    number_of_steps: the global step to stop at; None: training goes on until it is stopped.
+    restore_logits: whether the heads, too, start from the restored checkpoint.
+    restore_inputs: whether the first layer, too, starts from the restored checkpoint.
     save_summaries_secs: seconds between summaries.
     save_interval_secs: seconds between checkpoints.
   """
@@ -236,13 +238,13 @@ class Training:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Evaluation:
-  """When EVAL_TRAIN and EVAL_EVAL compute their metric, and of how much.
+  """When EVAL_TRAIN and EVAL_EVAL compute their metric, and on how many patches.
 
   Attributes:
-    interval_secs: pause between looks for a new checkpoint.
-    delay_secs: wait before the first.
-    once: whether the newest checkpoint is the only one.
-    num_examples: patches averaged for LOSS.
+    interval_secs: seconds between two looks for a new checkpoint.
+    delay_secs: seconds before the first look.
+    once: whether only the newest checkpoint is evaluated.
+    num_examples: number of patches that LOSS averages over.
   """
 
   interval_secs: float
@@ -258,16 +260,16 @@ class Inference:
   Attributes:
     crop_size: side of the crop at the image's top left, in pixels; 0: the whole image.
     tile_size: side of a tile, in blocks; a tile is computed at once.
-    method: dense, or patch by patch.
+    method: whether the network is evaluated densely or patch by patch.
     panels: error panels to draw.
-    simplify_panels: whether they have only the columns that are needed most.
-    statistics: of the predicted distributions, to be written.
+    simplify_panels: whether error panels have only the columns that are needed most.
+    statistics: statistics of the predicted distributions to write.
     channels: labels to predict, in this order; None: all that the checkpoint predicts.
     padding: what is put around the crop.
-    prediction_format: what files the statistics are written as.
-    calibrate: whether the images serve to fit the checkpoint's temperatures, and nothing else.
+    prediction_format: file format that the statistics are written in.
+    calibrate: whether the images only serve to fit the checkpoint's temperatures.
     calibrated: whether distributions are predicted with fitted temperatures.
-    overwrite: whether fields of view that are done already are done again.
+    overwrite: whether fields of view whose results exist are predicted again.
   """
 
   crop_size: int
@@ -286,34 +288,33 @@ class Inference:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Experiment:
-  """A run, whole and read-only.
+  """Everything that decides what a run does, read-only.
 
   Attributes:
-    mode: what it does.
+    mode: what the run does.
     metric: what an evaluation computes.
-    base_directory: where training and evaluations write.
-    restore_directory: folder of the checkpoint to start from or to use; None: the newest in
-      BASE/train.
-    image_directories: the folders of images (or files, or manifests) that this mode reads.
+    base_directory: folder under which training and evaluations write, BASE below.
+    restore_directory: folder of the checkpoint to start from or to use; None: BASE/train.
+    image_directories: folders of images (or files, or manifests) that this mode reads.
     model: the network's name; None: as the checkpoint says.
-    base_depth: its width; None: likewise.
-    num_z_values: z depths that it reads; None: likewise.
+    base_depth: the network's width; None: as the checkpoint says.
+    num_z_values: number of z depths that the network reads; None: as the checkpoint says.
     loss: what training minimizes and LOSS reports.
     sampling: how patches are taken from fields of view.
     corruption: how the input of TRAIN and JITTER_STITCH is changed at random.
-    input_channels: what the network reads at each z depth; None: as the checkpoint says.
-    target_channels: the labels that it predicts; None: likewise.
+    input_channels: channels that the network reads at each z depth; None: as the checkpoint says.
+    target_channels: labels that the network predicts; None: as the checkpoint says.
     input_range: which part of the camera's range the input uses; None: all of it.
-    stretch_targets: channels whose range in each field of view becomes [0, 1].
-    random_seed: decides all that is drawn at random; None: another at every start.
-    training: what TRAIN does.
-    evaluation: when the evaluations happen.
-    inference: what INFER_FULL, STITCH and JITTER_STITCH do.
+    stretch_targets: target channels whose range in each field of view becomes [0, 1].
+    random_seed: seed of all that is drawn at random; None: another seed at every start.
+    training: settings of TRAIN.
+    evaluation: settings of EVAL_TRAIN and EVAL_EVAL.
+    inference: settings of INFER_FULL, STITCH and JITTER_STITCH.
     shards: TFRecord shards that this mode reads instead of images; None: it reads images.
-    export: what EXPORT writes; None: for other modes.
-    cluster: the machines that train together; None: this process alone.
-    sync_replicas: whether these wait for each other at every step.
-    dask: the processes that label fields of view; None: this one alone.
+    export: what EXPORT writes; None in other modes.
+    cluster: the machines that train together; None: this process trains alone.
+    sync_replicas: whether the cluster's workers wait for each other at every step.
+    dask: the Dask processes that label fields of view; None: this process labels them.
     dry_run: whether the run only says what it would read and write.
     flags: the command line's flags and their values, for the record.
   """
@@ -347,17 +348,17 @@ class Experiment:
 
   @property
   def train_directory(self) -> pathlib.Path:
-    """Where training writes its checkpoints and summaries."""
+    """The folder in which training writes its checkpoints and summaries: BASE/train."""
     return self.base_directory / 'train'
 
   @property
   def checkpoint_directory(self) -> pathlib.Path:
-    """Where an evaluation finds its checkpoint."""
+    """The folder in which an evaluation finds its checkpoint."""
     return self.restore_directory or self.train_directory
 
   @property
   def evaluation_directory(self) -> pathlib.Path:
-    """Where this mode and metric write: BASE/eval_eval_infer, say."""
+    """The folder that this mode and metric write to: BASE/eval_eval_infer, for example."""
     name = {
       Metric.INFER_FULL: 'infer',
       Metric.LOSS: f'loss_{self.loss.value}',

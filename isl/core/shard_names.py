@@ -1,21 +1,21 @@
-"""What TFRecord shards are called, and which are for evaluation."""
+"""Names of TFRecord shards, and which shards are kept for evaluation."""
 
 from __future__ import annotations
 
-# Of so many shards, the first is for evaluation.
+# Of every so many shards, the first is for evaluation.
 EVALUATION_SHARE = 8
 
 
 def shard_name(flag: str, pattern: str, number: int) -> str:
-  """The name of a shard.
+  """Fills a shard's number into the pattern of shards' names.
 
   Args:
-    flag: what the pattern was given by, for errors.
-    pattern: as for Python's %, with one %d (or %05d).
-    number: of the shard, from 0 on.
+    flag: the flag that gave the pattern, for error messages.
+    pattern: a pattern for Python's % operator with one %d (or %05d).
+    number: the shard's number, from 0.
 
   Raises:
-    ValueError: the pattern is another.
+    ValueError: the pattern does not have one %d.
   """
   try:
     name, next_name = pattern % number, pattern % (number + 1)
@@ -29,5 +29,5 @@ def shard_name(flag: str, pattern: str, number: int) -> str:
 
 
 def is_for_evaluation(number: int) -> bool:
-  """Whether a shard is held out of training."""
+  """Whether the shard of this number is kept for evaluation and not trained on."""
   return number % EVALUATION_SHARE == 0

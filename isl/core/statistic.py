@@ -1,4 +1,4 @@
-"""What is reported of a pixel's predicted distribution."""
+"""The statistics of a pixel's predicted distribution that isl reports, and their names."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _QUANTILE_PREFIX = 'QUANTILE_'
 
 
 class Statistic(enum.Enum):
-  """What is reported of a pixel's predicted distribution; formulas in ops.py."""
+  """A statistic of a pixel's predicted distribution; formulas are in isl/models/ops.py."""
 
   MODE = 'MODE'
   MEDIAN = 'MEDIAN'
@@ -24,48 +24,50 @@ class Statistic(enum.Enum):
   ENTROPY = 'ENTROPY'
   # The distribution itself: all classes' probabilities.
   DISTRIBUTION = 'DISTRIBUTION'
-  # What these say needs the truth.
+  # These compare the distribution with the true class.
   CROSS_ENTROPY = 'CROSS_ENTROPY'
   RANKED_PROBABILITY_SCORE = 'RANKED_PROBABILITY_SCORE'
   PROBABILITY_BELOW = 'PROBABILITY_BELOW'
   PROBABILITY_UP_TO = 'PROBABILITY_UP_TO'
-  # Of the likeliest class.
+  # The probability of the likeliest class.
   MODE_PROBABILITY = 'MODE_PROBABILITY'
 
 
 @dataclasses.dataclass(frozen=True)
 class Quantile:
-  """The lowest intensity up to which a share of the distribution lies; QUANTILE_50 is the median.
+  """The lowest intensity below or at which lies a given share of a pixel's distribution.
+
+  QUANTILE_50 is the median.
 
   Attributes:
-    percent: that share, above 0 and below 100.
+    percent: the share in percent, above 0 and below 100.
   """
 
   percent: float
 
   def __post_init__(self) -> None:
-    """Checks the share.
+    """Checks that `percent` is a share.
 
     Raises:
-      ValueError: it is not between 0 and 100.
+      ValueError: `percent` is not above 0 and below 100.
     """
     if not (math.isfinite(self.percent) and 0 < self.percent < 100):
       raise ValueError(f'a quantile must be above 0 and below 100 percent, got {self.percent:g}')
 
   @property
   def name(self) -> str:
-    """As flags and file names have it: QUANTILE_2.5."""
+    """The quantile's name in flags and file names: QUANTILE_2.5, for example."""
     return f'{_QUANTILE_PREFIX}{self.percent:g}'
 
   @property
   def value(self) -> str:
-    """Likewise, as an enumeration's."""
+    """The quantile's name, under the attribute by which members of Statistic have theirs."""
     return self.name
 
 
 AnyStatistic = Statistic | Quantile
 
-# Those that are a picture of any field of view, quantiles apart.
+# The statistics, besides quantiles, that can be drawn as a picture of any field of view.
 PICTURE_STATISTICS = (
   Statistic.MODE,
   Statistic.MEDIAN,
@@ -75,22 +77,22 @@ PICTURE_STATISTICS = (
   Statistic.ENTROPY,
 )
 
-# What can be asked for by name.
+# The names that `parse` takes, as errors list them.
 ALLOWED = ', '.join(
   [s.name for s in (*PICTURE_STATISTICS, Statistic.DISTRIBUTION)] + [f'{_QUANTILE_PREFIX}<percent>']
 )
 
 
 def is_class(statistic: AnyStatistic) -> bool:
-  """Whether its values are those of classes, k / (NUM_CLASSES - 1)."""
+  """Whether a statistic's values are intensities of classes: k / (NUM_CLASSES - 1)."""
   return isinstance(statistic, Quantile) or statistic in (Statistic.MODE, Statistic.MEDIAN)
 
 
 def parse(name: str) -> AnyStatistic:
-  """The statistic of a name.
+  """Finds the statistic that has a name.
 
   Raises:
-    ValueError: there is none of that name that could be written of any field of view.
+    ValueError: no statistic has that name, or the one that has it needs the truth.
   """
   for statistic in (*PICTURE_STATISTICS, Statistic.DISTRIBUTION):
     if statistic.name == name:
@@ -108,12 +110,12 @@ def parse(name: str) -> AnyStatistic:
   )
 
 
-# The ends of the central intervals that metrics report, by the percentage that these should hold.
+# By percentage, the ends of the central interval that this percentage of the truth should lie in.
 INTERVALS = {
   percent: (Quantile(50 - percent / 2), Quantile(50 + percent / 2)) for percent in (50, 80, 95)
 }
 
 
 def parse_all(names: Sequence[str]) -> tuple[AnyStatistic, ...]:
-  """The statistics of names; raises ValueError as `parse` does."""
+  """Finds the statistics that have these names; raises ValueError as `parse` does."""
   return tuple(parse(name) for name in names)

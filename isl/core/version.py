@@ -1,4 +1,4 @@
-"""The version of isl, and those of what it computes with: records of runs have them."""
+"""The versions of isl and of what it computes with, for the records of runs."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ __version__ = '0.1.0'
 
 
 def versions() -> dict[str, str]:
-  """Versions by name: python, isl, tensorflow, numpy and opencv.
+  """The versions of python, isl, tensorflow, numpy and opencv, by these names.
 
-  TensorFlow's is that of the installed package, so that it need not be loaded, which takes seconds.
+  TensorFlow's is the installed package's, read without loading TensorFlow, which takes seconds.
   """
   # Not at the top: whoever imports isl has the version from here.
   import cv2
