@@ -1,6 +1,8 @@
-"""Files and folders are written whole: a final name never holds half of one, whatever happens.
+"""Files and folders: written whole, checked before long work, locked; JSON files.
 
-And folders can be locked, so that no two programs write to one.
+Whatever happens, a final name never stands for half a file or folder: `whole_file` and
+`whole_folder` are for all that a run writes, `write_json` and `read_json` for its JSON. `locked`
+keeps two programs from writing to one folder.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ except ImportError:  # Windows has no locks of folders.
   fcntl = None  # type: ignore[assignment]
 
 _SUFFIX = '.partial'
-# In bytes; what Linux's, macOS's and Windows's file systems have in common.
+# In bytes; the longest file name that Linux's, macOS's and Windows's file systems all allow.
 _MAX_NAME = 255
 
 
@@ -44,9 +46,10 @@ def whole_file(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
     The path to write to: an empty file.
 
   Raises:
-    OSError: it cannot be written (permission, full disk, a name that is too long..), naming `path`
-      or the folder that cannot be made. Then, as after any exception from the `with` block, neither
-      file is left, and an older file under the final name stays as it was.
+    OSError: the file cannot be written (permission, full disk, a name that is too long..); the
+      error names `path` or the folder that cannot be made. Then, as after any exception from the
+      `with` block, the partial file is removed, and an older file under the final name stays as it
+      was.
   """
   final = pathlib.Path(path)
   partial = _partial(final)
@@ -64,15 +67,17 @@ def whole_file(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
 
 
 def write_json(path: str | os.PathLike[str], value: Any) -> None:
-  """Writes JSON as a whole file, see `whole_file`.
+  """Writes a value as a JSON file, whole or not at all, see `whole_file`.
 
   Args:
-    path: the final name.
-    value: what JSON can say; numbers are finite. Text is escaped to ASCII, since the names of
-      fields of view come from names of files, which on Linux may be any bytes.
+    path: the file's final name.
+    value: anything that JSON can express, with finite numbers. Text is escaped to ASCII, since the
+      names of fields of view come from names of files, which on Linux may be any bytes.
 
   Raises:
-    OSError: it cannot be written.
+    OSError: the file cannot be written.
+    ValueError: a number is not finite.
+    TypeError: the value is of a type that JSON does not have.
   """
   text = json.dumps(value, indent=2, allow_nan=False)
   with whole_file(path) as partial:
@@ -80,15 +85,16 @@ def write_json(path: str | os.PathLike[str], value: Any) -> None:
 
 
 def read_json(path: str | os.PathLike[str], remedy: str) -> Any:
-  """Reads JSON.
+  """Reads a JSON file.
 
   Args:
     path: the file's name.
-    remedy: what a user can do where it is damaged: 'delete it, or restore it', say.
+    remedy: what a user can do about a damaged file, for the error's text: 'delete it, or restore
+      it', for example.
 
   Raises:
-    OSError: it cannot be read.
-    ValueError: it is not JSON.
+    OSError: the file cannot be read.
+    ValueError: the file is not JSON; the message gives `remedy`.
   """
   data = pathlib.Path(path).read_bytes()
   try:
@@ -104,7 +110,7 @@ def check_writable(path: str | os.PathLike[str]) -> None:
   Leaves the folder of `path` (made if it was missing) and nothing else.
 
   Raises:
-    OSError: `path` cannot be written; it is named, or the folder that cannot be made.
+    OSError: `path` cannot be written; the error names it, or the folder that cannot be made.
   """
   final = pathlib.Path(path)
   partial = _partial(final)
@@ -117,14 +123,15 @@ def check_writable(path: str | os.PathLike[str]) -> None:
 def locked(folder: str | os.PathLike[str], wait: bool = False) -> Iterator[None]:
   """Locks a folder against other processes, until the end of the `with` block or of the process.
 
-  Where the file system has no locks (some that are mounted over a network), it does nothing.
+  Where there are no locks (on Windows, and on some file systems that are mounted over a network),
+  nothing is locked.
 
   Args:
-    folder: one that exists. Nothing is written to it.
-    wait: until no other process has it locked.
+    folder: an existing folder. Nothing is written to it.
+    wait: whether to wait while another process has the folder locked, instead of raising.
 
   Raises:
-    BlockingIOError: another process has it locked, and this should not wait.
+    BlockingIOError: another process has the folder locked, and `wait` is false.
     OSError: there is no such folder, or it cannot be read.
   """
   descriptor = os.open(folder, os.O_RDONLY)
@@ -147,11 +154,14 @@ def _lock(descriptor: int, folder: str | os.PathLike[str], operation: int) -> No
 
 @contextlib.contextmanager
 def _naming(final: pathlib.Path, partial: pathlib.Path) -> Iterator[None]:
-  """Lets errors of what is written for now, and those that name no file, name the final one.
+  """Makes an OSError that names the partial file, or no file, name the final one instead.
 
   Args:
-    final: the file or folder that is wanted.
-    partial: what is written in its place until it is whole.
+    final: the file or folder that is to be written.
+    partial: the file or folder that is written in its place until it is whole.
+
+  Raises:
+    OSError: the error from the `with` block, renamed where necessary.
   """
   try:
     yield
@@ -163,7 +173,7 @@ def _naming(final: pathlib.Path, partial: pathlib.Path) -> Iterator[None]:
 
 
 def _partial(final: pathlib.Path) -> pathlib.Path:
-  """The temporary name: the final one with a suffix, unless only the suffix makes it too long."""
+  """The temporary name: the final name and a suffix, or a hash where that would be too long."""
   name = final.name + _SUFFIX
   if len(os.fsencode(name)) > _MAX_NAME:
     name = hashlib.sha256(os.fsencode(name)).hexdigest()[:32] + _SUFFIX
@@ -185,27 +195,27 @@ def _create(final: pathlib.Path, partial: pathlib.Path) -> None:
 def whole_folder(
   path: str | os.PathLike[str], may_replace: Callable[[pathlib.Path], bool]
 ) -> Iterator[pathlib.Path]:
-  """Gives a folder to write to, and renames it to `path` if all went well.
+  """Gives a new folder to write to, and renames it to `path` if all went well.
 
-  It lies beside its final name, as `{path}.partial`: always the same name, so that what a killed
-  run left is removed by the next. Its files reach the disk before it is renamed, for the reasons
-  that `files.whole_file` gives.
+  The folder lies beside its final name, as `{path}.partial`: always the same name, so that what a
+  killed run left is removed by the next. Its files reach the disk before it is renamed, for the
+  reasons that `whole_file` gives.
 
-  A folder cannot be replaced in one step: the older one is moved aside for a moment. Should the
-  program be killed in that moment, the next run puts it back.
+  A folder cannot be replaced in one step: an older folder of the name is moved aside for a moment.
+  Should the program be killed in that moment, the next run puts the older folder back.
 
   Args:
-    path: the final name. The folder around it is made if it is missing.
-    may_replace: says of a folder that has this name already, and is not empty, whether it may be
+    path: the folder's final name. The folder around it is made if it is missing.
+    may_replace: tells whether a folder that already has this name, and is not empty, may be
       replaced by the new one.
 
   Yields:
     The path to write to: an empty folder.
 
   Raises:
-    OSError: it cannot be written (permission, full disk, a file of that name..), naming `path` or
-      the folder that cannot be made. Then, as after any exception from the `with` block, nothing is
-      left, and an older folder of the final name stays as it was.
+    OSError: the folder cannot be written (permission, full disk, a file of that name..); the error
+      names `path` or the folder that cannot be made. Then, as after any exception from the `with`
+      block, nothing is left, and an older folder of the final name stays as it was.
     ValueError: the older folder may not be replaced.
   """
   final = pathlib.Path(path)
@@ -242,7 +252,7 @@ def _check(final: pathlib.Path, may_replace: Callable[[pathlib.Path], bool]) -> 
 
 
 def _tidy(final: pathlib.Path, partial: pathlib.Path, aside: pathlib.Path) -> None:
-  """Removes what a killed run left, and puts back what it had moved aside."""
+  """Removes what a killed run left, and puts back the older folder that it had moved aside."""
   _remove(partial)
   if aside.exists() and not final.exists():
     aside.rename(final)
@@ -273,7 +283,7 @@ def _flush(folder: pathlib.Path) -> None:
 
 
 def _remove(path: pathlib.Path) -> None:
-  """Removes a folder and all that is in it, a file or a link, if there is any."""
+  """Removes a folder and all that is in it, or a file or a link; does nothing if there is none."""
   if path.is_dir() and not path.is_symlink():
     shutil.rmtree(path)
   else:

@@ -1,4 +1,4 @@
-"""How far a long run is: a bar on a terminal, a log line every few seconds elsewhere."""
+"""Shows how far a long run is: a bar on a terminal, a log line every few seconds elsewhere."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ _SECONDS_BETWEEN_LINES = 5.0
 
 
 class Progress:
-  """Counts what is done of a known number of things, as a context manager."""
+  """Counts and shows how many of a known number of things are done, as a context manager."""
 
   def __init__(self, title: str | None, total: int, unit: str):
-    """Starts the clock.
+    """Shows that nothing is done yet, and starts the clock for the remaining time.
 
     Args:
-      title: what is being done; None: nothing is shown.
-      total: how many things there are to do.
-      unit: what these are called.
+      title: text that says what is being done; None: nothing is shown.
+      total: number of things to do.
+      unit: name of one of these things, in the singular: 'block', for example.
     """
     self._title = title
     self._total = total
@@ -45,11 +45,11 @@ class Progress:
 
   @property
   def done(self) -> int:
-    """How many have been counted."""
+    """The number of things that are done."""
     return self._done
 
   def add(self, done: int) -> None:
-    """Counts `done` more, and says so where it is time to."""
+    """Counts `done` more things as done, and shows or logs it when that is due."""
     self._done += done
     self._bar.update(done)
     now = time.monotonic()

@@ -1,6 +1,6 @@
-"""Loading TensorFlow without what it says while it is loaded.
+"""Loads TensorFlow without the lines that it writes to stderr meanwhile.
 
-It says in four lines what no user asked for, and no environment variable stops it.
+These are four lines that no user asked for, and no environment variable stops them.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def quiet_stderr() -> Iterator[None]:
-  """Drops what native code writes to stderr; Python's exceptions go on."""
+  """Drops all that is written to stderr in the `with` block; exceptions pass unchanged."""
   sys.stderr.flush()
   saved = os.dup(2)
   with pathlib.Path(os.devnull).open('wb') as nowhere:
@@ -29,10 +29,10 @@ def quiet_stderr() -> Iterator[None]:
 
 
 def load(module: str) -> str:
-  """Loads a module of isl; returns isl's version."""
+  """Loads a module of isl without TensorFlow's lines on stderr, and returns isl's version."""
   with quiet_stderr():
     importlib.import_module(module)
-  # It warns of functions that are old, over several lines.
+  # TensorFlow warns of deprecated functions, over several lines each.
   logging.getLogger('tensorflow').setLevel(logging.ERROR)
   version: str = sys.modules['isl'].__version__
   return version
