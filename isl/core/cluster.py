@@ -51,7 +51,7 @@ class Cluster:
 
   @property
   def worker_number(self) -> int:
-    """The position of this process in `workers`; ValueError for a parameter server."""
+    """The position of this process, which is no parameter server, in `workers`."""
     return self.workers.index((self.job, self.task))
 
   @property

@@ -1,4 +1,4 @@
-"""Fields of view on disk: their images, whatever files these are in, and folders of PNGs."""
+"""Fields of view: their images on disk, in whatever files, and their images as read."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ from isl.images import png_io
 from isl.images.pixels import DiskImages, Pixels, intensity
 from isl.images.sources import ImageSource
 
-# A field of view's images that take more are kept on the disk.
+# In bytes: the images of a field of view that take more are kept in a temporary file.
 _MOST_BYTES = 1 << 28
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Percentiles:
-  """The 0.1 and 99.9 percentiles of a whole field of view, for whoever has but a part of it.
+  """The 0.1 and 99.9 percentiles of a whole field of view, for a reader of a part of it.
 
   Attributes:
-    inputs: of all depths of a channel, in intensities.
-    targets: of a label, synthetic ones included.
+    inputs: by input channel, the percentiles over all its depths, as intensities in [0, 1].
+    targets: by label, synthetic ones included, its percentiles, as intensities in [0, 1].
   """
 
   inputs: Mapping[str, tuple[float, float]]
@@ -41,30 +41,35 @@ class Percentiles:
 
 
 def recorded_channels(channel: str) -> tuple[str, ...]:
-  """The channels of which a field of view has one for an input channel: for most, itself."""
+  """The recorded channels of which a field of view has one for an input channel.
+
+  For most input channels, this is the channel itself; TRANSMISSION may be recorded in several ways.
+  """
   return RECORDED_AS.get(channel, (channel,))
 
 
 def parts_of(channel: str) -> tuple[str, ...]:
-  """The recorded channels that a target channel is made from: for most, itself."""
+  """The recorded channels that a target channel is made from: itself unless it is synthetic."""
   return SYNTHETIC_CHANNELS.get(channel, (channel,))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class FieldOfView:
-  """A field of view.
+  """A field of view as read: its images, and the ranges of intensity that the network sees.
 
   Attributes:
-    name: what identifies it.
-    images: as on disk: uint8, uint16 or float32 [row, column], all of one size. Input channels at
-      z 0, 1, .., and any of the recorded target channels at z MAXPROJECT.
-    ranges: (low, high) of the target channels, synthetic ones included, whose intensities from low
-      to high stand for 0 to 1.
-    input_ranges: likewise of recorded input channels.
-    pixel_size: (row, column) in micrometres; None: unknown.
-    percentiles: of the field of view that this is a part of; None: this is the whole.
-    presence: uint8 [row, column], 1 where there are pixels, 0 where there is padding in all images;
-      None: there is none.
+    name: name that identifies the field of view.
+    images: images by key, as on disk: uint8, uint16 or float32 [row, column], all of one size.
+      Input channels are at z 0, 1, .., any recorded target channels at z MAXPROJECT.
+    ranges: by target channel, synthetic ones included, the (low, high) intensities that become 0
+      and 1; a channel that is not in it keeps its intensities.
+    input_ranges: by recorded input channel, the (low, high) intensities that become 0 and 1; a
+      channel that is not in it keeps its intensities.
+    pixel_size: a pixel's (height, width) in micrometres; None: unknown.
+    percentiles: percentiles of the whole field of view that this is a part of; None: this is the
+      whole.
+    presence: uint8 [row, column], 1 where there are pixels, 0 where all images are padded; None:
+      nothing is padded.
   """
 
   name: str
@@ -83,31 +88,34 @@ class FieldOfView:
 
   @functools.cached_property
   def input_keys(self) -> tuple[ImageKey, ...]:
-    """Keys of the images of input channels, by channel and z."""
+    """Keys of the input channels' images, sorted by channel and then by z."""
     keys = [key for key in self.images if isinstance(key.z, int)]
     return tuple(sorted(keys, key=lambda key: (key.channel, key.z)))
 
   def recorded_as(self, channel: str) -> str:
-    """Which of the `recorded_channels` of an input channel it has."""
+    """The one of an input channel's `recorded_channels` that this field of view has."""
     having = {key.channel for key in self.input_keys}
     return next(name for name in recorded_channels(channel) if name in having)
 
   @property
   def transmitted_light(self) -> str:
-    """Which kind of transmitted light it has."""
+    """The kind of transmitted light that was recorded: BRIGHTFIELD, for example."""
     return self.recorded_as(TRANSMISSION)
 
   def num_depths(self, channel: str = TRANSMISSION) -> int:
-    """The number of images of an input channel."""
+    """The number of z depths of an input channel."""
     recorded = self.recorded_as(channel)
     return sum(key.channel == recorded for key in self.input_keys)
 
   def input_image(self, key: ImageKey, rows: slice, columns: slice) -> np.ndarray:
-    """A window of an image of an input channel: float32 [row, column], intensities in [0, 1]."""
+    """Reads a window of an input channel's image: float32 [row, column], intensities in [0, 1]."""
     return self.in_range(key, intensity(self.images[key][rows, columns]))
 
   def in_range(self, key: ImageKey, values: np.ndarray) -> np.ndarray:
-    """Intensities of an input channel, float32, after its range has become [0, 1]."""
+    """Stretches float32 intensities of an input channel so that its range becomes [0, 1].
+
+    Intensities outside the range are clipped; a channel without a range keeps its intensities.
+    """
     if key.channel not in self.input_ranges:
       return values
     low, high = (np.float32(end) for end in self.input_ranges[key.channel])
@@ -116,16 +124,17 @@ class FieldOfView:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FieldFiles:
-  """A field of view on disk.
+  """A field of view on disk: where each of its images is.
 
   Attributes:
-    name: what identifies it: of PNGs, the fields of their names that do.
-    origin: the folder or file that it was found in, as errors name it.
-    sources: its images. Where a file holds the stack of a channel, its maximum projection is among
-      them, too.
-    pixel_size: (row, column) in micrometres; None: unknown.
-    problem: why it cannot be read, of a file that could not be opened; None: it could.
-    percentiles: of the field of view that this is a part of; None: this is the whole.
+    name: name that identifies the field of view: of PNGs, the identifying fields of their names.
+    origin: the folder or file that the field of view was found in, as errors name it.
+    sources: by key, where the image is. Where a file contains the z-stack of a channel, the stack's
+      maximum projection is among the sources, too.
+    pixel_size: a pixel's (height, width) in micrometres; None: unknown.
+    problem: why the file could not be opened; None: it could be opened.
+    percentiles: percentiles of the whole field of view that this is a part of; None: this is the
+      whole.
   """
 
   name: str
@@ -142,15 +151,15 @@ class FieldFiles:
 
   @property
   def channels(self) -> tuple[str, ...]:
-    """All that was recorded, by name."""
+    """The names of all channels, sorted."""
     return tuple(sorted({key.channel for key in self.sources}))
 
   def other_targets(self, inputs: Sequence[str], targets: Sequence[str]) -> tuple[str, ...]:
-    """Channels at z MAXPROJECT that are none of these.
+    """The channels at z MAXPROJECT that are neither targets nor projections of inputs, sorted.
 
     Args:
-      inputs: input channels of a network.
-      targets: target channels.
+      inputs: the network's input channels.
+      targets: the network's target channels, synthetic ones included.
     """
     known = {part for channel in targets for part in parts_of(channel)}
     # A projection of transmitted light is no label that somebody forgot to name.
@@ -161,15 +170,18 @@ class FieldFiles:
     )
 
   def select(self, inputs: Sequence[str], targets: Sequence[str]) -> FieldFiles:
-    """The images that a network reads, and those of its targets that there are.
+    """Keeps only the images that a network reads, and those of its targets that there are.
 
     Args:
-      inputs: its input channels.
-      targets: its target channels, synthetic ones included.
+      inputs: the network's input channels.
+      targets: the network's target channels, synthetic ones included.
+
+    Returns:
+      This field of view with only these sources.
 
     Raises:
-      ValueError: an input channel is missing, is there in two kinds, or has a gap in z; or there is
-        a `problem`.
+      ValueError: an input channel is missing, was recorded in two ways, or has a gap in z; or there
+        is a `problem`.
     """
     if self.problem is not None:
       raise ValueError(self.problem)
@@ -185,7 +197,11 @@ class FieldFiles:
     return dataclasses.replace(self, sources=sources)
 
   def _recorded(self, channel: str) -> str:
-    """Which of its channels a network reads for an input channel; its z-stack has no gaps."""
+    """The one of its channels that a network reads for an input channel.
+
+    Raises:
+      ValueError: there is no such channel, there are two, or the z-stack has a gap.
+    """
     shown = f'{self.origin!r}: field of view {self.name!r}'
     wanted = recorded_channels(channel)
     depths = {
@@ -213,14 +229,16 @@ class FieldFiles:
     return having[0]
 
   def read(self) -> FieldOfView:
-    """Decodes every image, once; those that can be read in parts are only opened.
+    """Decodes every image once; those that can be read in parts are only opened.
+
+    The images are read-only. Many or large ones are kept in a temporary file instead of memory.
 
     Raises:
       OSError: a file cannot be read.
-      ValueError: a file is damaged, is not of a kind that isl reads, or not of the others' size.
+      ValueError: a file is damaged or not of a kind that isl reads, or the images differ in size.
     """
     sizes = (source.size for source in self.sources.values())
-    # Of 16 bit; what is only opened is not decoded, and floats are rare.
+    # As if all were decoded, of 16 bit: floats are rare, and what is only opened takes nothing.
     in_bytes = sum(2 * rows * columns for rows, columns in sizes)
     spill = DiskImages() if in_bytes > _MOST_BYTES else None
 

@@ -1,4 +1,4 @@
-"""Fields of view, wherever they are: in folders of images, microscopes' files or manifests."""
+"""Finds fields of view, wherever they are: in folders of images, microscopes' files, manifests."""
 
 from __future__ import annotations
 
@@ -25,21 +25,22 @@ _PIECE = 1 << 20
 
 
 def find_fields(path: str | os.PathLike[str]) -> list[FieldFiles]:
-  """Finds fields of view, with all their images; reads no pixel.
+  """Finds the fields of view of one folder, file or manifest, with all their images.
 
-  In a folder with PNGs, these alone are looked at. A microscope's file in a folder that cannot be
-  opened becomes a field of view with a `problem`.
+  No pixel is read. In a folder with PNGs, only these are looked at. In a folder of microscopes'
+  files, a file that cannot be opened becomes a field of view with a `problem`.
 
   Args:
-    path: a folder of PNGs, a folder of microscopes' files, such a file (an OME-Zarr is a folder),
-      or a manifest.
+    path: a folder of PNGs, a folder of microscopes' files, a microscope's file (an OME-Zarr is a
+      folder), or a manifest.
 
   Returns:
-    At least one, sorted by name.
+    The fields of view, at least one, sorted by name.
 
   Raises:
-    OSError: there is nothing there, or it cannot be read.
-    ValueError: what is there is not as expected.
+    OSError: `path` does not exist or cannot be read.
+    ValueError: there are no images at `path`, their names are not as expected, a file is damaged, a
+      manifest is wrong, two fields of view have one name, or a library is missing.
   """
   path = pathlib.Path(path)
   if path.suffix.lower() == manifest.SUFFIX and not path.is_dir():
@@ -65,10 +66,10 @@ def find_fields(path: str | os.PathLike[str]) -> list[FieldFiles]:
 
 
 def contents_fingerprint(field: FieldFiles) -> str:
-  """What tells a field of view's images from others, wherever they lie.
+  """Computes a fingerprint that is the same for the same images, wherever their files lie.
 
   Args:
-    field: the images that count.
+    field: the field of view, with only the images that count.
 
   Returns:
     A SHA-256 in hexadecimal of which images there are, what is in their files (all of it, each
@@ -96,7 +97,7 @@ def contents_fingerprint(field: FieldFiles) -> str:
 
 
 def _microscope_files(folder: pathlib.Path) -> list[pathlib.Path]:
-  """Those in a folder, sorted by name; not the hidden ones, as archives from a Mac have them."""
+  """The microscopes' files in a folder, sorted; archives from a Mac have hidden ones, left out."""
   return sorted(
     path
     for path in folder.iterdir()
@@ -105,7 +106,7 @@ def _microscope_files(folder: pathlib.Path) -> list[pathlib.Path]:
 
 
 def _fields(file: pathlib.Path) -> list[FieldFiles]:
-  """A file's fields of view, or one that says why it cannot be opened."""
+  """A file's fields of view, or one with a `problem` where the file cannot be opened."""
   try:
     return microscope_files.fields_of_file(file)
   except (OSError, ValueError) as error:
@@ -114,7 +115,7 @@ def _fields(file: pathlib.Path) -> list[FieldFiles]:
 
 
 def _sorted(path: pathlib.Path, fields: list[FieldFiles]) -> list[FieldFiles]:
-  """By name; no two may have one name."""
+  """Sorts fields of view by name; raises ValueError if two have the same name."""
   counts = collections.Counter(field.name for field in fields)
   for name, count in counts.items():
     if count > 1:
@@ -127,7 +128,7 @@ def _sorted(path: pathlib.Path, fields: list[FieldFiles]) -> list[FieldFiles]:
 
 
 def _parts(source: ImageSource) -> Iterator[ImageSource]:
-  """The images of which an image is the projection, or itself."""
+  """Yields the images that an image is the projection of, or the image itself."""
   if isinstance(source, ProjectionSource):
     for part in source.sources:
       yield from _parts(part)
@@ -151,14 +152,18 @@ def _digest(path: pathlib.Path) -> str:
 
 
 def find_all(directories: Iterable[pathlib.Path]) -> list[FieldFiles]:
-  """The fields of view of all folders, files and manifests.
+  """Finds the fields of view of several folders, files and manifests.
 
-  Those of one name in several of them have the folder's name in theirs, as `folder-NAME`: results
-  are named by them.
+  Where several of them have a field of view of the same name, these get the folder's name in theirs
+  as `folder-NAME`, since results are named by fields of view.
+
+  Args:
+    directories: the folders, files and manifests, each as `find_fields` takes it.
 
   Raises:
-    OSError: a folder is missing.
-    ValueError: there are no images in one, or a field of view is in two folders of one name.
+    OSError: one of them is missing or cannot be read.
+    ValueError: one of them is not as `find_fields` expects it, or a field of view is in two folders
+      of the same name.
   """
   found = [(folder, field) for folder in directories for field in find_fields(folder)]
   counts = collections.Counter(field.name for _, field in found)

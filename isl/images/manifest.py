@@ -27,7 +27,7 @@ from isl.images.sources import ImageSource, PngSource, ProjectionSource
 
 SUFFIX = '.csv'
 COLUMNS = ('field', 'z', 'channel', 'path')
-# Pixel sizes that differ by less are rounded differently.
+# Relative: pixel sizes that differ by less count as the same size, differently rounded.
 _SAME_SIZE = 1e-3
 
 
@@ -44,24 +44,28 @@ class _Row:
 
   @property
   def where(self) -> str:
-    """How errors name it."""
+    """The manifest's path and the line's number, as errors name the line."""
     return f'{str(self.manifest)!r} line {self.line}'
 
 
 def read_manifest(path: str | os.PathLike[str]) -> list[FieldFiles]:
   """Reads a manifest: a CSV in UTF-8 with the columns `COLUMNS`, in any order.
 
-  `z` is a whole number, MAXPROJECT, or empty: all depths of the file, and their projection. `path`
-  is seen from the manifest's folder. `#channel` behind it is a channel of the file, by name or, if
-  none has that name, by number from 0; without, it is the file's only channel, or the one named as
-  the row's. A channel that has whole numbers alone gets the projection of these.
+  `z` is a whole number, MAXPROJECT, or empty; empty stands for all depths of the file, and their
+  projection. `path` is relative to the manifest's folder. A `#channel` behind it names a channel of
+  the file, by name or, if none has that name, by number from 0; without it, the file's only channel
+  is read, or the one named like the row's. A channel for which no line gives MAXPROJECT gets the
+  projection of its depths.
+
+  Args:
+    path: the manifest.
 
   Returns:
     The fields of view, at least one, sorted by name.
 
   Raises:
     OSError: the manifest or a file that it names cannot be read.
-    ValueError: something in it is wrong; the line is named.
+    ValueError: something in the manifest is wrong; the message names the line.
   """
   path = pathlib.Path(path)
   files: dict[pathlib.Path, MicroscopeFile] = {}
@@ -91,7 +95,7 @@ def read_manifest(path: str | os.PathLike[str]) -> list[FieldFiles]:
 
 
 def _rows(path: pathlib.Path) -> Iterator[_Row]:
-  """The lines that say something; the header is checked."""
+  """Yields the lines below the header that are not empty, after checking the header."""
   shown = repr(str(path))
   try:
     # utf-8-sig also reads what has no byte order mark.
@@ -143,7 +147,7 @@ def _row(path: pathlib.Path, line: int, header: list[str], cells: list[str]) -> 
 def _sources(
   folder: pathlib.Path, row: _Row, files: dict[pathlib.Path, MicroscopeFile]
 ) -> dict[int | str, ImageSource]:
-  """The images that a line names, by z; `files` holds what was opened before."""
+  """The images that a line names, by z; files opened for earlier lines are taken from `files`."""
   path, wanted = _existing(folder, row)
   if path.suffix.lower() == png_folders.EXTENSION:
     if wanted is not None:
@@ -166,7 +170,7 @@ def _sources(
 def _at(
   row: _Row, path: pathlib.Path, found: dict[int | str, ImageSource]
 ) -> dict[int | str, ImageSource]:
-  """What a line takes of a channel's images."""
+  """Picks the images that a line's `z` asks for from a channel's images, by z."""
   if not row.z:
     return found
   if row.z == MAXPROJECT:
@@ -180,9 +184,9 @@ def _at(
 
 
 def _existing(folder: pathlib.Path, row: _Row) -> tuple[pathlib.Path, str | None]:
-  """The file that a line names, and its channel, if it is named."""
+  """The file that a line names, and the name of the channel behind '#'; None if there is none."""
   name, wanted = row.path, None
-  # What is longest wins: files and channels may have a '#' in their names.
+  # The longest name of an existing file wins: files and channels may have a '#' in their names.
   while True:
     path = _seen_from(folder, name)
     if path.exists():
@@ -196,15 +200,15 @@ def _existing(folder: pathlib.Path, row: _Row) -> tuple[pathlib.Path, str | None
 
 
 def _seen_from(folder: pathlib.Path, name: str) -> pathlib.Path:
-  """The path of a file that a line names."""
-  # The home of somebody unknown is a RuntimeError.
+  """The path of a file that a line names: relative to the manifest's folder, or from the home."""
+  # expanduser raises RuntimeError for the home of somebody unknown.
   with contextlib.suppress(RuntimeError):
     return folder / pathlib.Path(name).expanduser()
   return folder / name
 
 
 def _channel(row: _Row, file: MicroscopeFile, wanted: str | None) -> int:
-  """The number of a line's channel in its file."""
+  """The number of a line's channel in its file; ValueError if it is not there exactly once."""
   if len(file.scenes) > 1:
     raise ValueError(
       f'{str(file.path)!r} has {len(file.scenes)} scenes; expected one in a manifest'
@@ -226,7 +230,7 @@ def _channel(row: _Row, file: MicroscopeFile, wanted: str | None) -> int:
 
 
 def _with_projections(sources: dict[ImageKey, ImageSource]) -> dict[ImageKey, ImageSource]:
-  """With a projection for each channel that has none."""
+  """Adds a maximum projection for each channel that has none."""
   result = dict(sources)
   for channel in {key.channel for key in sources}:
     stack = tuple(source for key, source in sources.items() if key.channel == channel)
@@ -236,7 +240,7 @@ def _with_projections(sources: dict[ImageKey, ImageSource]) -> dict[ImageKey, Im
 
 
 def _pixel_size(sources: dict[ImageKey, ImageSource]) -> tuple[float, float] | None:
-  """That of the files that say it, where they agree."""
+  """The pixel size on which all files that state one agree, in micrometres; else None."""
   files = {s.file for s in sources.values() if isinstance(s, microscope_files.PlaneSource)}
   sizes = [file.scenes[0].pixel_size for file in files]
   known = [size for size in sizes if size is not None]

@@ -1,6 +1,7 @@
 """Fields of view in microscopes' files: TIFF, OME-TIFF, OME-Zarr, CZI and what else bioio reads.
 
-Of OME-Zarr, whose images may be larger than the memory, windows are read; of all else, planes.
+An OME-Zarr's images, which may be larger than the memory, are read in windows; the images of other
+files are read plane by plane.
 """
 
 from __future__ import annotations
@@ -22,29 +23,29 @@ from isl.images.microscope_scenes import SUFFIXES, Scene
 from isl.images.pixels import MaximumPixels, Pixels
 from isl.images.sources import ImageSource
 
-# Of decoded chunks, in bytes. Windows overlap, and the depths of one are read one after the other;
-# with this, up to 13 depths of four chunks of 1024 x 1024 pixels stay for the next window.
+# In bytes: decoded chunks that are kept. Windows overlap, and the depths of one are read one after
+# the other; with this, up to 13 depths of four chunks of 1024 x 1024 pixels stay for the next.
 _MOST_CHUNKS = 128 << 20
-# These end up in the names of files, in which commas separate what is said.
+# Scenes' names become parts of files' names, in which commas separate fields.
 _UNSAFE = re.compile(r'[\x00-\x1f/\\:,*?"<>|]+')
 
 
 def is_microscope_file(path: pathlib.Path) -> bool:
-  """Whether a path may be a microscope's file, or an OME-Zarr's folder: by its name."""
+  """Whether a path is named like a microscope's file, or is the folder of an OME-Zarr."""
   if path.is_dir():
     return microscope_scenes.is_zarr(path)
   return path.suffix.lower() in SUFFIXES and path.suffix.lower() != '.zarr'
 
 
 def stem_of(path: pathlib.Path) -> str:
-  """A file's name without `.ome.tif`, `.tif`, `.ome.zarr`.."""
+  """A file's name without its suffix: `.ome.tif`, `.tif`, `.ome.zarr`.."""
   suffix = path.suffix if path.suffix.lower() in SUFFIXES else ''
   stem = path.absolute().name.removesuffix(suffix)
   return stem[:-4] if stem.lower().endswith('.ome') else stem
 
 
 class MicroscopeFile:
-  """A microscope's file, opened when something of it is first asked for; for any thread.
+  """A microscope's file, opened when something of it is first asked for; threads may share it.
 
   Attributes:
     path: the file, or the folder of an OME-Zarr.
@@ -55,7 +56,7 @@ class MicroscopeFile:
     self.path = path
     self._lock = threading.Lock()
     self._scenes: tuple[Scene, ...] | None = None
-    # Decoded channels, as long as somebody holds one of their planes.
+    # Decoded channels, as long as somebody refers to one of their planes.
     self._stacks: weakref.WeakValueDictionary[tuple[int, int], np.ndarray] = (
       weakref.WeakValueDictionary()
     )
@@ -66,7 +67,7 @@ class MicroscopeFile:
 
   @property
   def scenes(self) -> tuple[Scene, ...]:
-    """What is in it; raises OSError or ValueError as `microscope_scenes.open_scenes` does."""
+    """The file's scenes; raises OSError or ValueError as `microscope_scenes.open_scenes` does."""
     with self._lock:
       if self._scenes is None:
         self._scenes = microscope_scenes.open_scenes(self.path)
@@ -75,19 +76,24 @@ class MicroscopeFile:
   def channel(self, scene: int, channel: int) -> np.ndarray:
     """Decodes all planes of a channel: [z, row, column] of the scene's `dtype`.
 
-    They stay as long as somebody holds one of them, so that a channel is decoded once.
+    They stay in memory as long as somebody refers to one of them, so that a channel is decoded
+    once.
+
+    Args:
+      scene: the scene's number, from 0.
+      channel: the channel's number, from 0.
 
     Raises:
       OSError: the file cannot be read.
-      ValueError: it is damaged.
+      ValueError: the file is damaged.
     """
     found = self.scenes[scene]
-    # What is too large for float32 becomes inf, and is no intensity in either case.
+    # Values too large for float32 become inf; neither is an intensity.
     with self._lock, microscope_scenes.explained(self.path), np.errstate(over='ignore'):
       stack = self._stacks.get((scene, channel))
       if stack is None:
         stack = found.read_channel(channel)
-        # A plane holds the array that owns its memory, so that must be the one we know.
+        # A plane refers to the array that owns its memory, so that must be the one we remember.
         if stack.base is not None or stack.dtype != found.dtype:
           stack = stack.astype(found.dtype)
         stack.setflags(write=False)
@@ -95,11 +101,18 @@ class MicroscopeFile:
       return stack
 
   def chunk(self, scene: int, index: tuple[int, ...]) -> np.ndarray:
-    """Decodes a chunk of an OME-Zarr, see `Scene.read_chunk`; the last ones are remembered.
+    """Decodes a chunk of an OME-Zarr, or takes it from memory if it was used lately.
+
+    Args:
+      scene: the scene's number, from 0.
+      index: the chunk's index along [channel, z, row, column].
+
+    Returns:
+      The chunk as `Scene.read_chunk` gives it, [channel, z, row, column].
 
     Raises:
       OSError: the file cannot be read.
-      ValueError: it is damaged.
+      ValueError: the file is damaged.
     """
     found = self.scenes[scene]
     with self._lock, microscope_scenes.explained(self.path):
@@ -107,7 +120,7 @@ class MicroscopeFile:
 
 
 class _Chunks:
-  """The decoded chunks that were used last, of all files."""
+  """The chunks of all files that were decoded and used last."""
 
   def __init__(self) -> None:
     self._lock = threading.Lock()
@@ -117,7 +130,7 @@ class _Chunks:
     self._bytes = 0
 
   def get(self, scene: Scene, index: tuple[int, ...]) -> np.ndarray:
-    """From memory, or decoded. Threads with the same scene must take turns."""
+    """Gives a chunk, from memory or decoded. Threads with the same scene must take turns."""
     key = (scene, index)
     with self._lock:
       if key in self._chunks:
@@ -136,7 +149,7 @@ _chunks = _Chunks()
 
 
 class _PlaneInWindows:
-  """A plane of an OME-Zarr: Pixels of which only the chunks of a window are decoded."""
+  """A plane of an OME-Zarr, as Pixels: slicing it decodes only the chunks under the window."""
 
   def __init__(self, file: MicroscopeFile, scene: int, channel: int, z: int):
     self._file, self._index, self._channel, self._z = file, scene, channel, z
@@ -169,7 +182,7 @@ class _PlaneInWindows:
 
 
 def _overlap(wanted: range, start: int, length: int) -> tuple[slice, slice]:
-  """Where in `wanted`, and where in a chunk from `start` on, that is which they have in common."""
+  """The slices of `wanted`, and of a chunk that begins at `start`, that they have in common."""
   first = max(0, -(-(start - wanted.start) // wanted.step))
   last = min(len(wanted), -(-(start + length - wanted.start) // wanted.step))
   begin = wanted.start + first * wanted.step - start
@@ -181,10 +194,10 @@ class PlaneSource:
   """A plane of a microscope's file, or a channel's maximum projection.
 
   Attributes:
-    file: the file.
-    scene: which of its scenes, counted from 0.
-    channel: which of the scene's channels, counted from 0.
-    z: which of the channel's planes, counted from 0; MAXPROJECT: the projection.
+    file: the file that the plane is in.
+    scene: the number of the scene in the file, from 0.
+    channel: the number of the channel in the scene, from 0.
+    z: the number of the plane in the channel, from 0; MAXPROJECT: the projection.
   """
 
   file: MicroscopeFile
@@ -194,7 +207,7 @@ class PlaneSource:
 
   @property
   def path(self) -> pathlib.Path:
-    """The file's."""
+    """The file, or the folder of an OME-Zarr."""
     return self.file.path
 
   @property
@@ -204,15 +217,15 @@ class PlaneSource:
 
   @property
   def stored_dtype(self) -> np.dtype[Any]:
-    """As in the file. What is neither uint8 nor uint16 is read as float32."""
+    """The dtype of the pixels in the file; other than uint8 and uint16, it is read as float32."""
     return self._scene.stored_dtype
 
   def read(self) -> Pixels:
-    """The image; of an OME-Zarr, something of which windows can be read.
+    """Reads the image; of an OME-Zarr, it only makes Pixels, which read windows when sliced.
 
     Raises:
       OSError: the file cannot be read.
-      ValueError: it is damaged.
+      ValueError: the file is damaged.
     """
     depths = range(self._scene.depths) if self.z == MAXPROJECT else (int(self.z),)
     if self._scene.array is not None:
@@ -227,7 +240,7 @@ class PlaneSource:
 
 
 def channel_sources(file: MicroscopeFile, scene: int, channel: int) -> dict[int | str, ImageSource]:
-  """Of a channel the images of all depths and, at MAXPROJECT, their projection."""
+  """A channel's images by z: those of all depths and, at MAXPROJECT, their projection."""
   sources: dict[int | str, ImageSource] = {
     z: PlaneSource(file, scene, channel, z) for z in range(file.scenes[scene].depths)
   }
@@ -240,16 +253,16 @@ def fields_of_file(path: pathlib.Path) -> list[FieldFiles]:
   """Finds the fields of view in a microscope's file: one for each scene.
 
   Args:
-    path: of the file, or of the folder of an OME-Zarr.
+    path: the file, or the folder of an OME-Zarr.
 
   Returns:
-    At least one, named as the file is without its suffix, or of several scenes
-    `{stem},scene-{scene}`.
+    The fields of view, at least one. They are named like the file without its suffix, or, if there
+    are several scenes, `{stem},scene-{scene}`.
 
   Raises:
     OSError: there is no such file, or it cannot be read.
-    ValueError: it is damaged or not of a kind that isl reads, has two channels of one name, or a
-      library that reads it is missing.
+    ValueError: the file is damaged or not of a kind that isl reads, a scene has two channels of one
+      name, or a library that reads the file is missing.
   """
   file = MicroscopeFile(path)
   names = [_UNSAFE.sub('-', scene.name) for scene in file.scenes]

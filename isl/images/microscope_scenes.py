@@ -1,4 +1,9 @@
-"""What is in a microscope's file, by way of bioio: scenes, their channels, sizes and pixels."""
+"""Reads a microscope's file by way of bioio: its scenes, their channels, sizes and pixels.
+
+isl/images/microscope_files.py makes fields of view of the scenes. Here, too, is what depends on the
+libraries: whether they are installed, errors of one line in place of theirs, the size of a pixel,
+and checks for truncated files, whose missing pixels the libraries would make up.
+"""
 
 from __future__ import annotations
 
@@ -20,15 +25,15 @@ import tifffile
 
 _TIFF = ('.tif', '.tiff')
 _ZARR = '.zarr'
-# What bioio and its plugins read, but for pictures and films (.png, .jpg, .mp4..).
+# The suffixes that bioio and its plugins read, but for pictures and films (.png, .jpg, .mp4..).
 SUFFIXES = (*_TIFF, _ZARR, '.czi', '.nd2', '.lif', '.dv', '.r3d', '.sld', '.ims', '.vsi', '.oir')
-# Plugins that pip gets with an extra of ours.
+# By suffix, the plugin that pip installs with isl[czi].
 _CZI = {'.czi': 'bioio_czi'}
-# Of an OME-Zarr folder, one of these says what is in it.
+# The folder of an OME-Zarr has one of these files, which says what is in it.
 _ZARR_FILES = ('zarr.json', '.zattrs', '.zgroup')
 _WANTED = 'expected an image of the axes C, Z, Y and X that bioio reads'
 _LONGEST_REASON = 300
-# In bytes; at 12 is the size of all.
+# In bytes; the four at 12 are the chunk's size.
 _BLOSC_HEADER = 16
 
 # Warnings' filters belong to the whole process.
@@ -53,15 +58,15 @@ _MICROMETRES = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Scene:
-  """An image of a microscope's file.
+  """A scene of a microscope's file: z-stacks of one or several channels, all of one size.
 
   Attributes:
-    name: what the file calls it.
-    channels: their names, without spaces around them.
-    stack: a Dask array [channel, z, row, column], as stored.
-    pixel_size: (row, column) in micrometres; None: the file does not say.
-    array: of an OME-Zarr, the zarr array; otherwise None.
-    axes: that array's: 'TCZYX', 'CYX'..
+    name: the scene's name in the file.
+    channels: the channels' names, without spaces around them.
+    stack: the pixels as stored: a Dask array [channel, z, row, column].
+    pixel_size: a pixel's (height, width) in micrometres; None: the file does not say.
+    array: the zarr array of an OME-Zarr; None for other files.
+    axes: the axes of the pixels in the file: 'TCZYX', 'CYX'..
   """
 
   name: str
@@ -73,7 +78,7 @@ class Scene:
 
   @property
   def depths(self) -> int:
-    """How many planes each channel has."""
+    """The number of planes of each channel."""
     return int(self.stack.shape[1])
 
   @property
@@ -83,18 +88,18 @@ class Scene:
 
   @property
   def stored_dtype(self) -> np.dtype[Any]:
-    """As in the file."""
+    """The dtype of the pixels in the file."""
     return np.dtype(self.stack.dtype)
 
   @property
   def dtype(self) -> np.dtype[Any]:
-    """Of what is read: uint8 and uint16 as stored, float32 of all else."""
+    """The dtype of the pixels as isl reads them: uint8 or uint16 if stored so, else float32."""
     native = self.stored_dtype.newbyteorder('=')
     return native if native in (np.uint8, np.uint16) else np.dtype(np.float32)
 
   @property
   def chunk(self) -> tuple[int, ...]:
-    """The size of chunks [channel, z, row, column]; the last along an axis may be smaller."""
+    """The chunks' size as [channel, z, row, column]; the last along an axis may be smaller."""
     return tuple(sides[0] for sides in self.stack.chunks)
 
   def read_channel(self, channel: int) -> np.ndarray:
@@ -105,7 +110,10 @@ class Scene:
     """Decodes a chunk of an OME-Zarr, as stored: [channel, z, row, column].
 
     Args:
-      index: which, along each of these axes.
+      index: the chunk's index along each of these axes.
+
+    Raises:
+      ValueError: the chunk is truncated.
     """
     # Through Dask, a chunk of 256 x 256 pixels took 3 ms, four times as long.
     first, side = dict(zip('CZYX', index, strict=True)), dict(zip('CZYX', self.chunk, strict=True))
@@ -119,14 +127,14 @@ class Scene:
 
 
 def is_zarr(path: pathlib.Path) -> bool:
-  """Whether a path is a folder of Zarr, under whatever name."""
+  """Whether a path is a Zarr folder: by its suffix, or by a Zarr's metadata file in it."""
   return path.is_dir() and (
     path.suffix.lower() == _ZARR or any((path / name).is_file() for name in _ZARR_FILES)
   )
 
 
 def check_installed() -> None:
-  """ValueError unless the libraries that read microscopes' files are there."""
+  """Raises ValueError unless the libraries that read microscopes' files are installed."""
   missing = [n for n in ('bioio', 'bioio_ome_tiff', 'bioio_ome_zarr') if not _installed(n)]
   if missing:
     raise ValueError(
@@ -135,17 +143,18 @@ def check_installed() -> None:
 
 
 def open_scenes(path: pathlib.Path) -> tuple[Scene, ...]:
-  """Finds out what is in a file.
+  """Opens a microscope's file and lists its scenes; no pixel is decoded.
 
   Args:
-    path: of a file, or of the folder of an OME-Zarr.
+    path: the file, or the folder of an OME-Zarr.
 
   Returns:
-    Its scenes, at least one.
+    The file's scenes, at least one.
 
   Raises:
     OSError: there is no such file, or it cannot be read.
-    ValueError: it is damaged or not of a kind that isl reads, or a library for it is missing.
+    ValueError: the file is damaged or not of a kind that isl reads, or a library that reads it is
+      missing.
   """
   if not path.exists():
     raise FileNotFoundError(f'{str(path)!r} does not exist; expected a microscope file')
@@ -163,11 +172,14 @@ def open_scenes(path: pathlib.Path) -> tuple[Scene, ...]:
 
 @contextlib.contextmanager
 def explained(path: pathlib.Path) -> Iterator[None]:
-  """Makes of whatever the libraries raise an error of one line.
+  """Turns whatever the libraries raise in the `with` block into an error of one line.
+
+  Args:
+    path: the file that is read, which the error names.
 
   Raises:
     OSError: the file cannot be read.
-    ValueError: all else.
+    ValueError: the libraries raised anything else.
   """
   try:
     yield
@@ -176,7 +188,7 @@ def explained(path: pathlib.Path) -> Iterator[None]:
   except Exception as error:
     if isinstance(error, OSError) and error.errno and error.filename:
       raise
-    # Of bioio's errors that part says what is wrong; the rest is the path and general advice.
+    # The part of bioio's errors that says what is wrong; the rest is the path and general advice.
     said = getattr(error, 'msg_extra', None) or str(error)
     # Where the path is repeated, a long one would leave no room for what is wrong.
     for repeated in (f'file://{path.absolute()}', str(path.absolute()), str(path)):
@@ -186,7 +198,7 @@ def explained(path: pathlib.Path) -> Iterator[None]:
 
 
 class _RefusedError(ValueError):
-  """A file that can be read but is not what isl wants."""
+  """Raised for a file that can be read but is not what isl wants."""
 
 
 def _refuse(path: pathlib.Path, problem: str) -> NoReturn:
@@ -199,7 +211,10 @@ def _installed(module: str) -> bool:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-  """What bioio, its plugins and tifffile log is said by our errors, or does not matter."""
+  """Silences what bioio, its plugins and tifffile log and warn of in the `with` block.
+
+  What matters of it, isl's own errors say.
+  """
   plugins = importlib.metadata.entry_points(group='bioio.readers')
   modules = {plugin.module.partition('.')[0] for plugin in plugins}
   for name in {'bioio', 'bioio_base', 'tifffile', 'xmlschema', 'ome_types'} | modules:
@@ -210,7 +225,10 @@ def _quiet() -> Iterator[None]:
 
 
 def _opened(path: pathlib.Path) -> Any:
-  """The bioio.BioImage. Readers are named where known, for errors that say what is wrong."""
+  """Opens a file as a bioio.BioImage.
+
+  The readers are named where they are known, for errors that say what is wrong.
+  """
   import bioio
 
   suffix = path.suffix.lower()
@@ -231,13 +249,17 @@ def _opened(path: pathlib.Path) -> Any:
 
     readers = [bioio_czi.Reader]
   if readers and len(readers) == 1:
-    # Not by BioImage, whose error hides the reader's.
+    # Called here, because BioImage's error hides the reader's.
     readers[0](str(path.absolute()))
   return bioio.BioImage(path.absolute(), reader=readers)
 
 
 def _check_tiff(path: pathlib.Path) -> bool:
-  """Whether a TIFF has OME's metadata; refuses one that lacks pixels, which would be black."""
+  """Whether a TIFF has OME's metadata.
+
+  Raises:
+    ValueError: pixels or planes are missing, which would be read as black.
+  """
   with tifffile.TiffFile(path, is_mmstack=False) as tiff:
     for series in tiff.series:
       pages = [*series.pages]
@@ -252,7 +274,7 @@ def _check_tiff(path: pathlib.Path) -> bool:
 
 
 def _check_pages(path: pathlib.Path, pages: list[Any]) -> None:
-  """Refuses a TIFF that ends within a plane."""
+  """Raises ValueError if a TIFF ends within a plane."""
   for page in pages:
     size = page.parent.filehandle.size
     for offset, count in zip(page.dataoffsets, page.databytecounts, strict=False):
@@ -261,7 +283,11 @@ def _check_pages(path: pathlib.Path, pages: list[Any]) -> None:
 
 
 def _scene(path: pathlib.Path, image: Any, index: int) -> Scene:
-  """One of the scenes of a bioio.BioImage."""
+  """Describes the scene of a number in a bioio.BioImage.
+
+  Raises:
+    ValueError: the scene is not a z-stack of grey values, is empty, or lacks channels' names.
+  """
   image.set_scene(index)
   data = image.xarray_dask_data
   sizes = dict(zip(data.dims, data.shape, strict=True))
@@ -277,7 +303,7 @@ def _scene(path: pathlib.Path, image: Any, index: int) -> Scene:
     _refuse(path, f'holds {dtype}, neither whole numbers nor floats')
   if not all(sizes.values()):
     _refuse(path, f'is empty, of the shape {dict(sizes)}')
-  # The reader's are there even if an OME-Zarr has one channel and no axis for it.
+  # The reader knows the name even if an OME-Zarr has one channel and no axis for it.
   names = image.reader.channel_names or []
   if len(names) != sizes['C']:
     names = image.channel_names or []
@@ -294,9 +320,10 @@ def _scene(path: pathlib.Path, image: Any, index: int) -> Scene:
 
 
 def _check_chunk(array: Any, index: tuple[int, ...]) -> None:
-  """ValueError if a chunk ends early: Blosc's decoder would go on with whatever is in memory there.
+  """Raises ValueError if a chunk compressed by Blosc ends early.
 
-  Its header says how many bytes there are: https://github.com/Blosc/c-blosc, README_CHUNK_FORMAT.
+  Blosc's decoder would go on with whatever is in memory there. A chunk's header gives its number of
+  bytes: https://github.com/Blosc/c-blosc, README_CHUNK_FORMAT.
   """
   kinds = [type(compressor).__name__ for compressor in array.compressors]
   if array.shards is not None or kinds[-1:] not in (['Blosc'], ['BloscCodec']):
@@ -310,7 +337,7 @@ def _check_chunk(array: Any, index: tuple[int, ...]) -> None:
 
 
 def _zarr_array(path: pathlib.Path, index: int) -> Any:
-  """The array of the largest images of a scene of an OME-Zarr, opened."""
+  """Opens the zarr array of an OME-Zarr's scene at full resolution."""
   import zarr
 
   group = zarr.open_group(path, mode='r')
@@ -319,20 +346,20 @@ def _zarr_array(path: pathlib.Path, index: int) -> Any:
 
 
 def pixel_size(path: pathlib.Path, image: Any, index: int) -> tuple[float, float] | None:
-  """What a file says of its pixels' size, with a unit; never an error.
+  """Reads the size of a scene's pixels from the file's metadata; never raises.
 
   Args:
-    path: of the file.
-    image: the bioio.BioImage, at the scene in question.
-    index: the scene's number.
+    path: the file, or the folder of an OME-Zarr.
+    image: the file's bioio.BioImage, at the scene in question.
+    index: the scene's number, from 0.
 
   Returns:
-    (row, column) in micrometres, or None where it does not say.
+    A pixel's (height, width) in micrometres; None where the file does not give both, with a unit.
   """
   try:
     rows, columns = (float(side) for side in _sides(path, image, index))
   except Exception:
-    # What is not there, or not as it should be, comes as any exception of several libraries.
+    # Metadata that are missing or wrong make several libraries raise all kinds of exceptions.
     return None
   if not (0 < rows < math.inf and 0 < columns < math.inf):
     return None
@@ -340,7 +367,10 @@ def pixel_size(path: pathlib.Path, image: Any, index: int) -> tuple[float, float
 
 
 def _sides(path: pathlib.Path, image: Any, index: int) -> tuple[float, float]:
-  """As `pixel_size`; any exception or nan where that is unknown. bioio's sizes lack the unit."""
+  """Reads a pixel's (height, width) in micrometres; raises anything, or gives nan, if unknown.
+
+  bioio's own sizes lack the unit, so for TIFF and OME-Zarr the unit is read from the metadata.
+  """
   reader = type(image.reader).__module__.partition('.')[0]
   if reader == 'bioio_ome_tiff':
     pixels = image.ome_metadata.images[index].pixels
@@ -359,7 +389,7 @@ def _sides(path: pathlib.Path, image: Any, index: int) -> tuple[float, float]:
 
 
 def _sides_of_tiff(path: pathlib.Path, index: int) -> tuple[float, float]:
-  """From the tags of a plain TIFF, or of one that ImageJ has written."""
+  """Reads a pixel's (height, width) from the tags of a plain TIFF, or of one that ImageJ wrote."""
   with tifffile.TiffFile(path, is_mmstack=False) as tiff:
     tags = tiff.series[index].keyframe.tags
     imagej = tiff.imagej_metadata or {}

@@ -1,4 +1,4 @@
-"""Writing predictions as OME-TIFF, plane by plane: of all channels one is in memory at a time."""
+"""Writes predictions as OME-TIFF, plane by plane: one channel is in memory at a time."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ import tifffile
 from isl.images.placement import Placement, halved, level_sizes
 from isl.system import files
 
-# Those of OME's pixel types that predictions have; there is none for float16.
+# OME's pixel types that predictions can have; OME has none for float16.
 _DTYPES = ('uint8', 'uint16', 'float32')
 _TILE = (256, 256)
-# Of zlib: half the time of its default, 6, for files that are 2 to 8% larger.
+# zlib's level: half the time of its default, 6, for files that are 2 to 8% larger.
 _COMPRESSION = 2
 # Rows that are halved at a time.
 _BAND = 512
-# In bytes. A classic TIFF ends at 4 GB; tables and what does not get smaller need some of that.
+# In bytes. A classic TIFF ends at 4 GB; tables, and pixels that zlib enlarges, need some of that.
 _MAX_CLASSIC = (1 << 32) - (1 << 26)
 _MICROMETRES_PER_CENTIMETRE = 1e4
 
@@ -41,18 +41,19 @@ def write_ome_tiff(
   """Writes an image of axes c, y, x: tiled, compressed without loss, each plane with its pyramid.
 
   Args:
-    path: the file's name; see `files.whole_file`.
-    planes: [row, column], one of each channel, in their order. Each is asked for only after the one
-      before is written.
-    size: (rows, columns) in pixels.
-    channels: their names.
-    dtype: of the file's pixels, uint8, uint16 or float32.
-    placement: where the image lies, and its pixels' size.
-    description: of the image, for its readers.
+    path: the file's name; it is written whole, see `files.whole_file`.
+    planes: the channels' images, [row, column], in the channels' order. Each is asked for only
+      after the one before is written.
+    size: (rows, columns) of the image, in pixels.
+    channels: names of the channels.
+    dtype: dtype of the file's pixels: uint8, uint16 or float32.
+    placement: where the image lies in the microscope's image, and its pixels' size.
+    description: text for people who open the file; '': none.
 
   Raises:
     OSError: the file cannot be written.
-    ValueError: there can be no such image, or the planes do not make it.
+    ValueError: the dtype is another, there are no channels or pixels, the planes differ in number,
+      size or dtype from what was given, or a text has characters that XML cannot express.
   """
   dtype, shown = np.dtype(dtype), repr(str(path))
   if dtype.name not in _DTYPES:
@@ -84,12 +85,12 @@ def write_ome_tiff(
 
 
 def _holds(dtype: np.dtype, plane: np.ndarray) -> bool:
-  """Whether the intensity 1 is the same for both."""
+  """Whether a plane's values can be the file's: of the same dtype, or both floats."""
   return plane.dtype == dtype or plane.dtype.kind == dtype.kind == 'f'
 
 
 def _is_big(shape: tuple[int, int, int], dtype: np.dtype) -> bool:
-  """Whether the file might outgrow a classic TIFF: zlib makes noise no smaller."""
+  """Whether the file might outgrow a classic TIFF if zlib does not make it smaller at all."""
   channels, *size = shape
   pixels = sum(rows * columns for rows, columns in level_sizes((size[0], size[1])))
   return pixels * channels * dtype.itemsize > _MAX_CLASSIC
@@ -117,7 +118,7 @@ def _write_plane(
 
 
 def _resolution(placement: Placement, level: int) -> dict[str, Any]:
-  """A TIFF's own account of a pixel's size, for readers that know nothing of OME."""
+  """A level's TIFF tags for the size of a pixel, for readers that know nothing of OME."""
   if placement.unit is None:
     return {}
   height, width = placement.scale(level)
@@ -135,10 +136,12 @@ def _ome_xml(
   placement: Placement,
   description: str,
 ) -> bytes:
-  """https://docs.openmicroscopy.org/ome-model/6.3.1/ome-tiff/specification.html.
+  """Makes the OME-XML that describes the image.
+
+  See https://docs.openmicroscopy.org/ome-model/6.3.1/ome-tiff/specification.html.
 
   Raises:
-    ValueError: a text has characters that XML cannot hold.
+    ValueError: a text has characters that XML cannot express.
   """
   metadata: dict[str, Any] = {'Name': name, 'Channel': {'Name': list(channels)}}
   if description:
@@ -154,7 +157,7 @@ def _ome_xml(
     for axis, position in (('X', column), ('Y', row))
     for key, value in (('', position), ('Unit', unit))
   }
-  # tifffile's own identifier would tell the machine's address.
+  # The identifier that tifffile would make tells the machine's address.
   document = tifffile.OmeXml(Creator='isl', UUID=str(uuid.uuid4()))
   document.addimage(dtype, shape, (shape[0], 1, 1, *shape[1:], 1), axes='CYX', **metadata)
   xml = document.tostring(declaration=True).encode()

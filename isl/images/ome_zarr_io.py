@@ -1,9 +1,9 @@
-"""Writing predictions as OME-Zarr 0.5, tile by tile, so that an image may be larger than memory.
+"""Writes predictions as OME-Zarr 0.5, tile by tile, so that an image may be larger than memory.
 
-zarr writes the pixels, ome_zarr what they are. The pyramid is made here: ome_zarr's own wants a
+zarr writes the pixels, ome_zarr the metadata. The pyramid is made here: ome_zarr's own needs a
 whole image, which it then writes a second time (together that took five times as long), and takes
-an offset only by a deprecated argument. bioio's is of single pixels instead of means, and does not
-say that they are shifted.
+an offset only by a deprecated argument. bioio's pyramid has single pixels instead of means, and
+does not record that they are shifted.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from isl.core.statistic import NUM_CLASSES
 from isl.images.placement import Placement, halved, level_sizes
 from isl.system import files
 
-# In the group's attributes, what is ours: earlier files of ours may be replaced, others' may not.
+# The group's attribute that marks an OME-Zarr as written by isl: only these may be replaced.
 _KEY = 'isl'
 _DTYPES = ('float16', 'float32', 'uint16')
-# In pixels, the shortest and longest sides of chunks: of pictures, which are looked at, and of
-# distributions, of which one chunk holds all classes (at most 2 MB).
+# In pixels, the shortest and longest sides of chunks: for pictures, which people look at, and for
+# distributions, where a chunk has all classes (at most 2 MB).
 _PICTURE_SIDES = (256, 1024)
 _DISTRIBUTION_SIDES = (32, 64)
 # Viewers that mix channels draw six at most.
@@ -39,13 +39,13 @@ _GOLDEN_RATIO = (1 + math.sqrt(5)) / 2
 
 
 def require() -> None:
-  """Makes sure that OME-Zarr can be written, before long work whose result would be lost.
+  """Checks that OME-Zarr can be written, before long work whose result would be lost.
 
   Raises:
-    ValueError: zarr or ome_zarr is missing.
+    ValueError: zarr or ome_zarr is missing or too old.
   """
   try:
-    # Older versions, which do not write OME-Zarr 0.5, lack one of them.
+    # Older versions, which do not write OME-Zarr 0.5, lack one of these.
     from ome_zarr.format import FormatV05  # noqa: F401
     from ome_zarr.writer import write_multiscales_metadata  # noqa: F401
     from zarr import create_group  # noqa: F401
@@ -61,10 +61,11 @@ class OmeZarrImage:
       with OmeZarrImage('predicted.zarr', size=(5000, 6000), channels=names, ...) as image:
         image.write(0, slice(0, 500), slice(0, 500), values)
 
-  It appears under its name when the `with` block ends well, with a pyramid; until then it is the
-  folder `{path}.partial`, see `folders.whole_folder`. An earlier one that this class has written is
-  replaced. What is never written is 0. Memory is needed for the chunks that a region touches, or
-  for four of them and their mean, whatever the image's size.
+  The image appears under its name, with a pyramid, when the `with` block ends without an exception;
+  until then it is the folder `{path}.partial`, see `files.whole_folder`. An earlier image of that
+  name that this class has written is replaced. Pixels that are never written are 0. Memory is
+  needed for the chunks that a region touches, or for four of them and their mean, whatever the
+  image's size.
   """
 
   def __init__(
@@ -78,21 +79,22 @@ class OmeZarrImage:
     placement: Placement,
     attributes: Mapping[str, Any] | None = None,
   ) -> None:
-    """Writes nothing yet.
+    """Checks the arguments; nothing is written yet.
 
     Args:
       path: the folder's final name.
-      size: (rows, columns) in pixels.
-      channels: their names, in order.
+      size: (rows, columns) of the image, in pixels.
+      channels: names of the channels, in order.
       dtype: float32, uint16 (65535 being the intensity 1), or float16: probabilities, which are
         stored so that a pixel's whole distribution is in one chunk.
-      tile: (rows, columns) of the regions that will be written, for chunks that fit them. Others
-        may be written, more slowly.
-      placement: where the image lies, and its pixels' size.
-      attributes: anything that JSON can hold, to go beside OME's own attributes, as 'isl'.
+      tile: (rows, columns) of the regions that will be written, in pixels, for chunks that fit
+        them. Other regions may be written, more slowly.
+      placement: where the image lies in the microscope's image, and its pixels' size.
+      attributes: anything that JSON can express, to go beside OME's own attributes, as 'isl'.
 
     Raises:
-      ValueError: there can be no such image.
+      ValueError: the dtype is another, there are no channels or pixels, or `attributes` has numbers
+        that are not finite.
     """
     self._path = pathlib.Path(path)
     self._dtype = np.dtype(dtype)
@@ -117,10 +119,12 @@ class OmeZarrImage:
     self._folder = contextlib.ExitStack()
 
   def __enter__(self) -> Self:
-    """Makes the temporary folder.
+    """Makes the temporary folder with an empty image.
 
     Raises:
-      OSError, ValueError: as `folders.whole_folder` and `require` say.
+      OSError: the folder cannot be written.
+      ValueError: a folder of that name is there that isl has not written, or zarr or ome_zarr is
+        missing.
     """
     require()
     import zarr
@@ -139,7 +143,7 @@ class OmeZarrImage:
     exception: BaseException | None,
     traceback: types.TracebackType | None,
   ) -> None:
-    """Finishes the image, or after an exception leaves nothing of it."""
+    """Finishes the image, see `finish`; after an exception, removes what was written."""
     if exception is None:
       self.finish()
     else:
@@ -149,14 +153,14 @@ class OmeZarrImage:
     """Writes a region of the image.
 
     Args:
-      channels: one or several.
-      rows: in pixels.
-      columns: likewise.
-      values: [row, column], or of several channels [channel, row, column]; of the image's dtype,
-        or floats of any precision if the image is of floats.
+      channels: the number of a channel, or a slice of channels.
+      rows: rows of the region, in pixels.
+      columns: columns of the region, in pixels.
+      values: [row, column], or for a slice of channels [channel, row, column]; of the image's
+        dtype, or floats of any precision if the image is of floats.
 
     Raises:
-      OSError: it cannot be written.
+      OSError: the region cannot be written.
       ValueError: the region is not within the image, or the values are not of its shape or dtype.
     """
     shape = self._region_shape((channels, rows, columns))
@@ -169,17 +173,23 @@ class OmeZarrImage:
     self._levels[0][channels, rows, columns] = values.astype(self._dtype, copy=False)
 
   def read(self, channel: int, rows: slice, columns: slice) -> np.ndarray:
-    """Reads a region, [row, column]; raises ValueError if it is not within the image."""
+    """Reads a region of a channel that was written before, [row, column].
+
+    Raises:
+      ValueError: the region is not within the image.
+    """
     self._region_shape((channel, rows, columns))
     return np.asarray(self._levels[0][channel, rows, columns])
 
   def finish(self) -> None:
-    """Writes the pyramid and what the image is, and gives it its name; the `with` block's end, too.
+    """Writes the pyramid and the metadata, and gives the folder its final name.
+
+    The end of the `with` block does this, too; a second call does nothing.
 
     Raises:
-      OSError: it cannot be written. Then nothing is left of it.
+      OSError: the image cannot be written. Then nothing is left of it.
     """
-    # At whose end the folder is renamed, or removed after an exception.
+    # At the end of this block the folder is renamed, or removed after an exception.
     with self._folder:
       if self._group is None:
         return
@@ -203,7 +213,7 @@ class OmeZarrImage:
     )
 
   def _region_shape(self, region: tuple[slice | int, slice, slice]) -> tuple[int, ...]:
-    """The shape of a region's values; ValueError unless all of it is within the image."""
+    """The shape of a region's values; raises ValueError unless it is within the image."""
     shape = []
     for name, index, length in zip(
       ('channels', 'rows', 'columns'), region, self._shape, strict=True
@@ -217,7 +227,7 @@ class OmeZarrImage:
     return tuple(shape)
 
   def _describe(self) -> None:
-    """Writes https://ngff.openmicroscopy.org/0.5/#multiscale-md and #omero-md."""
+    """Writes OME's metadata: https://ngff.openmicroscopy.org/0.5/#multiscale-md and #omero-md."""
     from ome_zarr.format import FormatV05
     from ome_zarr.writer import write_multiscales_metadata
 
@@ -238,7 +248,7 @@ class OmeZarrImage:
     self._group.attrs['ome'] = ome
 
   def _dataset(self, level: int) -> dict[str, Any]:
-    """Where a level lies, on the disk and under the microscope."""
+    """The metadata of a level of the pyramid: its path, and where it lies under the microscope."""
     return {
       'path': str(level),
       'coordinateTransformations': [
@@ -248,7 +258,7 @@ class OmeZarrImage:
     }
 
   def _rendering(self) -> dict[str, Any]:
-    """How viewers show the channels."""
+    """The metadata that tell viewers how to show the channels."""
     highest = 1 if self._dtype.kind == 'f' else np.iinfo(self._dtype).max
     channels = [
       {
@@ -263,11 +273,16 @@ class OmeZarrImage:
 
 
 def chunk_side(tile: int, shortest: int, longest: int) -> int:
-  """The side of chunks that tiles of a given side fill, or divide, in pixels.
+  """The side of chunks that fit tiles of a given side; all are in pixels.
+
+  Args:
+    tile: side of the tiles.
+    shortest: shortest side that a chunk may have.
+    longest: longest side that a chunk has if it is shorter than a tile.
 
   Returns:
-    The tile's side; its smallest multiple that is at least `shortest`, if it is shorter; an equal
-    part of it, rounded up, if it is longer than `longest`.
+    The tile's side; if that is shorter than `shortest`, its smallest multiple that is not; if it is
+    longer than `longest`, an equal part of it, rounded up.
   """
   if tile < shortest:
     return -(-shortest // tile) * tile
@@ -275,13 +290,16 @@ def chunk_side(tile: int, shortest: int, longest: int) -> int:
 
 
 def colour(index: int) -> str:
-  """A channel's colour, as RGB in hexadecimal: from blue on, each far from those just before."""
+  """The colour of the channel of a number, as RGB in hexadecimal.
+
+  Channel 0 is blue; each hue is far from those of the channels just before.
+  """
   hue = 2 / 3 + index / _GOLDEN_RATIO
   return ''.join(f'{round(255 * value):02X}' for value in colorsys.hsv_to_rgb(hue % 1, 0.7, 1))
 
 
 def _regions(shape: tuple[int, ...], step: tuple[int, ...]) -> Iterator[tuple[slice, ...]]:
-  """Regions of at most `step` that cover an array once, all within it."""
+  """Yields regions of at most the shape `step` that cover each element of an array once."""
   return itertools.product(
     *(
       [slice(start, min(start + side, length)) for start in range(0, length, side)]

@@ -1,4 +1,8 @@
-"""Pixels of images that may be larger than the memory: read in parts, kept on the disk, counted."""
+"""Images' pixels: their intensities and percentiles, and images larger than the memory.
+
+`Pixels` is an image for whoever reads it, whole or in windows: a NumPy array, the projection of
+several images (`MaximumPixels`), or an image in a temporary file (`DiskImages`).
+"""
 
 from __future__ import annotations
 
@@ -12,9 +16,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
-# Rows of an image that are looked at together where it may be larger than the memory.
+# Rows that are read together of an image that may be larger than the memory.
 _BAND = 256
-# Of floats, percentiles are taken of at most about this many evenly spaced pixels.
+# Percentiles of floats are taken of at most about this many evenly spaced pixels.
 _MOST_FLOATS = 1 << 24
 
 
@@ -23,45 +27,52 @@ class Pixels(Protocol):
 
   @property
   def shape(self) -> tuple[int, ...]:
-    """(rows, columns)."""
+    """(rows, columns), in pixels."""
 
   @property
   def dtype(self) -> np.dtype[Any]:
-    """uint8, uint16 or float32."""
+    """The dtype of the pixels: uint8, uint16 or float32."""
 
   def __getitem__(self, window: tuple[slice, slice], /) -> np.ndarray:
-    """The pixels of a window."""
+    """Reads a window, [row, column]."""
 
 
 def bands(image: Pixels) -> Iterator[np.ndarray]:
-  """An image's rows from the top down, some at a time."""
+  """Yields an image's rows from the top down, some at a time: [row, column]."""
   for first in range(0, image.shape[0], _BAND):
     yield image[first : first + _BAND, :]
 
 
 def maximum(dtype: np.dtype[Any]) -> float:
-  """What stands for the intensity 1: the largest whole number of the type; 1 of floats."""
+  """The pixel value that stands for intensity 1: an integer type's largest value, 1 for floats."""
   return float(np.iinfo(dtype).max) if dtype.kind == 'u' else 1.0
 
 
 def intensity(image: np.ndarray) -> np.ndarray:
-  """As float32 in [0, 1]: divided by the type's maximum; floats as they are."""
+  """Converts pixel values to intensities, float32: integers / their type's maximum, in [0, 1].
+
+  Floats are intensities already and keep their values.
+  """
   return image / np.float32(maximum(image.dtype))
 
 
 def extremes(image: Pixels) -> tuple[float, float]:
-  """The lowest and the highest value; nan if there is a nan."""
+  """The lowest and the highest pixel value of an image; nan if a pixel is nan."""
   found = [(float(band.min()), float(band.max())) for band in bands(image)]
   lows, highs = np.array(found).T
   return float(np.min(lows)), float(np.max(highs))
 
 
 def percentiles(images: Sequence[Pixels], percents: Sequence[float]) -> tuple[float, ...]:
-  """Percentiles of the pixels of all images, as `numpy.percentile` has them.
+  """Percentiles of the pixels of all images together, as `numpy.percentile` defines them.
 
   Args:
-    images: of one type. Of floats, more than 2^24 pixels are thinned out.
-    percents: which.
+    images: images of one dtype. If they are floats and have more than 2^24 pixels, evenly spaced
+      ones are taken.
+    percents: the percentages, from 0 to 100.
+
+  Returns:
+    The pixel value at each percentage.
   """
   if images[0].dtype.kind == 'u':
     return _of_counts(_counts(images), percents)
@@ -72,7 +83,7 @@ def percentiles(images: Sequence[Pixels], percents: Sequence[float]) -> tuple[fl
 
 
 def _counts(images: Sequence[Pixels]) -> np.ndarray:
-  """How often each whole number occurs."""
+  """Counts how often each value of an integer type occurs, int64 [value]."""
   num_values = np.iinfo(images[0].dtype).max + 1
   counts = np.zeros(num_values, np.int64)
   for image in images:
@@ -82,7 +93,10 @@ def _counts(images: Sequence[Pixels]) -> np.ndarray:
 
 
 def _of_counts(counts: np.ndarray, percents: Sequence[float]) -> tuple[float, ...]:
-  """Interpolates linearly between the two pixels that are next to a percentile in order."""
+  """Percentiles of pixels from the counts of their values, int64 [value].
+
+  Interpolates linearly between the two sorted pixels on either side of the percentile's place.
+  """
   up_to = np.cumsum(counts)
   result = []
   for percent in percents:
@@ -96,47 +110,47 @@ def _of_counts(counts: np.ndarray, percents: Sequence[float]) -> tuple[float, ..
 
 
 class MaximumPixels:
-  """The projection of images that are read in parts; reads a window of one after the other."""
+  """The maximum projection of images that are read in parts, itself read in parts."""
 
   def __init__(self, images: Sequence[Pixels]):
-    """All of one size and type, at least one."""
+    """Takes the images, at least one, all of one size and dtype; reads nothing yet."""
     self._images = images
 
   @property
   def shape(self) -> tuple[int, ...]:
-    """(rows, columns)."""
+    """(rows, columns), in pixels."""
     return self._images[0].shape
 
   @property
   def dtype(self) -> np.dtype[Any]:
-    """uint8, uint16 or float32."""
+    """The dtype of the pixels: uint8, uint16 or float32."""
     return self._images[0].dtype
 
   def __getitem__(self, window: tuple[slice, slice]) -> np.ndarray:
-    """Never in memory at once: more than two windows."""
+    """Reads a window, [row, column]; no more than two images' windows are in memory at once."""
     return functools.reduce(np.maximum, (image[window] for image in self._images))
 
 
 class DiskImages:
-  """A temporary file of images, which is gone when nobody needs any of them."""
+  """A temporary file of images, which is deleted when nothing refers to any of them."""
 
   def __init__(self) -> None:
-    """Makes the file, where the system has its temporary ones (TMPDIR).
+    """Makes the file in the system's folder for temporary files (TMPDIR).
 
     Raises:
-      OSError: it cannot be made.
+      OSError: the file cannot be made.
     """
-    # It has no name from the beginning, or is deleted when it is closed: a kill leaves nothing.
+    # The file has no name from the beginning, or is deleted when it is closed: a kill leaves none.
     self._stream = tempfile.TemporaryFile(prefix='isl-')  # noqa: SIM115
     weakref.finalize(self, self._stream.close)
     self._end = 0
     self._lock = threading.Lock()
 
   def add(self, image: np.ndarray) -> DiskPixels:
-    """Writes an image, [row, column].
+    """Writes an image, [row, column], and returns it as Pixels that are read from the file.
 
     Raises:
-      OSError: it cannot be written.
+      OSError: the image cannot be written.
     """
     data = np.ascontiguousarray(image).data
     with self._lock:
@@ -148,7 +162,7 @@ class DiskImages:
     return DiskPixels(self, offset, (rows, columns), image.dtype)
 
   def read(self, size: int, offset: int) -> bytes:
-    """Bytes of the file; several threads may do so at once."""
+    """Reads `size` bytes of the file from byte `offset` on; several threads may do so at once."""
     return os.pread(self._stream.fileno(), size, offset)
 
 
@@ -156,19 +170,19 @@ class DiskPixels:
   """An image that is read from a DiskImages when it is sliced.
 
   Attributes:
-    shape: (rows, columns).
-    dtype: of its pixels.
+    shape: (rows, columns) of the image, in pixels.
+    dtype: dtype of the pixels.
   """
 
   def __init__(self, spill: DiskImages, offset: int, shape: tuple[int, int], dtype: np.dtype[Any]):
-    """Reads nothing yet."""
+    """Takes where the image lies in the file of `spill`; reads nothing yet."""
     self._spill = spill
     self._offset = offset
     self.shape = shape
     self.dtype = dtype
 
   def __getitem__(self, window: tuple[slice, slice]) -> np.ndarray:
-    """The pixels of a window, without steps."""
+    """Reads a window, [row, column]; its rows must have no step."""
     rows, columns = window
     first, stop, step = rows.indices(self.shape[0])
     assert step == 1, rows

@@ -1,4 +1,7 @@
-"""Where a prediction lies in the microscope's image, as the files of predictions say it."""
+"""Where a prediction lies in the microscope's image, and the pyramid of ever smaller images.
+
+Both are for the writers of files of predictions, OME-TIFF and OME-Zarr.
+"""
 
 from __future__ import annotations
 
@@ -7,29 +10,29 @@ import math
 
 import numpy as np
 
-# As OME's formats call it; without a pixel's size they have no unit, or pixels.
+# OME's name of the unit; where a pixel's size is unknown, there is no unit, or it is the pixel.
 UNIT = 'micrometer'
-# In pixels: a level whose sides are no longer is the last.
+# In pixels: a level whose sides are no longer than this is the pyramid's last.
 SMALLEST = 256
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Placement:
-  """Where a prediction lies, and how large its pixels are.
+  """Where a prediction lies in the microscope's image, and how large its pixels are.
 
   Attributes:
-    pixel_size: a pixel's (height, width) in micrometres; None if it is not known.
-    offset: pixels of the image in front of the prediction's first (row, column).
+    pixel_size: a pixel's (height, width) in micrometres; None: unknown.
+    offset: the (row, column) of the microscope's image at which the prediction begins, in pixels.
   """
 
   pixel_size: tuple[float, float] | None = None
   offset: tuple[int, int] = (0, 0)
 
   def __post_init__(self) -> None:
-    """Checks the numbers.
+    """Checks the pixel size.
 
     Raises:
-      ValueError: a pixel's size is not a positive number.
+      ValueError: `pixel_size` is not of two positive finite numbers.
     """
     if self.pixel_size is not None and not all(
       math.isfinite(size) and size > 0 for size in self.pixel_size
@@ -41,26 +44,27 @@ class Placement:
 
   @property
   def unit(self) -> str | None:
-    """Of scale and translation: micrometres, or None, for pixels."""
+    """The unit of `scale` and `translation`: 'micrometer'; None: they are in pixels."""
     return None if self.pixel_size is None else UNIT
 
   def scale(self, level: int = 0) -> tuple[float, float]:
-    """A pixel's (height, width) in units.
+    """A pixel's (height, width) in `unit`.
 
     Args:
-      level: of a pyramid, in which each level halves the one before.
+      level: the level of the pyramid, in which each level halves the one before; 0: the prediction
+        itself.
     """
     height, width = self.pixel_size or (1.0, 1.0)
     return height * 2**level, width * 2**level
 
   def translation(self, level: int = 0) -> tuple[float, float]:
-    """Where the centre of the first pixel lies, as (row, column) in units.
+    """Where the centre of the first pixel lies, as (row, column) in `unit`.
 
     The origin is the centre of the microscope's image's first pixel. A pixel of level k is the mean
     of 2^k x 2^k pixels, the centre of which lies (2^k - 1) / 2 pixels behind that of the first.
 
     Args:
-      level: of a pyramid, as for `scale`.
+      level: the level of the pyramid, as for `scale`.
     """
     row, column = (pixels + (2**level - 1) / 2 for pixels in self.offset)
     height, width = self.scale()
@@ -68,7 +72,7 @@ class Placement:
 
 
 def level_sizes(size: tuple[int, int]) -> list[tuple[int, int]]:
-  """The (rows, columns) of each level, from the whole image's on.
+  """The (rows, columns) of each level of an image's pyramid, in pixels, from the image's size on.
 
   Each level's sides are half of those of the level before, rounded up, so that no pixel is lost.
   """
@@ -80,14 +84,16 @@ def level_sizes(size: tuple[int, int]) -> list[tuple[int, int]]:
 
 
 def halved(image: np.ndarray) -> np.ndarray:
-  """The next level: means of 2 x 2 pixels; where a side is odd, the last are of what there is.
+  """The next level of a pyramid: means of 2 x 2 pixels.
+
+  Where a side is odd, its last pixels are means of the pixels that there are.
 
   Args:
-    image: of any real dtype, [..., row, column]. Parts of a larger image are halved like the whole
-      if they begin at even rows and columns, and end at even ones or at the image's end.
+    image: an image of any real dtype, [..., row, column]. Parts of a larger image are halved like
+      the whole if they begin at even rows and columns, and end at even ones or at the image's end.
 
   Returns:
-    Of the same dtype, integers being rounded half to even.
+    The halved image [..., row, column], of the same dtype; integers are rounded half to even.
   """
   rows, columns = image.shape[-2:]
   even = np.pad(image, [(0, 0)] * (image.ndim - 2) + [(0, rows % 2), (0, columns % 2)], mode='edge')

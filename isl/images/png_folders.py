@@ -1,4 +1,9 @@
-"""Folders of PNGs, whose names say which images of which fields of view they are."""
+"""Folders of PNGs, whose names say which images of which fields of view they are.
+
+`find_png_fields` finds the fields of view in a folder. `parse_name` reads a file's name;
+`image_name`, `field_name` and `prediction_name` make names: the first two for programs that write
+sample images, the last for predictions. Two dialects are in use, `z_depth-3` and `z_depth,value-3`.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +30,7 @@ EXAMPLES = (
 )
 SAMPLE = 'sample'
 PUBLISHED = 'published'
-# What names begin with.
+# By dialect, the beginning of the names that `image_name` makes.
 _LAB = {
   SAMPLE: 'lab-FINKBEINER,condition-KEVAN_0_8,acquisition_date,year-2015,month-10,day-5,minute-0',
   PUBLISHED: 'lab-Finkbeiner,condition-kevan_0_8,acquisition_date,year-2015,month-10,day-5',
@@ -34,13 +39,14 @@ _LAB = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ImageName:
-  """What a file's name says.
+  """What a PNG's file name says of it.
 
   Attributes:
-    field: the field of view: the identifying fields of the name, in its order, joined by commas.
-    key: which of its images.
-    is_mask: it is a mask, not an image.
-    is_prediction: a network made it, not a microscope.
+    field: the field of view's name: the identifying fields of the file's name, in order, joined by
+      commas.
+    key: the key of the image in its field of view.
+    is_mask: whether the file is a mask, not an image.
+    is_prediction: whether a network made the image, not a microscope.
   """
 
   field: str
@@ -50,12 +56,12 @@ class ImageName:
 
 
 def parse_name(file_name: str) -> ImageName:
-  """Reads a file name of either dialect: comma-separated `key-value` fields.
+  """Reads a file name of either dialect: `name-value` fields, separated by commas.
 
-  `name,value-X` is the same as `name-X`; nothing else collapses.
+  `name,value-X` is the same as `name-X`; no other fields are joined.
 
   Args:
-    file_name: with or without folders in front.
+    file_name: the file's name, with or without folders in front.
 
   Raises:
     ValueError: the name has no channel or no z, or says one of its fields twice or wrongly.
@@ -83,7 +89,7 @@ def parse_name(file_name: str) -> ImageName:
 
 
 def _collapsed(tokens: Iterable[str]) -> list[str]:
-  """`name,value-X` as `name-X`, all else as it is."""
+  """Joins `name,value-X` to `name-X` and leaves all other fields as they are."""
   collapsed: list[str] = []
   for token in tokens:
     if token.startswith('value-') and collapsed and '-' not in collapsed[-1]:
@@ -94,7 +100,11 @@ def _collapsed(tokens: Iterable[str]) -> list[str]:
 
 
 def _key(file_name: str, said: Mapping[str, str]) -> ImageKey:
-  """Which image, from the fields of the name that do not identify the field of view."""
+  """The image's key, from the fields of the name that do not identify the field of view.
+
+  Raises:
+    ValueError: the fields do not give one z and one channel.
+  """
   depth, projection, channel = (said.get(n) for n in ('z_depth', 'depth_computation', 'channel'))
   if depth is None and projection is None:
     problem = 'has no z_depth or depth_computation' + ('' if channel else ' and no channel')
@@ -112,12 +122,12 @@ def _key(file_name: str, said: Mapping[str, str]) -> ImageKey:
 
 
 def prediction_name(field: str, channel: str, statistic: str) -> str:
-  """The name of a predicted image, in the published dialect.
+  """Makes the file name of a predicted image, in the published dialect.
 
   Args:
-    field: the field of view, as `parse_name` gives it (and gives it back).
-    channel: the predicted label, DAPI_CONFOCAL say.
-    statistic: of the pixel's distribution, MEDIAN say.
+    field: the field of view's name, which `parse_name` reads again from the result.
+    channel: the predicted label: DAPI_CONFOCAL, for example.
+    statistic: name of the statistic of the predicted distributions: MEDIAN, for example.
   """
   return ','.join(
     ([field] if field else [])
@@ -129,7 +139,14 @@ def prediction_name(field: str, channel: str, statistic: str) -> str:
 def log_unused(
   origin: str, fields: Sequence[FieldFiles], inputs: Sequence[str], targets: Sequence[str]
 ) -> None:
-  """Says which images no network with these channels reads."""
+  """Logs which images are neither input nor target of a network.
+
+  Args:
+    origin: the folder or file of the fields of view, for the log line.
+    fields: the fields of view.
+    inputs: the network's input channels.
+    targets: the network's target channels, synthetic ones included.
+  """
   light = {name for channel in inputs for name in recorded_channels(channel)}
   labels = {part for channel in targets for part in parts_of(channel)}
   shown = {
@@ -146,7 +163,10 @@ def log_unused(
 
 
 def _is_read_otherwise(field: FieldFiles, key: ImageKey, read: set[str]) -> bool:
-  """Whether it is a file's stack whose projection is read, or the other way round."""
+  """Whether an image is of a z-stack whose projection is read, or a projection of one read.
+
+  Files of z-stacks give both, of which a network needs one.
+  """
   other = ImageKey(0 if key.z == MAXPROJECT else MAXPROJECT, key.channel)
   return (
     key.channel in read
@@ -159,14 +179,15 @@ def find_png_fields(directory: pathlib.Path) -> list[FieldFiles]:
   """Finds the fields of view in a folder of PNGs, from its file names; reads no image.
 
   Masks and predictions are left out, with a log line. Files that are not named `*.png`, hidden
-  files and subfolders are none of its business.
+  files and subfolders are ignored.
 
   Returns:
-    At least one, sorted by name, with all its images.
+    The fields of view, at least one, sorted by name, each with all its images.
 
   Raises:
     OSError: `directory` is missing, or not a folder, or cannot be read.
-    ValueError: there is no image in it, a name cannot be parsed, or an image is there twice.
+    ValueError: there is no image in `directory`, a name cannot be parsed, or two files are the same
+      image.
   """
   fields: dict[str, dict[ImageKey, PngSource]] = collections.defaultdict(dict)
   for path, name in _images(directory).items():
@@ -183,7 +204,7 @@ def find_png_fields(directory: pathlib.Path) -> list[FieldFiles]:
 
 
 def _images(directory: pathlib.Path) -> dict[pathlib.Path, ImageName]:
-  """The folder's images and what their names say; masks and predictions are left out."""
+  """The images in a folder and what their names say; masks and predictions are left out."""
   names = {path: parse_name(str(path)) for path in _existing_pngs(directory)}
   masks = sum(name.is_mask for name in names.values())
   predictions = sum(name.is_prediction and not name.is_mask for name in names.values())
@@ -198,7 +219,7 @@ def _images(directory: pathlib.Path) -> dict[pathlib.Path, ImageName]:
 
 
 def _existing_pngs(directory: pathlib.Path) -> list[pathlib.Path]:
-  """The folder's PNGs, by their names, sorted."""
+  """The PNGs in a folder, sorted; raises OSError or ValueError if there are none."""
   if not directory.exists():
     raise FileNotFoundError(f'{str(directory)!r} does not exist; expected a folder of PNGs')
   if not directory.is_dir():
@@ -210,8 +231,8 @@ def _existing_pngs(directory: pathlib.Path) -> list[pathlib.Path]:
 
 
 def png_paths(directory: pathlib.Path) -> list[pathlib.Path]:
-  """A folder's PNGs, by their names, sorted."""
-  # Hidden files, because archives from a Mac hold a ._ file beside each image.
+  """The files in a folder that are named `*.png`, sorted; hidden ones are left out."""
+  # Archives from a Mac have a hidden ._ file beside each image.
   return sorted(
     path
     for path in directory.iterdir()
@@ -220,7 +241,7 @@ def png_paths(directory: pathlib.Path) -> list[pathlib.Path]:
 
 
 def field_name(well: str, dialect: str = SAMPLE) -> str:
-  """What identifies a field of view in the names that `image_name` gives, as isl prints it."""
+  """The name that isl gives to the field of view of `image_name`'s images of a well."""
   return f'{_LAB[dialect]},well-{well}' + (
     ',tile_computation-STITCHED' if dialect == SAMPLE else ''
   )
@@ -229,7 +250,15 @@ def field_name(well: str, dialect: str = SAMPLE) -> str:
 def image_name(
   well: str, z: int | str, channel: str, *, dialect: str = SAMPLE, is_mask: bool = False
 ) -> str:
-  """The file name of an image: of depth `z`, or with z MAXPROJECT."""
+  """Makes the file name of an image in a folder of PNGs.
+
+  Args:
+    well: name of the well, which tells fields of view apart.
+    z: number of the depth, from 0, or MAXPROJECT.
+    channel: the image's channel.
+    dialect: SAMPLE or PUBLISHED.
+    is_mask: whether the file is a mask, not an image.
+  """
   mask = f'is_mask-{"true" if is_mask else "false"}'
   if dialect == SAMPLE:
     depth = f'depth_computation-{z}' if z == MAXPROJECT else f'z_depth-{z}'

@@ -1,4 +1,8 @@
-"""Where an image of a field of view is: a PNG, one within another file, or a projection."""
+"""Where an image of a field of view is read from: a PNG, another file's part, or a projection.
+
+`ImageSource` is for all that read images. Planes of microscopes' files are sources, too: see
+`microscope_files.PlaneSource`.
+"""
 
 from __future__ import annotations
 
@@ -14,22 +18,27 @@ from isl.images.pixels import MaximumPixels, Pixels
 
 
 class ImageSource(Protocol):
-  """Where one image of a field of view is.
+  """Where one image of a field of view is read from.
 
   Attributes:
-    path: of its file, which may hold other images, too.
+    path: the image's file, which may contain other images, too.
   """
 
   @property
   def path(self) -> pathlib.Path:
-    """The file, or the folder of an OME-Zarr."""
+    """The image's file, or the folder of an OME-Zarr."""
 
   @property
   def size(self) -> tuple[int, int]:
-    """(rows, columns), without decoding it; raises OSError or ValueError like `read`."""
+    """(rows, columns) in pixels, without decoding the image; raises as `read` does."""
 
   def read(self) -> Pixels:
-    """Opens or decodes it; raises OSError or ValueError, which name the file."""
+    """Decodes the image, or opens it if it can be read in parts.
+
+    Raises:
+      OSError: the file cannot be read; the error names it.
+      ValueError: the file is damaged or not of a kind that isl reads; the error names it.
+    """
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,18 +46,18 @@ class PngSource:
   """An image that is a PNG of its own.
 
   Attributes:
-    path: the file.
+    path: the PNG.
   """
 
   path: pathlib.Path
 
   @property
   def size(self) -> tuple[int, int]:
-    """(rows, columns), from the file's header."""
+    """(rows, columns) in pixels, from the file's header."""
     return png_io.read_size(self.path)
 
   def read(self) -> np.ndarray:
-    """Decodes it, see `png_io.read_png`."""
+    """Decodes the image: uint8 or uint16 [row, column], see `png_io.read_png`."""
     return png_io.read_png(self.path)
 
 
@@ -57,9 +66,9 @@ class EncodedSource:
   """An image that is a PNG within another file.
 
   Attributes:
-    path: that file.
-    shown: how errors name the image.
-    load: gives the PNG's contents; raises OSError or ValueError.
+    path: the file that the PNG is in.
+    shown: name of the image in errors.
+    load: reads the PNG's bytes; raises OSError or ValueError.
   """
 
   path: pathlib.Path
@@ -68,40 +77,43 @@ class EncodedSource:
 
   @property
   def size(self) -> tuple[int, int]:
-    """(rows, columns), from the PNG's header."""
+    """(rows, columns) in pixels, from the PNG's header."""
     return png_io.decode_size(self.load(), self.shown)
 
   def read(self) -> np.ndarray:
-    """Decodes it, see `png_io.decode_png`."""
+    """Decodes the image: uint8 or uint16 [row, column], see `png_io.decode_plain_png`."""
     return png_io.decode_plain_png(self.load(), self.shown)
 
 
 @dataclasses.dataclass(frozen=True)
 class ProjectionSource:
-  """The projection of images that have a file each.
+  """The maximum projection of images that have a source each.
 
   Attributes:
-    sources: of these, at least one.
+    sources: sources of the images, at least one.
   """
 
   sources: tuple[ImageSource, ...]
 
   @property
   def path(self) -> pathlib.Path:
-    """Of the first."""
+    """The file of the first image."""
     return self.sources[0].path
 
   @property
   def size(self) -> tuple[int, int]:
-    """(rows, columns) of the first."""
+    """(rows, columns) of the first image, in pixels."""
     return self.sources[0].size
 
   def read(self) -> Pixels:
-    """Decodes one after the other; what can be read in parts is only opened.
+    """Decodes one image after the other; those that can be read in parts are only opened.
+
+    Returns:
+      The projection, as an array or, of images that are only opened, as Pixels.
 
     Raises:
       OSError: a file cannot be read.
-      ValueError: a file is damaged, or not of the others' size and type.
+      ValueError: a file is damaged, or the images differ in size or dtype.
     """
     first, *others = self.sources
     images = [first.read()]
