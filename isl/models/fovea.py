@@ -1,7 +1,7 @@
-"""FOVEA, the smaller sibling: less context (110 pixels), fewer modules, no projection.
+"""FOVEA, CONCORDANCE's smaller sibling: a smaller patch (110 pixels), fewer modules, no projection.
 
-Its first layers see the z-stack itself, and a module is never shallower than its input: another
-number of z depths changes most shapes.
+Its first layers read the z-stack itself, and a module is never shallower than its input, so that
+another number of z depths changes most shapes.
 """
 
 from isl.core.experiment import Geometry

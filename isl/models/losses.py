@@ -16,14 +16,14 @@ from isl.core.statistic import NUM_CLASSES
 
 
 def cross_entropy(logits: tf.Tensor, classes: tf.Tensor) -> tf.Tensor:
-  """-ln p[c] / ln K with p = softmax(logits) and K = 256: 1 for a uniform distribution.
+  """Computes -ln p[c] / ln K with p = softmax(logits) and K = 256: 1 for a uniform distribution.
 
   Args:
     logits: float32 [.., class].
     classes: int32 [..], the true class c.
 
   Returns:
-    float32 [..].
+    The loss of each pixel, float32 [..].
   """
   # From the logits: where p[c] underflows, the loss and its gradient are finite all the same.
   nats = tf.nn.sparse_softmax_cross_entropy_with_logits(labels=classes, logits=logits)
@@ -31,18 +31,19 @@ def cross_entropy(logits: tf.Tensor, classes: tf.Tensor) -> tf.Tensor:
 
 
 def ranked_probability_score(logits: tf.Tensor, classes: tf.Tensor) -> tf.Tensor:
-  """sum over k of (P[k] - H[k])^2 / (K - 1): how far weight is from the true class c, too.
+  """Computes sum over k of (P[k] - H[k])^2 / (K - 1), with the true class c and K = 256.
 
-  P is the cumulative sum of p = softmax(logits), H[k] is 0 for k < c and 1 for k >= c, K = 256. It
-  is 1 if all weight is at one end and c at the other. (Epstein, A scoring system for probability
-  forecasts of ranked categories, J. Appl. Meteorol. 1969.)
+  P is the cumulative sum of p = softmax(logits); H[k] is 0 for k < c and 1 for k >= c. Unlike cross
+  entropy, the score tells how far the weight is from c: it is 1 if all weight is at one end and c
+  at the other. (Epstein, A scoring system for probability forecasts of ranked categories, J. Appl.
+  Meteorol. 1969.)
 
   Args:
     logits: float32 [.., class].
     classes: int32 [..], the true class c.
 
   Returns:
-    float32 [..].
+    The score of each pixel, float32 [..].
   """
   cumulative = tf.cumsum(tf.nn.softmax(logits), axis=-1)
   step = tf.cast(tf.range(NUM_CLASSES) >= classes[..., tf.newaxis], tf.float32)
@@ -56,22 +57,22 @@ _FUNCTIONS = {
 
 
 def loss_function(loss: Loss) -> Callable[[tf.Tensor, tf.Tensor], tf.Tensor]:
-  """The function (logits [.., class], classes [..]) -> float32 [..] of a loss."""
+  """The function that computes a loss: (logits [.., class], classes [..]) -> float32 [..]."""
   return _FUNCTIONS[loss]
 
 
 def masked_mean(loss: tf.Tensor, mask: tf.Tensor) -> tf.Tensor:
-  """sum(mask * loss) / #(mask != 0) of each head: 0 where the mask is 0 everywhere.
+  """Computes sum(mask * loss) / #(mask != 0) for each head; 0 where its mask is 0 everywhere.
 
   The number of pixels divides, not the sum of the mask: a pixel whose mask is 0.5 counts half.
 
   Args:
-    loss: float32 [head, ..].
-    mask: float32 of that shape, or of one that broadcasts to it when ones are appended: [head],
-      [head, patch], [head, 1, pixel].
+    loss: the loss of each pixel, float32 [head, ..].
+    mask: the pixels' weights, float32 of the same shape, or of one that broadcasts to it when ones
+      are appended: [head], [head, patch], [head, 1, pixel].
 
   Returns:
-    float32 [head].
+    Each head's loss, float32 [head].
   """
   while mask.shape.rank < loss.shape.rank:
     mask = mask[..., tf.newaxis]
@@ -82,13 +83,13 @@ def masked_mean(loss: tf.Tensor, mask: tf.Tensor) -> tf.Tensor:
 
 
 def total(inputs: tf.Tensor, targets: tf.Tensor) -> tf.Tensor:
-  """0.5 * mean of the input heads' losses + 0.5 * mean of the target heads'.
+  """Computes 0.5 * mean of the input heads' losses + 0.5 * mean of the target heads' losses.
 
   Args:
-    inputs: float32 [input head].
-    targets: float32 [target head].
+    inputs: losses of the heads that predict the input, float32 [input head].
+    targets: losses of the heads that predict labels, float32 [target head].
 
   Returns:
-    float32 scalar.
+    The loss that training minimizes, a float32 scalar.
   """
   return 0.5 * tf.reduce_mean(inputs) + 0.5 * tf.reduce_mean(targets)

@@ -1,8 +1,8 @@
-"""The layers of the multiscale networks: batch norm, module, head.
+"""The layers of the multiscale networks for prediction: batch norm, convolutions, module, head.
 
 A feature map is `[batch, row, column, depth]`; every convolution is VALID. Variables are made by
-`tf.get_variable` in scopes that give them the names of the original's checkpoints. Whoever builds a
-graph for one checkpoint may have them replaced by its values, with a custom getter.
+`tf.get_variable` in scopes that give them the names of the original's checkpoints. A graph for one
+checkpoint may replace them by its values, with a custom getter.
 
 Batch norm and activation come before the convolution (He et al., Identity Mappings in Deep Residual
 Networks, 2016); the activation is [relu, tanh], side by side along depth.
@@ -24,7 +24,7 @@ EPSILON = 0.001
 
 
 class BatchNorm(NamedTuple):
-  """Batch norm's variables, each [depth]."""
+  """The variables of a batch norm, each [depth]."""
 
   gamma: tf.Tensor
   beta: tf.Tensor
@@ -32,16 +32,20 @@ class BatchNorm(NamedTuple):
   moving_variance: tf.Tensor
 
   def normalize(self, net: tf.Tensor) -> tf.Tensor:
-    """gamma * (net - moving_mean) / sqrt(moving_variance + epsilon) + beta."""
+    """Computes gamma * (net - moving_mean) / sqrt(moving_variance + EPSILON) + beta.
+
+    Args:
+      net: [batch, row, column, depth].
+    """
     return tf.nn.fused_batch_norm(net, *self, epsilon=EPSILON, is_training=False)[0]
 
   def affine(self) -> tuple[tf.Tensor, tf.Tensor]:
-    """The same as (scale, offset), for folding it into a convolution."""
+    """Gives (scale, offset), each [depth], such that `normalize` is scale * net + offset."""
     scale = self.gamma * tf.math.rsqrt(self.moving_variance + EPSILON)
     return scale, self.beta - self.moving_mean * scale
 
   def split(self, depth: int) -> tuple[BatchNorm, BatchNorm]:
-    """Two batch norms: of the first `depth` channels, and of the rest."""
+    """Splits it into two batch norms: of the first `depth` features, and of the rest."""
     sizes = [depth, self.gamma.shape.as_list()[0] - depth]
     first, rest = tf.split(tf.stack(self), sizes, axis=1)
     return BatchNorm(*tf.unstack(first)), BatchNorm(*tf.unstack(rest))
@@ -62,38 +66,41 @@ def _batch_norm(depth: int) -> BatchNorm:
 
 
 def make_weights(*shape: int) -> tf.Tensor:
-  """A convolution's weights of the current scope."""
+  """Makes the variable of the current scope's convolution weights, of this shape."""
   return tf.get_variable('weights', shape, initializer=tf.glorot_uniform_initializer())
 
 
 def make_biases(depth: int) -> tf.Tensor:
-  """Its biases."""
+  """Makes the variable of the current scope's convolution biases, [depth]."""
   return tf.get_variable('biases', [depth], initializer=tf.zeros_initializer())
 
 
 def activate(*parts: tf.Tensor) -> tf.Tensor:
-  """[relu, tanh] of the parts' concatenation, without making that first."""
+  """Gives [relu, tanh] of the parts' concatenation along depth, without making that first."""
   return tf.concat([tf.nn.relu(p) for p in parts] + [tf.tanh(p) for p in parts], axis=-1)
 
 
 def convolve(net: tf.Tensor, weights: tf.Tensor, stride: int = 1) -> tf.Tensor:
-  """A convolution without bias, by weights [row, column, read depth, made depth]."""
+  """Convolves without bias, by weights [row, column, read depth, made depth]."""
   return tf.nn.conv2d(net, weights, strides=stride, padding='VALID')
 
 
 def projection(net: tf.Tensor, depth: int) -> tf.Tensor:
-  """A 1x1 convolution to `depth` features, with bias and no activation."""
+  """Convolves by 1x1 to `depth` features, with bias and without activation."""
   with tf.variable_scope('Conv'):
     weights = make_weights(1, 1, net.shape.as_list()[-1], depth)
     return tf.nn.bias_add(convolve(net, weights), make_biases(depth))
 
 
 def with_masks(net: tf.Tensor, mask: tf.Tensor | None = None) -> tf.Tensor:
-  """[batch, row, column, 2 * z] from intensities [batch, row, column, z].
+  """Puts a mask behind each image.
 
   Args:
-    net: the intensities.
-    mask: that of all images, [batch, row, column]; None: all 1.
+    net: intensities in [0, 1], [batch, row, column, z].
+    mask: the mask of all images, [batch, row, column]; None: it is 1 everywhere.
+
+  Returns:
+    [batch, row, column, 2 * z], images and masks in turn.
   """
   *size, num_z_values = shape_of(net)
   masks = tf.ones_like(net)
@@ -103,14 +110,14 @@ def with_masks(net: tf.Tensor, mask: tf.Tensor | None = None) -> tf.Tensor:
 
 
 def make_expand_weights(plan: ModulePlan) -> tf.Tensor:
-  """The weights of a module's expanding convolution or deconvolution."""
+  """Makes the weights of a module's expanding convolution or deconvolution."""
   kernel, read, made = plan.kernel, 2 * plan.input_depth, plan.expand_depth
   with tf.variable_scope('Conv2d_transpose' if plan.is_deconv else 'Conv'):
     return make_weights(kernel, kernel, *((made, read) if plan.is_deconv else (read, made)))
 
 
 def deconvolve(net: tf.Tensor, weights: tf.Tensor, stride: int) -> tf.Tensor:
-  """A transposed convolution without bias, by weights [row, column, made depth, read depth]."""
+  """Convolves transposed, without bias, by weights [row, column, made depth, read depth]."""
   kernel, _, depth, _ = weights.shape.as_list()
   batch, rows, columns, _ = shape_of(net)
   shape = [batch, (rows - 1) * stride + kernel, (columns - 1) * stride + kernel, depth]
@@ -119,15 +126,16 @@ def deconvolve(net: tf.Tensor, weights: tf.Tensor, stride: int) -> tf.Tensor:
 
 
 def module(net: tf.Tensor, plan: ModulePlan) -> tf.Tensor:
-  """One module: an expanding convolution, a reducing one, and the residual path around both.
+  """Computes a module: an expanding convolution, a reducing one, and a residual path around both.
 
-  With a max pool of the raw input (same kernel and stride) beside the expanding convolution, unless
-  that is a deconvolution. The second batch norm of the convolved channels is folded into the
-  convolution, whose result nothing else reads: two passes over the largest map less.
+  A max pool of the raw input (same kernel and stride) goes beside the expanding convolution, unless
+  that is a deconvolution. The part of the second batch norm that normalizes the expanding
+  convolution's result is folded into that convolution, since nothing else reads its result: this
+  saves two passes over the largest map.
 
   Args:
     net: [batch, row, column, plan.input_depth].
-    plan: names, depths and sizes.
+    plan: the module's names, depths and sizes.
 
   Returns:
     [batch, row, column, plan.output_depth].
@@ -155,13 +163,22 @@ def module(net: tf.Tensor, plan: ModulePlan) -> tf.Tensor:
 
 
 def add_residual(net: tf.Tensor, reduced: tf.Tensor, plan: ModulePlan) -> tf.Tensor:
-  """A module's result: the sum of its residual path, from `net`, and of what it convolved."""
+  """Adds a module's residual path, made from its input `net`, to its convolutions' result.
+
+  Args:
+    net: the module's input, [batch, row, column, plan.input_depth].
+    reduced: the reducing convolution's result, [batch, row, column, plan.reduce_depth].
+    plan: the module's names, depths and sizes.
+
+  Returns:
+    The module's result, [batch, row, column, plan.output_depth].
+  """
   path = _deconvolved_path if plan.is_deconv else _convolved_path
   return crop(path(net, reduced, plan), plan.crop)
 
 
 def _convolved_path(net: tf.Tensor, reduced: tf.Tensor, plan: ModulePlan) -> tf.Tensor:
-  """The sum of both paths; zeros stand for the channels that the residual lacks."""
+  """Sums both paths of a convolution; zeros stand for features that the residual path lacks."""
   net = crop(net, 1)
   if plan.stride == 2:
     net = tf.nn.avg_pool2d(net, 2, 2, 'VALID')
@@ -172,7 +189,7 @@ def _convolved_path(net: tf.Tensor, reduced: tf.Tensor, plan: ModulePlan) -> tf.
 
 
 def _deconvolved_path(net: tf.Tensor, reduced: tf.Tensor, plan: ModulePlan) -> tf.Tensor:
-  """The sum of the channels that both paths have."""
+  """Sums both paths of a deconvolution, in the features that both have."""
   _, rows, columns, _ = shape_of(net)
   net = tf.raw_ops.ResizeNearestNeighbor(
     images=net[..., : plan.output_depth], size=[plan.stride * rows, plan.stride * columns]
@@ -184,7 +201,7 @@ def _deconvolved_path(net: tf.Tensor, reduced: tf.Tensor, plan: ModulePlan) -> t
 
 
 class HeadVariables(NamedTuple):
-  """What makes logits of the network's features, for one head (or, stacked, for several)."""
+  """The variables of one head (or, stacked, of several), which makes logits of features."""
 
   gamma: tf.Tensor
   beta: tf.Tensor
@@ -195,7 +212,7 @@ class HeadVariables(NamedTuple):
 
 
 def head_variables(depth: int, key: ImageKey) -> HeadVariables:
-  """The variables of the head that predicts `key` from `depth` features."""
+  """Makes the variables of the head that predicts the image `key` from `depth` features."""
   with tf.variable_scope(head_scope(key)):
     norm = _batch_norm(depth)
     with tf.variable_scope('Conv'):
@@ -205,7 +222,7 @@ def head_variables(depth: int, key: ImageKey) -> HeadVariables:
 
 
 def head_logits(net: tf.Tensor, head: HeadVariables) -> tf.Tensor:
-  """Logits [batch, row, column, class] from features [batch, row, column, depth]."""
+  """Computes a head's logits, [batch, row, column, class], of features [.., depth]."""
   *norm, weights, biases = head
   activations = activate(BatchNorm(*norm).normalize(net))
   return tf.nn.bias_add(convolve(activations, weights), biases)

@@ -1,4 +1,4 @@
-"""The networks by name."""
+"""The networks that isl has, by name."""
 
 from isl.models.concordance import CONCORDANCE
 from isl.models.fovea import FOVEA

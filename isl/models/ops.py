@@ -1,4 +1,4 @@
-"""Crops, patches <-> images, and the statistics of a predicted distribution, as graph ops."""
+"""Graph ops: crops, patches of images, classes, and statistics of predicted distributions."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _GROUP = math.isqrt(NUM_CLASSES)
 
 
 def shape_of(net: tf.Tensor) -> list[Any]:
-  """A tensor's shape: numbers where the graph knows them, else scalar tensors."""
+  """A tensor's shape as a list: numbers where the graph knows them, else scalar tensors."""
   known = net.shape.as_list()
   if None not in known:
     return known
@@ -35,11 +35,11 @@ def crop(net: tf.Tensor, margin: int) -> tf.Tensor:
 
 
 def images_to_patches(net: tf.Tensor, size: int) -> tf.Tensor:
-  """Cuts images into the patches that tile them.
+  """Cuts images into the square patches that tile them.
 
   Args:
     net: [batch, row * size, column * size, depth].
-    size: side of a patch in pixels.
+    size: side of a patch, in pixels.
 
   Returns:
     [batch * row * column, size, size, depth], batch slowest, column fastest.
@@ -56,12 +56,12 @@ def _from_reciprocal(classes: tf.Tensor) -> tf.Tensor:
 
 
 def class_of(values: tf.Tensor) -> tf.Tensor:
-  """The class of each intensity in [0, 1]: round(255 * value), int32."""
+  """Gives the class of each intensity in [0, 1]: round(255 * value), int32 of the same shape."""
   return tf.cast(tf.round(values * (NUM_CLASSES - 1)), tf.int32)
 
 
 class _Cumulative:
-  """The cumulative sums of `p` [pixel, class], as far as they are needed.
+  """Looks up cumulative sums of probabilities `p` [pixel, class], as far as they are needed.
 
   A cumulative sum over all classes takes three times as long as looking first at the sums of
   groups of 16 classes and then into the one group that matters.
@@ -74,18 +74,22 @@ class _Cumulative:
     self._before = self._up_to - sums
 
   def quantile_class(self, share: float) -> tf.Tensor:
-    """#(cumulative p < share), int32 [pixel]."""
+    """The class #(cumulative p < share) of each pixel, int32 [pixel]."""
     # Rounding may keep the last sum just below a share of a total that should be 1.
     group = tf.minimum(_count(self._up_to < share), _GROUP - 1)
     inside = self._inside(group)
     return tf.minimum(group * _GROUP + _count(inside < share), NUM_CLASSES - 1)
 
   def at(self, classes: tf.Tensor) -> tf.Tensor:
-    """The sum up to a class and with it, float32 [pixel]; `classes` is int32 [pixel]."""
+    """Each pixel's sum of p up to and with a class, float32 [pixel].
+
+    Args:
+      classes: the class of each pixel, int32 [pixel].
+    """
     return tf.gather(self._inside(classes // _GROUP), classes % _GROUP, batch_dims=1)
 
   def _inside(self, group: tf.Tensor) -> tf.Tensor:
-    """The cumulative sums in one group of each pixel, float32 [pixel, 16]."""
+    """Each pixel's cumulative sums at the classes of one of its groups, float32 [pixel, 16]."""
     before = tf.gather(self._before, group, batch_dims=1)
     return tf.cumsum(tf.gather(self._groups, group, batch_dims=1), axis=-1) + before[:, tf.newaxis]
 
@@ -97,17 +101,19 @@ def _count(condition: tf.Tensor) -> tf.Tensor:
 def distribution_statistics(
   logits: tf.Tensor, labels: tf.Tensor, statistics: Sequence[AnyStatistic]
 ) -> list[tf.Tensor]:
-  """Statistics of each pixel's distribution p = softmax(logits), class k having k / (K - 1).
+  """Computes statistics of each pixel's distribution p = softmax(logits).
+
+  Class k of K = 256 stands for the intensity k / (K - 1).
 
   Args:
     logits: float32 [pixel, class].
     labels: int32 [pixel], the true class (any class where the truth is unknown); only
       Statistic.CROSS_ENTROPY, RANKED_PROBABILITY_SCORE, PROBABILITY_BELOW and PROBABILITY_UP_TO
       read it.
-    statistics: which; all but DISTRIBUTION, which is `distribution`.
+    statistics: the statistics to compute: any but DISTRIBUTION, which is p itself.
 
   Returns:
-    One float32 [pixel] for each of `statistics`: with K = 256
+    One float32 [pixel] for each of `statistics`:
     MODE argmax(p) / (K - 1); QUANTILE_q #(cumulative p < q / 100) / (K - 1), MEDIAN being
     QUANTILE_50; MEAN; STANDARD_DEVIATION; PROBABILITY_NONZERO 1 - p[0]; ENTROPY
     -sum p ln(p + 1e-7) / ln K; CROSS_ENTROPY -ln p[label] / ln K, not clipped;
@@ -140,7 +146,7 @@ def distribution_statistics(
     ),
     Statistic.CROSS_ENTROPY: cross_entropy,
     Statistic.RANKED_PROBABILITY_SCORE: lambda: losses.ranked_probability_score(logits, labels),
-    # Rounding may leave less than nothing.
+    # Rounding may make the difference slightly negative.
     Statistic.PROBABILITY_BELOW: lambda: tf.nn.relu(
       cumulative.at(labels) - tf.gather(p, labels, batch_dims=1)
     ),

@@ -1,10 +1,11 @@
 """The layers of a multiscale network, derived from a TowerSpec: names, depths and sizes, as data.
 
-The network's graph (towers.py), the comparison with a checkpoint (checkpoint.py) and the count of
-the arithmetic that a prediction needs all read this one plan. No TensorFlow.
+The network's graph (isl/models/towers.py), the comparison with a checkpoint's variables
+(isl/checkpoints/checkpoint.py) and the count of the arithmetic that a prediction needs
+(benchmarks/flop.py) all read this one plan. It needs no TensorFlow.
 
-Depths follow from *nominal* sizes, those of a single patch, whatever the size actually fed: the
-smaller a map, the deeper, so that every layer costs about the same.
+Depths follow from *nominal* sizes, which are those of a single patch, whatever the size of the
+input: the smaller a map, the deeper it is, so that every layer costs about the same.
 """
 
 from __future__ import annotations
@@ -22,22 +23,24 @@ from isl.core.statistic import NUM_CLASSES
 class TowerSpec:
   """What tells one multiscale network from another. Sizes are in pixels, sides of squares.
 
-  One tower a scale s looks at a centre crop of the patch: downscales it s times by 2, computes
-  `lower_recursions[s]` modules there and upscales it s times. The towers' results, all of one size,
-  are concatenated, and `upper_recursions` more modules lead to the output.
+  For each scale s there is a tower, which reads a crop from the centre of the patch: it downscales
+  the crop s times by 2, computes `lower_recursions[s]` modules there and upscales s times. The
+  towers' results, all of one size, are concatenated, and `upper_recursions` more modules lead to
+  the output.
 
   Attributes:
-    name: as --model knows it.
-    geometry: the patch and its output.
-    crops: each tower's input.
-    projection_depth: features that a 1x1 convolution makes of the z-stack first; 0: none.
+    name: the network's name, as --model takes it.
+    geometry: sizes of the patch and of its output.
+    crops: side of each tower's crop.
+    projection_depth: features that a 1x1 convolution makes of the z-stack first; 0: there is no
+      such convolution.
     in_scale: whether a module with kernel 3 follows every change of scale.
-    deconv_kernel: kernel of the upscalings (their stride is 2).
-    deconv_crop: what an upscaling's result loses on each side.
-    deconv_base_depth_cut: what is taken off base_depth for the upscalings' depths.
+    deconv_kernel: side of the kernel of the upscalings (their stride is 2).
+    deconv_crop: pixels that an upscaling's result loses on each side.
+    deconv_base_depth_cut: number that is taken off base_depth for the upscalings' depths.
     lower_recursions: number of modules at the lowest resolution of each tower.
     upper_recursions: number of modules behind the concatenation.
-    min_base_depth: the smallest width for which all depths are positive.
+    min_base_depth: the smallest base_depth for which all depths are positive.
   """
 
   name: str
@@ -55,19 +58,20 @@ class TowerSpec:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ModulePlan:
-  """One module: an expanding convolution and a reducing 1x1 one, around them a residual path.
+  """A module: an expanding convolution and a reducing 1x1 one, around them a residual path.
 
   Attributes:
-    name: its variables' scope.
-    kernel: of the expanding convolution.
-    stride: likewise; of a deconvolution the upscaling.
+    name: scope of the module's variables.
+    kernel: side of the expanding convolution's kernel, in pixels.
+    stride: stride of the expanding convolution, in pixels; of a deconvolution, the factor by which
+      it upscales.
     is_deconv: whether the expanding convolution is a transposed one.
     crop: pixels that the result loses on each side at the end.
-    input_depth: features it reads.
-    expand_depth: features of the expanding convolution.
-    reduce_depth: features of the reducing one.
-    output_size: nominal side of its result, after the crop, in pixels.
-    scale: its result's pixels are this many input pixels apart.
+    input_depth: features that the module reads.
+    expand_depth: features that the expanding convolution makes.
+    reduce_depth: features that the reducing convolution makes.
+    output_size: nominal side of the module's result, after the crop, in its pixels.
+    scale: the result's neighbouring pixels are this many pixels of the network's input apart.
   """
 
   name: str
@@ -83,12 +87,15 @@ class ModulePlan:
 
   @property
   def joined_depth(self) -> int:
-    """Features that the reducing convolution reads: the max-pooled input goes beside the others."""
+    """Number of features that the reducing convolution reads.
+
+    These are the expanding convolution's and, but for a deconvolution, the max-pooled input's.
+    """
     return self.expand_depth + (0 if self.is_deconv else self.input_depth)
 
   @property
   def output_depth(self) -> int:
-    """Features of the result; a deconvolution's sum keeps what both paths have."""
+    """Number of features of the result; a deconvolution keeps those that both paths have."""
     return min(self.input_depth, self.reduce_depth) if self.is_deconv else self.reduce_depth
 
 
@@ -97,10 +104,11 @@ class NetworkPlan:
   """All modules of a network.
 
   Attributes:
-    spec: what it was derived from.
-    input_depth: features of the network's input: z, channel and mask in one.
-    towers: each tower's modules, in order.
-    upper: the modules behind the concatenation.
+    spec: the network's specification, from which the plan was derived.
+    input_depth: number of features of the network's input: an image and a mask for each z depth and
+      channel.
+    towers: the modules of each tower, in order.
+    upper: the modules behind the concatenation, in order.
   """
 
   spec: TowerSpec
@@ -110,16 +118,16 @@ class NetworkPlan:
 
   @property
   def merged_size(self) -> int:
-    """Nominal side of the towers' results."""
+    """Nominal side of the towers' results, in pixels."""
     return self.towers[0][-1].output_size
 
   @property
   def output_depth(self) -> int:
-    """Features that the heads read."""
+    """Number of features that the heads read."""
     return self.upper[-1].output_depth
 
   def modules(self) -> Iterator[ModulePlan]:
-    """Every module, towers first."""
+    """Yields every module, the towers' first."""
     for tower in self.towers:
       yield from tower
     yield from self.upper
@@ -131,10 +139,11 @@ def next_even(x: float) -> int:
 
 
 def depths(base_depth: int, size: int) -> tuple[int, int]:
-  """(expansion, reduction) depth of a module whose result is `size` pixels wide.
+  """The (expanding, reducing) convolutions' depths in a module whose result is `size` pixels wide.
 
-  211/39 is the expansion that the original's authors found best by random search; its exact value
-  is part of every checkpoint.
+  They are next_even(211/39 * r) and next_even(r) with r = ceil(base_depth / size). 211/39 is the
+  expansion that the original's authors found best by random search; checkpoints' shapes depend on
+  its exact value.
   """
   ratio = math.ceil(base_depth / size)
   return next_even(211 / 39 * ratio), next_even(ratio)
@@ -206,16 +215,16 @@ def _plan_tower(
 
 
 def make_plan(spec: TowerSpec, base_depth: int, num_images: int) -> NetworkPlan:
-  """Derives every layer.
+  """Derives the plan of all layers of a network.
 
   Args:
-    spec: the network.
-    base_depth: its width.
-    num_images: images it reads, each input channel at each z depth; each comes with a mask, so the
-      input has twice as many features.
+    spec: the network's specification.
+    base_depth: the network's width.
+    num_images: number of images that the network reads: each input channel at each z depth. Each
+      image comes with a mask, so the input has twice as many features.
 
   Raises:
-    ValueError: if base_depth or num_images is too small for this network.
+    ValueError: base_depth or num_images is too small for this network.
   """
   if base_depth < spec.min_base_depth:
     raise ValueError(
@@ -254,7 +263,7 @@ def _residual_v2_variables(
 ) -> Iterator[tuple[str, tuple[int, ...]]]:
   for name in ('gamma', 'beta', 'moving_mean', 'moving_variance'):
     yield f'{scope}/BatchNorm/{name}', (input_depth,)
-  # [relu, tanh] doubles what the convolution reads.
+  # The activation, [relu, tanh], doubles the features that the convolution reads.
   if is_deconv:
     yield f'{scope}/Conv2d_transpose/weights', (kernel, kernel, depth, 2 * input_depth)
   else:
@@ -262,7 +271,7 @@ def _residual_v2_variables(
 
 
 def head_scope(key: ImageKey) -> str:
-  """Scope of the variables of the head that predicts `key`."""
+  """The scope of the variables of the head that predicts the image `key`."""
   return f'head/{key}/residual_v2_conv'
 
 

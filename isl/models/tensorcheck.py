@@ -1,6 +1,6 @@
-"""Checks of tensors at run time: shapes, bounds, finiteness. Off unless a program switches them on.
+"""Checks of tensors' shapes, bounds and finiteness, off unless a program switches them on.
 
-They cost a pass over each tensor, so they are for finding a fault, not for every day.
+Checks of values cost a pass over each tensor, so they are for finding a fault, not for every day.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ _enabled = False
 
 
 def enable(on: bool = True) -> None:
-  """Switches the checks of all graphs built from now on."""
+  """Switches the checks on or off for all graphs that are built from now on."""
   global _enabled
   _enabled = on
 
 
 def bounded(net: tf.Tensor, low: float, high: float, name: str) -> tf.Tensor:
-  """`net`, having checked that it is finite and in [low, high].
+  """Returns `net` with a check that it is finite and in [low, high].
 
-  The graph's run fails with tf.errors.InvalidArgumentError, which names `name`, where it is not.
+  Where it is not, the graph's run fails with tf.errors.InvalidArgumentError, which gives `name`.
   """
   if not _enabled:
     return net
@@ -33,9 +33,9 @@ def bounded(net: tf.Tensor, low: float, high: float, name: str) -> tf.Tensor:
 
 
 def finite(net: tf.Tensor, name: str) -> tf.Tensor:
-  """`net`, having checked that it has neither NaN nor infinity.
+  """Returns `net` with a check that it has neither NaN nor infinity.
 
-  The graph's run fails with tf.errors.InvalidArgumentError, which names `name`, where it has.
+  Where it has, the graph's run fails with tf.errors.InvalidArgumentError, which gives `name`.
   """
   if not _enabled:
     return net
@@ -43,16 +43,21 @@ def finite(net: tf.Tensor, name: str) -> tf.Tensor:
 
 
 def reason(error: tf.errors.InvalidArgumentError) -> str:
-  """Which check failed, out of a message that mostly says where TensorFlow's graph was built."""
+  """Finds the failed check in a message that mostly says where TensorFlow's graph was built."""
   lines = error.message.splitlines()
   return next((line.strip() for line in lines if ' must be finite' in line), lines[0])
 
 
 def shaped(net: tf.Tensor, shape: Sequence[int | None], name: str) -> tf.Tensor:
-  """`net`, having checked its static shape.
+  """Returns `net` after checking its static shape.
+
+  Args:
+    net: the tensor.
+    shape: the shape that it must have; None: a length that the graph does not know.
+    name: what the error calls the tensor.
 
   Raises:
-    ValueError: it has another.
+    ValueError: the checks are on, and `net` has another shape.
   """
   if _enabled and net.shape.as_list() != list(shape):
     raise ValueError(f'{name} must have the shape {list(shape)}, got {net.shape.as_list()}')

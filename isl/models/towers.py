@@ -1,16 +1,16 @@
-"""The multiscale network of a TowerSpec, for any crop: exact dense evaluation.
+"""The graph of the multiscale network of a TowerSpec: dense evaluation of crops, and training.
 
-Patches whose outputs abut start a stride of 8 pixels apart. Everything is VALID, so a map computed
-once over a larger crop holds each patch's values, as long as strides line up. They do at scales 0
-to 3, which step by 1 to 8 pixels. Scale 4 steps by 16: patches at odd multiples of 8 sample the
-scale-3 map at its other phase. So from there on, and behind the concatenation, the patches of one
-parity in rows and columns are computed together: up to 2 x 2 *phases*, all of one size and so one
-batch. Of an odd number of blocks the second phase has one patch less; zeros stand for it, and its
-output is cut off.
+Dense evaluation gives exactly what the network gives patch by patch. Patches whose outputs abut
+start a stride of 8 pixels apart. Everything is VALID, so a map computed once over a larger crop has
+each patch's values in it, as long as strides line up. They do at scales 0 to 3, which step by 1 to
+8 pixels. Scale 4 steps by 16: patches at odd multiples of 8 sample the scale-3 map at its other
+phase. So from there on, and behind the concatenation, the patches of one parity in rows and columns
+are computed together: up to 2 x 2 *phases*, all of one size and so one batch. If the number of
+blocks is odd, the second phase has one patch less; zeros stand for it, and its output is cut off.
 
-Behind the concatenation a patch needs less and less of what lies around it. When its map is 16
-pixels wide a phase's patches (16 apart) tile the phase's map, and from there on each is computed by
-itself: no pixel is computed that no patch needs.
+Behind the concatenation, a patch needs less and less of what lies around it. When its map is 16
+pixels wide, a phase's patches (16 pixels apart) tile the phase's map, and from there on each patch
+is computed by itself: no pixel is computed that no patch needs.
 """
 
 from __future__ import annotations
@@ -27,11 +27,12 @@ from isl.models.plan import ModulePlan, NetworkPlan
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Blocks:
-  """The patches of a dense evaluation, in one direction.
+  """The patches of a dense evaluation in one direction, rows or columns.
 
   Attributes:
-    count: how many, neighbours being an output apart; a scalar tensor where only the run knows.
-    output: side of an output in pixels.
+    count: number of patches, neighbours being an output apart; a scalar tensor where only the run
+      of the graph knows it.
+    output: side of a patch's output, in pixels.
   """
 
   count: Any
@@ -39,20 +40,20 @@ class _Blocks:
 
   @property
   def phases(self) -> int:
-    """Parities that occur, or may."""
+    """Number of phases: 1 if there is only one patch, 2 if there are or may be more."""
     return min(self.count, 2) if isinstance(self.count, int) else 2
 
   @property
   def per_phase(self) -> Any:
-    """Patches of the first phase; the second may have one less."""
+    """Number of patches in the first phase; the second may have one less."""
     return (self.count + 1) // 2
 
   def phase_slices(self, nominal: int, scale: int) -> list[slice]:
-    """Where the phases lie in a shared map; the last may end behind it.
+    """Where the phases lie in a map that all patches share; the last may end behind it.
 
     Args:
-      nominal: side of one patch's map.
-      scale: the map's pixels are this many input pixels apart.
+      nominal: side of one patch's map, in the map's pixels.
+      scale: the map's neighbouring pixels are this many input pixels apart.
     """
     step = self.output // scale
     size = nominal + (self.per_phase - 1) * 2 * step
@@ -60,13 +61,13 @@ class _Blocks:
 
 
 def features(net: tf.Tensor, plan: NetworkPlan) -> tf.Tensor:
-  """The features that the heads read, of every patch in a batch of crops.
+  """Computes the features that the heads read, of every patch in a batch of crops.
 
   Args:
-    net: [batch, row, column, plan.input_depth], its size being geometry.input_size() of some number
-      of blocks (1 for a single patch) in each direction; intensity in [0, 1], masks between. The
-      graph need not know the first three.
-    plan: the network.
+    net: [batch, row, column, plan.input_depth]: intensities in [0, 1] and masks in turn. In each
+      direction, its size is geometry.input_size() of some number of blocks (1 for a single patch).
+      The graph need not know the first three lengths.
+    plan: plan of the network.
 
   Returns:
     [batch, row, column, plan.output_depth]: the patches' outputs, joined as they lie in the image.
@@ -94,18 +95,19 @@ def training_features(
   statistics: training_layers.BatchStatistics,
   mask: tf.Tensor | None = None,
 ) -> tf.Tensor:
-  """The features that the heads read, of a batch of training patches.
+  """Computes the features that the heads read, of a batch of training patches.
 
-  A window larger than a patch is computed in one phase: as if it were one large patch.
+  An input larger than a patch is computed in one phase, as if it were one large patch.
 
   Args:
-    net: intensities, [batch, row, column, z], of a patch's size or a multiple of 16 pixels more.
-    plan: the network.
-    statistics: collects what batch norm finds in the batch.
-    mask: of all images, [batch, row, column]; None: all 1.
+    net: intensities in [0, 1], [batch, row, column, z], of a patch's size or a multiple of 16
+      pixels more.
+    plan: plan of the network.
+    statistics: collects the mean and variance that batch norm finds in the batch.
+    mask: the mask of all images, [batch, row, column]; None: it is 1 everywhere.
 
   Returns:
-    [batch, row, column, plan.output_depth], geometry.margin smaller on each side.
+    [batch, row, column, plan.output_depth], geometry.margin pixels smaller on each side.
   """
   geometry = plan.spec.geometry
   if plan.spec.projection_depth:
@@ -127,7 +129,15 @@ def training_features(
 def _tower(
   net: tf.Tensor, nominal: int, modules: tuple[ModulePlan, ...], rows: _Blocks, columns: _Blocks
 ) -> tf.Tensor:
-  """One tower over all patches, [phase * batch, row, column, depth]."""
+  """Computes one tower for all patches, [phase * batch, row, column, depth].
+
+  Args:
+    net: the tower's crop of every patch, as one map: [batch, row, column, depth].
+    nominal: side of one patch's crop, in pixels.
+    modules: the tower's modules.
+    rows: the patches in the direction of rows.
+    columns: the patches in the direction of columns.
+  """
   scale = 1
   in_phases = False
   for plan in modules:
@@ -142,7 +152,11 @@ def _tower(
 def _to_phases(
   net: tf.Tensor, nominal: int, scale: int, rows: _Blocks, columns: _Blocks
 ) -> tf.Tensor:
-  """Cuts a map that all patches share into the phases', stacked along batch (row phase slowest)."""
+  """Cuts a map that all patches share into the phases' maps.
+
+  Returns:
+    [phase * batch, row, column, depth]; the phases of rows are slowest.
+  """
   slices = [blocks.phase_slices(nominal, scale) for blocks in (rows, columns)]
   lacking = [
     _positive(s[-1].stop - size) for s, size in zip(slices, shape_of(net)[1:3], strict=True)
@@ -158,7 +172,17 @@ def _positive(number: Any) -> Any:
 
 
 def _upper(net: tf.Tensor, plan: NetworkPlan, rows: _Blocks, columns: _Blocks) -> tf.Tensor:
-  """What follows the concatenation, [batch, row, column, depth]."""
+  """Computes the modules behind the concatenation and puts the phases' outputs together.
+
+  Args:
+    net: the towers' results, [phase * batch, row, column, depth].
+    plan: plan of the network.
+    rows: the patches in the direction of rows.
+    columns: the patches in the direction of columns.
+
+  Returns:
+    The patches' outputs as they lie in the image, [batch, row, column, plan.output_depth].
+  """
   output = rows.output
   nominal = plan.merged_size
   batch = shape_of(net)[0] // (rows.phases * columns.phases)

@@ -1,6 +1,6 @@
-"""The networks' layers as they are trained: batch norm by the batch, gradients that cost less.
+"""The networks' layers for training: batch norm by the batch's statistics, cheaper gradients.
 
-Variables and shapes are those of the layers in model_util.py.
+Variables and shapes are those of the layers in isl/models/model_util.py.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from isl.models.plan import ModulePlan, head_scope
 # oneDNN's batch norm in training is four times slower where the depth is not a multiple of this.
 _FAST_DEPTH = 8
 
-# Elements for which a gradient is compiled, which takes a tenth of a second.
+# Gradients of at least this many elements are compiled, which takes a tenth of a second.
 _WORTH_COMPILING = 1 << 18
 
 
@@ -34,13 +34,13 @@ class BatchStatistics:
   """Batch norm in training: normalizes by the batch's own statistics, and collects these.
 
   Attributes:
-    collected: for each moving average, by its variable's name, what this batch has to say: the
-      mean, or the unbiased estimate of the variance; [depth] each.
-    activations: each module's result, by the module's name.
+    collected: by the name of a moving average's variable, the statistic of this batch: the mean, or
+      the unbiased estimate of the variance; [depth] each.
+    activations: by the name of a module, its result, [batch, row, column, depth].
   """
 
   def __init__(self) -> None:
-    """Nothing is collected yet."""
+    """Starts without collected statistics or activations."""
     self.collected: dict[str, tf.Tensor] = {}
     self.activations: dict[str, tf.Tensor] = {}
 
@@ -50,8 +50,11 @@ class BatchStatistics:
     The scale and the offset are variables of the current scope.
 
     Args:
-      *parts: [batch, row, column, depth or more]; what is beyond the depth is 0, and stays so.
-      depths: the parts' depths.
+      *parts: [batch, row, column, depth or more]; features beyond the depth are 0, and stay so.
+      depths: the depth of each part.
+
+    Returns:
+      The parts, normalized, each of its own shape.
     """
     with tf.variable_scope('BatchNorm') as scope:
       gammas, betas = (
@@ -71,7 +74,7 @@ class BatchStatistics:
 def _split_depth(
   vector: tf.Tensor, parts: Sequence[tf.Tensor], depths: Sequence[int], axis: int = 0
 ) -> list[tf.Tensor]:
-  """Splits along an axis by the parts' depths; zeros fill what a part has more."""
+  """Splits along an axis by the parts' depths; zeros stand for features beyond a part's depth."""
   pieces = tf.split(vector, depths, axis) if len(depths) > 1 else [vector]
   return [
     _pad_end(piece, axis, part.shape.as_list()[-1] - depth)
@@ -80,20 +83,20 @@ def _split_depth(
 
 
 def _pad_end(net: tf.Tensor, axis: int, count: int) -> tf.Tensor:
-  """Appends zeros along an axis."""
+  """Appends `count` zeros along an axis."""
   if not count:
     return net
   shape = net.shape.as_list()
   shape[axis] = count
-  # Not by tf.pad: TensorFlow's oneDNN pass aborts the process where that makes a convolution's
-  # weights, and no gradient reads them, too.
+  # Not by tf.pad: TensorFlow's oneDNN pass aborts the process where tf.pad makes a convolution's
+  # weights and no gradient reads them, too.
   return tf.concat([net, tf.zeros(shape)], axis)
 
 
 def _activate(*parts: tf.Tensor) -> tf.Tensor:
-  """`model_util.activate` with a gradient that keeps its result alone, and takes one pass over it.
+  """Computes `model_util.activate` with a gradient that needs only its result, in one pass over it.
 
-  What TensorFlow would derive takes six passes, and keeps each part's relu and tanh as well.
+  The gradient that TensorFlow derives takes six passes, and keeps each part's relu and tanh, too.
   """
   if sum(part.shape.num_elements() for part in parts) < _WORTH_COMPILING:
     return activate(*parts)
@@ -111,7 +114,7 @@ def _activate(*parts: tf.Tensor) -> tf.Tensor:
 def _activations_gradient(
   activations: tf.Tensor, gradient: tf.Tensor, depths: tuple[int, ...]
 ) -> list[tf.Tensor]:
-  """d relu(x) = [relu(x) > 0], d tanh(x) = 1 - tanh(x)^2, for each part."""
+  """The gradient of `activate` for each part: d relu(x) = [relu(x) > 0], d tanh = 1 - tanh(x)^2."""
   relus, tanhs = (tf.split(half, depths, -1) for half in tf.split(activations, 2, -1))
   of_relus, of_tanhs = (tf.split(half, depths, -1) for half in tf.split(gradient, 2, -1))
   return [
@@ -121,14 +124,19 @@ def _activations_gradient(
 
 
 def projection(net: tf.Tensor, depth: int, mask: tf.Tensor | None = None) -> tf.Tensor:
-  """`model_util.projection` of intensities [batch, row, column, z].
+  """Computes `model_util.projection` of intensities and one mask for all images.
 
-  All images have one mask, so its weights can be added first: half the input need not be made.
+  Since the mask is the same for all images, its weights can be summed first, so that half of the
+  input need not be made.
 
   Args:
-    net: the intensities.
-    depth: of the result.
-    mask: [batch, row, column]; None: all 1, and these weights only add to the bias.
+    net: intensities in [0, 1], [batch, row, column, z].
+    depth: number of features to make.
+    mask: the mask, [batch, row, column]; None: it is 1 everywhere, so that its weights only add to
+      the bias.
+
+  Returns:
+    [batch, row, column, depth].
   """
   num_z_values = net.shape.as_list()[-1]
   with tf.variable_scope('Conv'):
@@ -142,15 +150,15 @@ def projection(net: tf.Tensor, depth: int, mask: tf.Tensor | None = None) -> tf.
 
 
 def module(net: tf.Tensor, plan: ModulePlan, statistics: BatchStatistics) -> tf.Tensor:
-  """`model_util.module` with batch norm by the batch's own statistics.
+  """Computes `model_util.module` with batch norm by the batch's own statistics.
 
-  The expanded map has zeros appended to a depth at which batch norm is fast; weights of zero make
-  them, and read them.
+  Zeros are appended to the expanded map, to a depth at which batch norm is fast; weights of zero
+  make them, and weights of zero read them.
 
   Args:
     net: [batch, row, column, plan.input_depth].
-    plan: names, depths and sizes.
-    statistics: collects the batch's.
+    plan: the module's names, depths and sizes.
+    statistics: collects the batch's statistics, and the module's result.
 
   Returns:
     [batch, row, column, plan.output_depth].
@@ -169,7 +177,7 @@ def module(net: tf.Tensor, plan: ModulePlan, statistics: BatchStatistics) -> tf.
       activations = _activate(*statistics.normalize(*joined, depths=depths))
       with tf.variable_scope('Conv'):
         weights = make_weights(1, 1, 2 * plan.joined_depth, plan.reduce_depth)
-    # The rows that read relu, and those that read tanh, both by part.
+    # The rows of weights that read relu, then those that read tanh, each split by part.
     rows = tf.reshape(weights, [2, plan.joined_depth, plan.reduce_depth])
     rows = tf.concat(_split_depth(rows, joined, depths, axis=1), axis=1)
     reduced = _multiply(activations, tf.reshape(rows, [-1, plan.reduce_depth]))
@@ -179,22 +187,22 @@ def module(net: tf.Tensor, plan: ModulePlan, statistics: BatchStatistics) -> tf.
 
 
 def _multiply(net: tf.Tensor, weights: tf.Tensor) -> tf.Tensor:
-  """A 1x1 convolution with weights [depth, made depth]; as a product its gradient is faster."""
+  """Convolves by 1x1 with weights [depth, made depth], as a product, whose gradient is faster."""
   *size, depth = net.shape.as_list()
   made = tf.matmul(tf.reshape(net, [-1, depth]), weights)
   return tf.reshape(made, [*size, weights.shape.as_list()[-1]])
 
 
 def logits(net: tf.Tensor, keys: Sequence[ImageKey], statistics: BatchStatistics) -> tf.Tensor:
-  """Logits of all heads in training.
+  """Computes the logits of all heads in training.
 
-  All read the same features, so all find the same statistics in a batch; what differs is scale and
-  offset.
+  All heads read the same features, so the batch's statistics are the same for all; only scale and
+  offset differ.
 
   Args:
     net: the features, [batch, row, column, depth].
-    keys: the images that the heads predict.
-    statistics: collects the batch's.
+    keys: keys of the images that the heads predict, one for each head.
+    statistics: collects the batch's statistics.
 
   Returns:
     [head, batch * row * column, class].
