@@ -10,7 +10,7 @@ import numpy as np
 from isl.core.experiment import Corruption
 from isl.images.fields_of_view import FieldOfView
 
-# Of each kind of corruption that has a deviation.
+# The probability with which each kind of corruption happens to a crop.
 _PROBABILITY = 0.5
 _UINT16_MAX = np.iinfo(np.uint16).max
 
@@ -20,8 +20,8 @@ def flip_and_rotate(array: np.ndarray, flip: bool, quarter_turns: int) -> np.nda
 
   Args:
     array: [row, column, ...].
-    flip: whether to.
-    quarter_turns: how many.
+    flip: whether the image is flipped first.
+    quarter_turns: number of quarter turns, counterclockwise.
 
   Returns:
     A view of `array`; an odd number of quarter turns swaps the lengths of its first two axes.
@@ -30,7 +30,7 @@ def flip_and_rotate(array: np.ndarray, flip: bool, quarter_turns: int) -> np.nda
 
 
 def draw_orientation(rng: np.random.Generator) -> tuple[bool, int]:
-  """`flip_and_rotate`'s (flip, quarter_turns): each of the eight equally likely."""
+  """Draws (flip, quarter_turns) for `flip_and_rotate`, each of the eight equally likely."""
   return bool(rng.integers(2)), int(rng.integers(4))
 
 
@@ -42,16 +42,16 @@ def view(
   flip: bool = False,
   quarter_turns: int = 0,
 ) -> FieldOfView:
-  """A window of a field of view, all its images flipped and turned alike.
+  """Cuts a window out of a field of view, all its images flipped and turned alike.
 
-  Nothing is copied. The ranges that labels are stretched from stay those of the whole images.
+  Arrays are not copied. The ranges that labels are stretched from stay those of the whole images.
 
   Args:
-    field_of_view: the field of view.
-    rows: the window's rows, within the image.
-    columns: its columns.
-    flip: see `flip_and_rotate`.
-    quarter_turns: likewise.
+    field_of_view: what is cut.
+    rows: the window's rows, in pixels, within the image.
+    columns: the window's columns, in pixels, within the image.
+    flip: whether images are flipped left to right, before they are turned.
+    quarter_turns: number of quarter turns, counterclockwise.
   """
   images = {
     key: flip_and_rotate(image[rows, columns], flip, quarter_turns)
@@ -68,8 +68,8 @@ class Distortion:
   """A corruption as drawn for the images of a crop: `x * factor + offset + noise`.
 
   Attributes:
-    factors: float32 [image].
-    offsets: float32 [image], intensities.
+    factors: the factor of each image, float32 [image].
+    offsets: the offset of each image, in intensity, float32 [image].
     noise_std: standard deviation of each pixel's noise, in intensity; 0: none.
   """
 
@@ -83,7 +83,7 @@ class Distortion:
     return not self.noise_std and bool(np.all(self.factors == 1) and not np.any(self.offsets))
 
   def of(self, images: Sequence[int]) -> Distortion:
-    """That of some of the images."""
+    """The distortion of the images that have these numbers, from 0."""
     chosen = list(images)
     return dataclasses.replace(self, factors=self.factors[chosen], offsets=self.offsets[chosen])
 
@@ -91,7 +91,7 @@ class Distortion:
 def draw_distortion(
   corruption: Corruption, num_images: int, rng: np.random.Generator
 ) -> Distortion:
-  """Decides on a crop's corruption.
+  """Draws a crop's corruption.
 
   Each kind (multiplier, offset, noise) happens with probability 1/2, to all images of the crop.
   Factors are then of N(1, multiplier_std) and offsets of N(0, offset_std), independent in each.
@@ -99,7 +99,7 @@ def draw_distortion(
   Args:
     corruption: the standard deviations.
     num_images: the number of images in the crop.
-    rng: random numbers.
+    rng: generator of the random numbers.
   """
   multiplier_std, offset_std, noise_std = (
     std if rng.random() < _PROBABILITY else 0.0
@@ -113,15 +113,16 @@ def draw_distortion(
 
 
 def corrupt(images: np.ndarray, distortion: Distortion, rng: np.random.Generator) -> np.ndarray:
-  """clip(x * factor + offset + N(0, noise_std), 0, 1), the noise independent in each pixel.
+  """Computes clip(x * factor + offset + N(0, noise_std), 0, 1), noise independent in each pixel.
 
   Args:
     images: float32 [row, column, image], intensities in [0, 1].
-    distortion: has factor and offset of each image.
-    rng: random numbers for the noise.
+    distortion: factor and offset of each image, and the noise.
+    rng: generator of the noise.
 
   Returns:
-    float32 like `images`, which are not changed (and are returned themselves if nothing is).
+    float32 of the shape of `images`: a new array, or `images` itself if the distortion changes
+    nothing.
   """
   if distortion.changes_nothing:
     return images
@@ -137,16 +138,17 @@ def corrupt(images: np.ndarray, distortion: Distortion, rng: np.random.Generator
 def jitter(
   field_of_view: FieldOfView, crop_size: int, corruption: Corruption, rng: np.random.Generator
 ) -> FieldOfView:
-  """The field of view's crop at the top left as training might see it.
+  """Flips, turns and corrupts the crop at a field of view's top left, as training might.
 
   Args:
-    field_of_view: the field of view.
+    field_of_view: what is cropped.
     crop_size: side of the crop in pixels, clipped to the image; 0: the whole image.
-    corruption: of the input channels. What is corrupted is in their ranges, and rounded to 16 bit.
-    rng: random numbers.
+    corruption: standard deviations of the input channels' corruption. It is applied after their
+      ranges have become [0, 1], and the result is rounded to 16 bit.
+    rng: generator of the random numbers.
 
   Returns:
-    Images that are flipped and turned at random, all alike; labels are else as they were.
+    The crop, all its images flipped and turned at random alike; only input channels are corrupted.
   """
   crop = slice(0, crop_size or None)
   flip, quarter_turns = draw_orientation(rng)
@@ -155,7 +157,7 @@ def jitter(
   if distortion.changes_nothing:
     return turned
   images = dict(turned.images)
-  # One by one: as floats, all depths of a large field would be large.
+  # One by one: all depths of a large field of view would take much memory as floats.
   for i, key in enumerate(turned.input_keys):
     light = turned.input_image(key, slice(None), slice(None))[..., np.newaxis]
     corrupted = corrupt(light, distortion.of([i]), rng)[..., 0]

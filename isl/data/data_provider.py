@@ -1,4 +1,10 @@
-"""From fields of view to what the network reads and predicts."""
+"""Makes of a field of view's images what the network reads, and the truth of what it predicts.
+
+`prepared` checks a field of view and sets the ranges of its intensities. `input_crop`,
+`padded_input_crop` and `light_crop` give the input in a window, `target_crop` the labels; a
+`TruthReader` gives both where the outputs of inference are. `images_read` tells which depths the
+network sees, `label_percentiles` and `input_percentiles` what ranges are made of.
+"""
 
 from __future__ import annotations
 
@@ -14,27 +20,29 @@ from isl.core.statistic import NUM_CLASSES
 from isl.images.fields_of_view import FieldOfView, parts_of
 from isl.images.pixels import extremes, intensity, maximum, percentiles
 
-# What `with_stretched` leaves out at either end: dust, dead pixels.
+# The percentiles that stretching makes 0 and 1: beyond them are dust and dead pixels.
 _STRETCHED_PERCENTILES = (0.1, 99.9)
 
 
 def depth_at(z_value: float, num_depths: int) -> int:
-  """Which of a field of view's depths the network sees at a position in [0, 1].
+  """The number of the depth that the network sees at a position in [0, 1].
 
-  round((num_depths - 1) * z_value), in Python's rounding (to even); so 13 depths fill 26 positions.
+  It is round((num_depths - 1) * z_value), with Python's rounding (half to even), so that 13 depths
+  fill 26 positions.
   """
   return round((num_depths - 1) * z_value)
 
 
 def images_read(field_of_view: FieldOfView, stack: StackSpec) -> list[int]:
-  """Which of a field of view's `input_keys` the network sees at each position and channel.
+  """Finds the images of a field of view that the network sees at each position and channel.
 
   Args:
-    field_of_view: the field of view.
-    stack: input channels at positions in [0, 1].
+    field_of_view: the images there are.
+    stack: the network's input channels, at positions in [0, 1].
 
   Returns:
-    Indices in the order of `stack.keys`, some perhaps repeatedly.
+    Indices into `field_of_view.input_keys`, in the order of `stack.keys`; an image that is seen at
+    several positions is there several times.
   """
   numbers = {key: i for i, key in enumerate(field_of_view.input_keys)}
   depths = {channel: field_of_view.num_depths(channel) for channel in stack.channels}
@@ -47,35 +55,37 @@ def images_read(field_of_view: FieldOfView, stack: StackSpec) -> list[int]:
 
 
 def is_recorded(channel: str, keys: Container[ImageKey]) -> bool:
-  """Whether a target channel is among images, or for a synthetic one, all that it is made from."""
+  """Whether a target channel, or all channels that a synthetic one is made from, are among keys."""
   return all(ImageKey(MAXPROJECT, part) in keys for part in parts_of(channel))
 
 
 def has_truth(field_of_view: FieldOfView, channel: str) -> bool:
-  """Whether a target channel was recorded, or for a synthetic one, all that it is made from."""
+  """Whether a target channel, or all that a synthetic one is made from, were recorded."""
   return is_recorded(channel, field_of_view.images)
 
 
 def with_stretched(field_of_view: FieldOfView, channels: Iterable[str]) -> FieldOfView:
-  """Stretches the range of target channels: from the 0.1 to the 99.9 percentile of the whole image.
+  """Sets the ranges of target channels to the 0.1 and 99.9 percentiles of the whole image.
 
-  For cameras that were not exposed to their full range. A channel that the field of view lacks is
-  passed over; a synthetic one is the mean of its parts unstretched, then stretched itself.
+  This is for cameras that were not exposed to their full range. A channel that the field of view
+  lacks is passed over; a synthetic channel is the mean of its unstretched parts, and then stretched
+  itself.
 
   Args:
-    field_of_view: the field of view.
-    channels: to stretch; the others stay as they are.
+    field_of_view: what is given ranges.
+    channels: the target channels to stretch; the others keep their ranges.
 
   Returns:
-    The same images, with `ranges` that `target_crop` goes by.
+    The field of view with the same images, and with `ranges` by which `target_crop` stretches.
 
   Raises:
-    ValueError: a channel has no range, being all of one intensity.
+    ValueError: a channel has no range, because both percentiles are the same, or the percentiles of
+      the whole that a part of a field of view belongs to are unknown.
   """
   ranges = dict(field_of_view.ranges)
   for channel in channels:
     if has_truth(field_of_view, channel):
-      # In the images' precision: a difference that this loses would be divided by.
+      # In the images' precision: `target_crop` divides by the difference in float32.
       low, high = (np.float32(end) for end in label_percentiles(field_of_view, channel))
       if not low < high:
         raise ValueError(
@@ -88,10 +98,13 @@ def with_stretched(field_of_view: FieldOfView, channels: Iterable[str]) -> Field
 
 
 def label_percentiles(field_of_view: FieldOfView, channel: str) -> tuple[float, float]:
-  """The 0.1 and 99.9 percentiles of a target channel that was recorded, in the whole image.
+  """The 0.1 and 99.9 percentiles of a recorded target channel in the whole field of view.
+
+  Returns:
+    (low, high), intensities.
 
   Raises:
-    ValueError: of a part of a field of view, they are not known.
+    ValueError: `field_of_view` is a part of one, whose percentiles of the channel are unknown.
   """
   if field_of_view.percentiles is not None:
     return _known(field_of_view, field_of_view.percentiles.targets, channel)
@@ -111,7 +124,14 @@ def _known(
 
 
 def input_percentiles(field_of_view: FieldOfView, channel: str) -> tuple[float, float]:
-  """Those of all depths of a recorded input channel, in intensities; raises likewise."""
+  """The 0.1 and 99.9 percentiles of all depths of a recorded input channel, in the whole.
+
+  Returns:
+    (low, high), intensities.
+
+  Raises:
+    ValueError: `field_of_view` is a part of one, whose percentiles of the channel are unknown.
+  """
   if field_of_view.percentiles is not None:
     return _known(field_of_view, field_of_view.percentiles.inputs, channel)
   images = [field_of_view.images[key] for key in field_of_view.input_keys if key.channel == channel]
@@ -123,15 +143,19 @@ def input_percentiles(field_of_view: FieldOfView, channel: str) -> tuple[float, 
 def prepared(
   field_of_view: FieldOfView, input_range: InputRange | None, stretch_targets: Iterable[str]
 ) -> FieldOfView:
-  """A field of view with the ranges of its intensities, after its floats were checked.
+  """Sets the ranges of a field of view's intensities, and checks its images of floats.
 
   Args:
-    field_of_view: as read.
-    input_range: of the input channels; None: the type's.
-    stretch_targets: see `with_stretched`.
+    field_of_view: a field of view as it was read.
+    input_range: the range of the input channels that becomes [0, 1]; None: the files' full range.
+    stretch_targets: the target channels to stretch, see `with_stretched`.
+
+  Returns:
+    The field of view with the same images, and with ranges.
 
   Raises:
-    ValueError: a channel has no range, or an image of floats is neither in [0, 1] nor in a range.
+    ValueError: a channel has no range, because its percentiles are the same or unknown; or an image
+      of floats is not in [0, 1] and either has no range or is not finite.
   """
   if input_range is not None:
     field_of_view = _with_input_range(field_of_view, input_range)
@@ -184,14 +208,14 @@ def light_crop(
   columns: slice,
   out: np.ndarray | None = None,
 ) -> np.ndarray:
-  """Images of input channels in a window of the field of view.
+  """Reads images of input channels in a window of a field of view.
 
   Args:
-    field_of_view: the field of view.
-    images: which of its `input_keys`.
-    rows: the window's rows, within the image.
-    columns: its columns.
-    out: where to write the result; None: a new array.
+    field_of_view: what is read.
+    images: the images, as indices into `field_of_view.input_keys`.
+    rows: the window's rows, in pixels, within the image.
+    columns: the window's columns, in pixels, within the image.
+    out: array to write the result to; None: a new one.
 
   Returns:
     float32 [row, column, image]: intensities in [0, 1].
@@ -216,15 +240,15 @@ def light_crop(
 def input_crop(
   field_of_view: FieldOfView, stack: StackSpec, rows: slice, columns: slice
 ) -> np.ndarray:
-  """The z-stack in a window of the field of view.
+  """Reads the z-stack in a window of a field of view.
 
-  TRANSMISSION, the sum of the kinds of transmitted light, is the one kind that a field of view has.
+  For TRANSMISSION, the one kind of transmitted light that the field of view has is read.
 
   Args:
-    field_of_view: the field of view.
-    stack: input channels at positions in [0, 1].
-    rows: the window's rows, within the image.
-    columns: its columns.
+    field_of_view: what is read.
+    stack: the network's input channels, at positions in [0, 1].
+    rows: the window's rows, in pixels, within the image.
+    columns: the window's columns, in pixels, within the image.
 
   Returns:
     float32 [row, column, z, channel, mask]: intensities in [0, 1], and the mask, which is 1.
@@ -248,22 +272,22 @@ def padded_input_crop(
   size: tuple[int, int],
   padding: Padding,
 ) -> np.ndarray:
-  """The z-stack in a window that may reach beyond the crop at the image's top left.
+  """Reads the z-stack in a window that may reach beyond the crop at the image's top left.
 
   Args:
-    field_of_view: the field of view.
-    stack: input channels at positions in [0, 1].
-    rows: the window's rows; the crop's first is 0.
-    columns: its columns.
-    size: (rows, columns) of the crop.
+    field_of_view: what is read.
+    stack: the network's input channels, at positions in [0, 1].
+    rows: the window's rows, in pixels; the crop's first is 0.
+    columns: the window's columns, in pixels; the crop's first is 0.
+    size: (rows, columns) of the crop, in pixels.
     padding: what is around the crop. REFLECT: the crop mirrored at its border pixels, which are not
-      repeated, as often as need be; ZERO: no light, and the mask 0.
+      repeated, as often as need be; ZERO: the intensity 0, and the mask 0.
 
   Returns:
     float32 [row, column, z, channel, mask]: intensities in [0, 1], and the mask.
 
   Raises:
-    ValueError: without padding, the window is not within the image.
+    ValueError: there is no padding, and the window is not within the image.
   """
   if padding is Padding.NONE:
     return input_crop(field_of_view, stack, rows, columns)
@@ -289,7 +313,7 @@ def padded_input_crop(
 
 
 def _reflected(places: np.ndarray, size: int) -> np.ndarray:
-  """Where a place before or behind `size` pixels is seen in a mirror at the border pixels."""
+  """The pixels, 0 to size - 1, that places before or behind them mirror at the border pixels."""
   if size == 1:
     return np.zeros_like(places)
   period = 2 * (size - 1)
@@ -300,17 +324,17 @@ def _reflected(places: np.ndarray, size: int) -> np.ndarray:
 def target_crop(
   field_of_view: FieldOfView, stack: StackSpec, rows: slice, columns: slice
 ) -> np.ndarray:
-  """The fluorescent labels in a window of the field of view.
+  """Reads the fluorescent labels in a window of a field of view.
 
   A synthetic channel is the mean of its parts, and its mask the geometric mean of theirs. Where
   `has_truth` is false, the image is black and the mask 0. Channels in the field of view's `ranges`
   are stretched, and clipped to [0, 1].
 
   Args:
-    field_of_view: the field of view.
-    stack: target channels, at z MAXPROJECT.
-    rows: the window's rows, within the image.
-    columns: its columns.
+    field_of_view: what is read.
+    stack: the target channels, at z MAXPROJECT.
+    rows: the window's rows, in pixels, within the image.
+    columns: the window's columns, in pixels, within the image.
 
   Returns:
     float32 [row, column, z, channel, mask]: intensities in [0, 1], and the mask.
@@ -335,20 +359,23 @@ def target_crop(
 
 
 def classes_of(intensities: np.ndarray) -> np.ndarray:
-  """The class of each pixel, round(255 * intensity), as uint8."""
+  """Gives the class of each intensity in [0, 1]: round(255 * intensity), uint8 of that shape."""
   return np.rint(intensities * np.float32(NUM_CLASSES - 1)).astype(np.uint8)
 
 
 def _unstretched(
   field_of_view: FieldOfView, channel: str, rows: slice = slice(None), columns: slice = slice(None)
 ) -> np.ndarray:
-  """A target channel that was recorded, float32 [row, column] as on disk."""
+  """Reads a recorded target channel before stretching: intensities, float32 [row, column]."""
   keys = [ImageKey(MAXPROJECT, part) for part in parts_of(channel)]
   return np.mean([intensity(field_of_view.images[key][rows, columns]) for key in keys], axis=0)
 
 
 def _check_window(field_of_view: FieldOfView, rows: slice, columns: slice) -> tuple[int, int]:
-  """The window's size in pixels; NumPy would clip a window silently."""
+  """The (rows, columns) of a window, in pixels; raises ValueError unless it is within the image.
+
+  NumPy would clip a window silently.
+  """
   lengths = []
   for window, size, what in zip(
     (rows, columns), field_of_view.size, ('rows', 'columns'), strict=True
@@ -364,33 +391,42 @@ def _check_window(field_of_view: FieldOfView, rows: slice, columns: slice) -> tu
 
 
 class TruthReader:
-  """The labels and the input of a field of view, where its outputs are.
+  """Reads the true labels and the input of a field of view where inference gives outputs.
 
   Attributes:
-    field_of_view: the field of view.
-    offset: rows and columns of the image in front of the outputs.
-    size: (rows, columns) of the outputs.
+    field_of_view: what is read.
+    offset: row, and also column, of the image at which the outputs begin, in pixels.
+    size: (rows, columns) of the outputs, in pixels.
   """
 
   def __init__(self, field_of_view: FieldOfView, offset: int, size: tuple[int, int]):
-    """Reads nothing yet."""
+    """Takes the field of view and the place of the outputs in it; reads nothing yet."""
     self.field_of_view = field_of_view
     self.offset = offset
     self.size = size
 
   def stack(self, stack: StackSpec, rows: slice, columns: slice) -> np.ndarray:
-    """[row, column, z, channel, mask] of a part of the outputs."""
+    """Reads a z-stack or labels in a window of the outputs.
+
+    Args:
+      stack: the input channels at positions in [0, 1], or target channels at z MAXPROJECT.
+      rows: the window's rows, in pixels of the outputs.
+      columns: the window's columns, in pixels of the outputs.
+
+    Returns:
+      float32 [row, column, z, channel, mask]: intensities in [0, 1], and the mask.
+    """
     window = [slice(s.start + self.offset, s.stop + self.offset) for s in (rows, columns)]
     is_target = stack.z_values == (MAXPROJECT,)
     crop = target_crop if is_target else input_crop
     return crop(self.field_of_view, stack, window[0], window[1])
 
   def image(self, key: ImageKey, rows: slice, columns: slice) -> np.ndarray:
-    """One image, float32 [row, column]."""
+    """Reads one image in a window of the outputs: intensities, float32 [row, column]."""
     stack = StackSpec(z_values=(key.z,), channels=(key.channel,))
     return self.stack(stack, rows, columns)[:, :, 0, 0, 0]
 
   def classes(self, stack: StackSpec, rows: slice, columns: slice) -> np.ndarray:
-    """True classes, uint8 [image, row, column]; 0 without a truth."""
+    """Reads true classes in a window of the outputs: uint8 [image, row, column]; 0 if unknown."""
     classes = classes_of(self.stack(stack, rows, columns)[..., 0])
     return np.moveaxis(classes.reshape(*classes.shape[:2], -1), -1, 0)

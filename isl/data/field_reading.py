@@ -1,4 +1,8 @@
-"""The fields of view of a run: all that its folders, files, manifests or shards have."""
+"""Finds and reads the fields of view of a run, in its folders, files, manifests or shards.
+
+`fields_of`, `log_unused` and `read_field` are for inference, one field of view after the other;
+`read_for_training` reads all fields of view for training, or for evaluating a loss.
+"""
 
 from __future__ import annotations
 
@@ -19,11 +23,12 @@ from isl.images.fields_of_view import FieldFiles, FieldOfView
 
 
 def fields_of(experiment: Experiment) -> list[FieldFiles]:
-  """The fields of view that a run reads, or in shards, tiles of them.
+  """Finds the fields of view of a run's folders, or the tiles of them that its shards have.
 
   Raises:
-    OSError: a folder or a shard is missing, or cannot be read.
-    ValueError: there are no images in one, or it is damaged, or a name would not be the only one.
+    OSError: a folder is missing, or a folder or a shard cannot be read.
+    ValueError: a folder has no images, a shard is missing, one of them is damaged, or two fields of
+      view or tiles would have the same name.
   """
   if experiment.shards is not None:
     return shard_reading.read_tiles(experiment.shards)
@@ -31,7 +36,7 @@ def fields_of(experiment: Experiment) -> list[FieldFiles]:
 
 
 def numbered(fields: Sequence[FieldFiles]) -> Iterator[tuple[str, FieldFiles]]:
-  """Each field of view after what logs call it: field 1 of 3."""
+  """Yields each field of view, after what logs call it: 'field 1 of 3', for example."""
   for number, field in enumerate(fields, start=1):
     yield f'field {number} of {len(fields)}', field
 
@@ -39,7 +44,7 @@ def numbered(fields: Sequence[FieldFiles]) -> Iterator[tuple[str, FieldFiles]]:
 def log_unused(
   experiment: Experiment, found: Sequence[FieldFiles], inputs: StackSpec, targets: StackSpec
 ) -> None:
-  """Says which images of the fields of view a network with these images does not read."""
+  """Logs which images of the fields of view are neither input nor target of the network."""
   if experiment.shards is not None:
     origin = f'shards from {experiment.shards.paths[0]} on'
   else:
@@ -50,7 +55,7 @@ def log_unused(
 def read_field(
   experiment: Experiment, inputs: StackSpec, targets: StackSpec, field: FieldFiles
 ) -> FieldOfView:
-  """Decodes what a network reads of a field of view, and its labels, and sets their ranges.
+  """Reads the images of a field of view that a network reads, and its labels; sets their ranges.
 
   Raises:
     OSError: a file cannot be read.
@@ -60,7 +65,7 @@ def read_field(
 
 
 def read_selected(experiment: Experiment, field: FieldFiles) -> FieldOfView:
-  """Like `read_field`, of a field of view that has nothing but that."""
+  """Reads all images of a field of view and sets their ranges; raises as `read_field` does."""
   return data_provider.prepared(field.read(), experiment.input_range, experiment.stretch_targets)
 
 
@@ -76,21 +81,23 @@ def read_for_training(
   """Reads all fields of view of all folders, for training or for evaluating a loss.
 
   Args:
-    directories: the folders.
+    directories: the folders (or files, or manifests).
     inputs: the images that the network reads.
-    targets: the labels that it predicts.
+    targets: the labels that the network predicts.
     input_range: which part of the camera's range the input uses; None: all of it.
-    stretch_targets: channels whose range in each field of view becomes [0, 1].
-    leave_out_others: labels that are not predicted are no error.
+    stretch_targets: target channels whose range in each field of view becomes [0, 1].
+    leave_out_others: whether labels that the network does not predict are left out instead of
+      being an error.
 
   Returns:
-    For each folder its fields of view. Their names begin with the folder.
+    The fields of view of each folder, whose names begin with the folder's path. Their images are in
+    memory.
 
   Raises:
     OSError: a folder or a file cannot be read.
-    ValueError: a folder has no fields of view with all input channels, none of the targets, or a
-      label that is not one of them; or a file is damaged, or a channel cannot be stretched, or is
-      in no field of view.
+    ValueError: a field of view lacks an input channel; a folder has none of the targets, or has a
+      label that is not one of them; a file is damaged; or a channel that is to be stretched is in
+      no field of view, or cannot be stretched.
   """
   found = [(pathlib.Path(d), finding.find_fields(d)) for d in directories]
   every = [field for _, fields in found for field in fields]
@@ -131,14 +138,14 @@ def _is_recorded(channel: str, field: FieldFiles) -> bool:
 
 
 def _recorded(fields: Sequence[FieldFiles], targets: StackSpec) -> list[str]:
-  """The labels that a network predicts and any of the fields of view has."""
+  """The labels that a network predicts and that any of the fields of view has."""
   return [c for c in targets.channels if any(_is_recorded(c, field) for field in fields)]
 
 
 def _other_targets(
   fields: Sequence[FieldFiles], inputs: StackSpec, targets: StackSpec
 ) -> list[str]:
-  """The labels that a network does not predict and any of the fields of view has, by name."""
+  """The labels that a network does not predict and that any field of view has, sorted."""
   others = (field.other_targets(inputs.channels, targets.channels) for field in fields)
   return sorted(set(itertools.chain.from_iterable(others)))
 
@@ -149,7 +156,7 @@ def _check_has_targets(
   """Warns of fields of view without a target.
 
   Raises:
-    ValueError: all are.
+    ValueError: none of the fields of view has a target.
   """
   without = [field.name for field in fields if not _recorded([field], targets)]
   if len(without) == len(fields):
@@ -174,7 +181,7 @@ def _check_stretched(
 
 
 def _read(directory: pathlib.Path, field: FieldFiles) -> FieldOfView:
-  """Decodes all images of a field of view: patches are of random places."""
+  """Decodes all images of a field of view into memory, since patches are of random places."""
   field_of_view = field.read()
   images = {key: np.asarray(image[:, :]) for key, image in field_of_view.images.items()}
   # Folders may have fields of view of the same name.

@@ -1,7 +1,7 @@
-"""Patches of fields of view for a loss: an endless stream, of which any part can be had at once.
+"""An endless stream of patches of fields of view, each of which can be read without the others.
 
-Everything about patch number j is a function of the seed and j, so that a resumed run goes on
-exactly where it was, and no other patch has to be read for it.
+Training and the evaluation of a loss read it. Everything about patch number j is a function of the
+seed and j, so that a resumed run goes on exactly where it stopped, and reads no other patch for it.
 """
 
 from __future__ import annotations
@@ -17,22 +17,23 @@ from isl.core.experiment import Corruption, Geometry, Sampling
 from isl.data import augment, data_provider
 from isl.images.fields_of_view import FieldOfView
 
-# What random numbers are for, between the seed and a running number.
+# What random numbers are drawn for: their seed is (the run's seed, one of these, a number).
 _CROP, _ORDER, _NOISE = range(1, 4)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PatchSpec:
-  """How a stream's patches are drawn, whatever they are drawn from.
+  """How a stream's patches are drawn, from fields of view or from shards.
 
   Attributes:
     sampling: sizes of crops and patches, and how many patches are shuffled.
-    geometry: the network's. A patch's input grows with `sampling.output_size`.
+    geometry: sizes of the network's patches and outputs. A patch's input here is as much larger as
+      `sampling.output_size` is larger than the network's output.
     inputs: the images that the network reads.
-    targets: the labels that it predicts.
-    seed: decides all that is random; not negative.
-    augment: whether crops are flipped, turned and corrupted; their places are the same if not.
-    corruption: standard deviations for that.
+    targets: the labels that the network predicts.
+    seed: seed of all that is random; not negative.
+    augment: whether crops are flipped, turned and corrupted; without, they are at the same places.
+    corruption: standard deviations of the crops' corruption.
   """
 
   sampling: Sampling
@@ -45,20 +46,21 @@ class PatchSpec:
 
   @property
   def side(self) -> int:
-    """The rows and the columns of a patch's input, in pixels."""
+    """The side of a patch's input, in pixels."""
     return self.geometry.patch + self.sampling.output_size - self.geometry.output
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Patch:
-  """What a network reads and should predict.
+  """A patch: what the network reads, and the classes that it should predict.
 
   Attributes:
-    input: float32 [row, column, image], intensities in [0, 1]; images as `StackSpec.keys` has them.
-    target_classes: uint8 [row, column, channel], round(255 * intensity), of the patch's centre.
-    target_mask: float32 [channel], 1 where there is truth, 0 (with classes 0) where there is none.
-    input_mask: float32 [row, column], 1 where there are pixels, 0 (with intensities 0) where there
-      is padding; None: there is none.
+    input: intensities in [0, 1], float32 [row, column, image], in the order of `StackSpec.keys`.
+    target_classes: the labels' classes at the patch's centre, round(255 * intensity), uint8 [row,
+      column, channel].
+    target_mask: float32 [channel]: 1 for a label whose truth is known, else 0 (with classes 0).
+    input_mask: float32 [row, column]: 1 where there are pixels, 0 (with intensities 0) where there
+      is padding; None: nothing is padded.
   """
 
   input: np.ndarray
@@ -72,12 +74,12 @@ class Crop:
   """A random square of a random field of view, which patches are cut from.
 
   Attributes:
-    field_of_view: the field of view.
-    row: first of its rows, in pixels of the image.
-    column: first of its columns.
-    flip: whether it is flipped before it is turned; see `augment.flip_and_rotate`.
-    quarter_turns: how often it is turned.
-    distortion: of each of the field of view's `input_keys`.
+    field_of_view: the field of view that the crop is of.
+    row: the image's row at which the crop begins, in pixels.
+    column: the image's column at which the crop begins, in pixels.
+    flip: whether the crop is flipped before it is turned; see `augment.flip_and_rotate`.
+    quarter_turns: number of quarter turns, counterclockwise.
+    distortion: corruption of the image of each of `field_of_view.input_keys`.
   """
 
   field_of_view: FieldOfView
@@ -91,24 +93,24 @@ class Crop:
 class Patches:
   """An endless stream of patches, each of which can be read without the others.
 
-  Crops come from each folder in turn, so that all have the same weight, whatever number of fields
+  Crops come from each folder in turn, so that all folders have the same weight, however many fields
   of view they have. The patches of each crop follow each other, row by row, and each `capacity`
-  successive ones are then put into random order among themselves.
+  successive patches are then put into random order among themselves.
 
   Attributes:
-    per_crop: patches in a crop.
-    input_shape: [row, column, image] of a patch's input.
-    target_shape: [row, column, channel] of its target.
-    failure: why the stream ended; None: images that have been read are endless.
+    per_crop: number of patches in a crop.
+    input_shape: (rows, columns, images) of a patch's input.
+    target_shape: (rows, columns, channels) of a patch's target.
+    failure: why the stream ended, for streams that can end (see `ShardPatches`); here always None.
   """
 
   failure: None = None
 
   def __init__(self, folders: Sequence[Sequence[FieldOfView]], spec: PatchSpec):
-    """Checks sizes; reads no pixel.
+    """Checks the sizes of crops and fields of view; reads no pixel.
 
     Args:
-      folders: fields of view.
+      folders: the fields of view of each folder; at least one in each.
       spec: how patches are drawn from them.
 
     Raises:
@@ -149,14 +151,14 @@ class Patches:
     return np.random.default_rng([self._spec.seed, purpose, number])
 
   def place(self, number: int) -> tuple[int, int]:
-    """(number of the crop, index in it) of a patch."""
+    """The (number of the crop, index in that crop) of the patch of a number."""
     capacity = self._spec.sampling.capacity
     block, place = divmod(number, capacity)
     shuffled = int(self._rng(_ORDER, block).permutation(capacity)[place])
     return divmod(block * capacity + shuffled, self.per_crop)
 
   def crop(self, number: int) -> Crop:
-    """Where a crop lies and what happens to it."""
+    """Decides where the crop of a number lies, and how it is changed."""
     rng = self._rng(_CROP, number)
     fields = self._folders[number % len(self._folders)]
     field_of_view = fields[int(rng.integers(len(fields)))]
@@ -178,7 +180,7 @@ class Patches:
     )
 
   def _view(self, crop: Crop) -> FieldOfView:
-    """Flipped and turned, but not corrupted."""
+    """The field of view of a crop's pixels alone, flipped and turned, but not corrupted."""
     size = self._spec.sampling.crop_size
     return augment.view(
       crop.field_of_view,
@@ -189,10 +191,10 @@ class Patches:
     )
 
   def crop_images(self, number: int) -> np.ndarray:
-    """The whole crop that a patch is cut from, to be looked at.
+    """Reads the whole crop that a patch is cut from, as pictures for people.
 
     Args:
-      number: the patch's.
+      number: the patch's number, from 0.
 
     Returns:
       [image, row, column], intensities in [0, 1]: each input channel at the middle depth, corrupted
@@ -214,7 +216,7 @@ class Patches:
     """Reads a patch; only its own pixels are touched.
 
     Args:
-      number: 0, 1, 2, ..
+      number: the patch's number, from 0.
     """
     crop_number, index = self.place(number)
     crop = self.crop(crop_number)
@@ -222,8 +224,8 @@ class Patches:
     row, column = (i * self._spec.sampling.patch_stride for i in divmod(index, self._per_side))
     side, output = self.input_shape[0], self._spec.sampling.output_size
     images = data_provider.images_read(field_of_view, self._spec.inputs)
-    # What the network sees at two positions is one image, with one noise: it is put at both when
-    # that is done. If nothing is to be done, to read it twice is quicker.
+    # An image that the network sees at two positions has one noise: it is put at both after its
+    # corruption. If it is not corrupted, it is quicker to read it twice.
     read = images if crop.distortion.changes_nothing else sorted(set(images))
     window = slice(row, row + side), slice(column, column + side)
     light = data_provider.light_crop(field_of_view, read, *window)
@@ -244,14 +246,15 @@ class Patches:
     )
 
   def batch(self, first: int, size: int) -> tuple[np.ndarray, ...]:
-    """Reads a batch: inputs, target classes and target masks, as `dataset` gives them.
+    """Reads a batch of successive patches.
 
     Args:
-      first: number of its first patch.
-      size: patches in it.
+      first: number of the batch's first patch, from 0.
+      size: number of patches in the batch.
 
     Returns:
-      These three, and the masks of the inputs where there is padding.
+      Inputs, target classes and target masks, as `dataset` gives them, and, if there is padding,
+      the masks of the inputs, float32 [batch, row, column].
     """
     patches = [self.patch(number) for number in range(first, first + size)]
     masks = [patch.input_mask for patch in patches if patch.input_mask is not None]
@@ -265,29 +268,32 @@ class Patches:
   def dataset(
     self, first_patch: int | tf.Tensor, batch_size: int, num_threads: int
   ) -> tf.data.Dataset:
-    """Endless batches, see the function `dataset`."""
+    """Makes endless batches of this stream, see the function `dataset`."""
     return dataset(self, first_patch, batch_size, num_threads)
 
 
 def _mask(field_of_view: FieldOfView, rows: slice, columns: slice) -> np.ndarray | None:
-  """float32 [row, column] of a window, 0 where there is padding; None: there is none."""
+  """A window's mask, float32 [row, column]: 0 where there is padding; None: nothing is padded."""
   if field_of_view.presence is None:
     return None
   return field_of_view.presence[rows, columns].astype(np.float32)
 
 
 def _where_present(light: np.ndarray, mask: np.ndarray | None) -> np.ndarray:
-  """Intensities [row, column, image], 0 where there is padding: ranges and noise change that."""
+  """Makes intensities, [row, column, image], 0 where there is padding.
+
+  Ranges and noise may have changed them there.
+  """
   return light if mask is None else light * mask[..., np.newaxis]
 
 
 def options(num_threads: int) -> tf.data.Options:
-  """How patches are read by this number of threads."""
+  """The options of tf.data for reading patches by this number of threads, in a fixed order."""
   result = tf.data.Options()
   result.deterministic = True
-  # Nothing here is tuned, and its thread held up the end of a session by up to half a minute.
+  # There is nothing to tune, and autotune's thread delayed a session's end by up to half a minute.
   result.autotune.enabled = False
-  # Else they are the session's, and the next step's operations would wait for patches.
+  # Without its own threads it would use the session's: the next step would wait for patches.
   result.threading.private_threadpool_size = num_threads
   return result
 
@@ -295,19 +301,19 @@ def options(num_threads: int) -> tf.data.Options:
 def dataset(
   patches: Patches, first_patch: int | tf.Tensor, batch_size: int, num_threads: int
 ) -> tf.data.Dataset:
-  """Endless batches, whose order does not depend on the threads.
+  """Makes endless batches of a stream, whose order does not depend on the threads.
 
-  The graph only refers to `patches`: its images are not copied into it.
+  The graph only refers to `patches`, whose images are not copied into it.
 
   Args:
     patches: the stream.
     first_patch: the number of the first patch of the first batch; may be an int64 scalar tensor.
-    batch_size: patches in a batch.
-    num_threads: threads that read patches.
+    batch_size: number of patches in a batch.
+    num_threads: number of threads that read patches.
 
   Returns:
-    Of (float32 [batch, row, column, image], uint8 [batch, row, column, channel], float32 [batch,
-    channel]): inputs, target classes and target masks as a `Patch` has them.
+    A data set of batches (float32 [batch, row, column, image], uint8 [batch, row, column, channel],
+    float32 [batch, channel]): inputs, target classes and target masks as a `Patch` has them.
   """
   shapes = (patches.input_shape, patches.target_shape, patches.target_shape[-1:])
 

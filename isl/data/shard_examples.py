@@ -1,27 +1,27 @@
-"""What a TFRecord shard holds: tf.train.Examples, one a field of view or a tile of one.
+"""The contents of a TFRecord shard: tf.train.Examples, each a field of view or a tile of one.
 
 A tile has pixels of its own, and around them an overlap with its neighbours, so that patches whose
-outputs are its own see what they would see in the whole field of view. All its images are of one
-size. Features, of which that in brackets may be missing:
+outputs are its own see what they would see in the whole field of view. All images of a tile are of
+one size. An Example has these features, of which the one in brackets may be missing:
 
     field           bytes     name of the field of view
-    field_size      int64 x2  its rows and columns
+    field_size      int64 x2  rows and columns of the field of view
     offset          int64 x2  row and column of the first pixel of the tile's own
-    size            int64 x2  rows and columns that are its own
-    image_offset    int64 x2  row and column of its images' first pixel, overlap included
+    size            int64 x2  number of rows and columns that are the tile's own
+    image_offset    int64 x2  row and column of the images' first pixel, overlap included
     [pixel_size]    float x2  height and width of a pixel, in micrometres
-    record          int64 x2  the Example's number in its shard, from 0 on, and how many there are
-    image/channel   bytes xn  of each image, what was recorded
-    image/z         bytes xn  likewise its depth: 0, 1, .. or MAXPROJECT
-    image/png       bytes xn  likewise its pixels: a 16-bit PNG; 65535 is the intensity 1
+    record          int64 x2  the Example's number in its shard, from 0, and the number of Examples
+    image/channel   bytes xn  each image's channel
+    image/z         bytes xn  each image's depth: 0, 1, .. or MAXPROJECT
+    image/png       bytes xn  each image's pixels: a 16-bit PNG; 65535 is the intensity 1
     range/channel   bytes xm  channels whose percentiles in the whole field of view follow
-    range/z         bytes xm  STACK: in all depths of an input channel; MAXPROJECT: in a label
+    range/z         bytes xm  STACK: of all depths of an input channel; MAXPROJECT: of a label
     range/low       float xm  the 0.1 percentile, as an intensity from 0 to 1
     range/high      float xm  the 99.9 percentile
 
-8-bit images were multiplied by 257 and keep their intensities exactly. A shard to which no field
-of view belongs has one Example, whose only feature is the record (0, 0). One of no bytes is
-damaged.
+8-bit images are multiplied by 257 when they are written and so keep their intensities exactly. A
+shard to which no field of view belongs has one Example, whose only feature is the record (0, 0). A
+shard of no bytes is damaged.
 """
 
 from __future__ import annotations
@@ -42,19 +42,19 @@ _STACK = 'STACK'
 
 
 class DamagedError(ValueError):
-  """What a shard holds is damaged, or is nothing that isl wrote."""
+  """Raised for a shard, or an Example, that is damaged or that isl did not write."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Place:
-  """Where a tile lies in its field of view; all are (row, column), or numbers of them, in pixels.
+  """Where a tile lies in its field of view; all numbers are in the field of view's pixels.
 
   Attributes:
-    field_size: the field of view's size.
-    offset: first pixel of the tile's own.
-    size: of what is its own.
-    image_offset: first pixel of its images.
-    image_size: their size.
+    field_size: (rows, columns) of the field of view.
+    offset: (row, column) of the first pixel that is the tile's own.
+    size: (rows, columns) that are the tile's own.
+    image_offset: (row, column) of the first pixel of the tile's images, overlap included.
+    image_size: (rows, columns) of the tile's images, overlap included.
   """
 
   field_size: tuple[int, int]
@@ -65,11 +65,11 @@ class Place:
 
   @property
   def is_whole(self) -> bool:
-    """Whether it is the field of view itself."""
+    """Whether the tile is the whole field of view."""
     return self.size == self.field_size
 
   def is_possible(self) -> bool:
-    """Whether own pixels are within the images, and these within the field of view."""
+    """Whether the tile's own pixels are within its images, and these within the field of view."""
     return all(
       0 <= begin <= own < own + size <= begin + length <= whole
       for begin, own, size, length, whole in zip(
@@ -80,12 +80,13 @@ class Place:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ShardTile:
-  """An Example.
+  """An Example of a shard: a field of view, or a tile of one.
 
   Attributes:
-    files: its images; named as its field of view, and for a tile of one, by its place in it.
-    place: in the field of view.
-    record: its number in the shard, and how many this has.
+    files: the tile's images, under the name of its field of view and, unless it is the whole, its
+      place in it: NAME,tile-ROW-COLUMN.
+    place: where the tile lies in its field of view.
+    record: the Example's number in its shard, from 0, and the number of Examples there.
   """
 
   files: FieldFiles
@@ -102,15 +103,15 @@ def encode(
   pixel_size: tuple[float, float] | None,
   record: tuple[int, int],
 ) -> bytes:
-  """An Example's bytes, the same for the same arguments.
+  """Makes the bytes of an Example, always the same for the same arguments.
 
   Args:
-    name: the field of view's.
-    place: of the tile.
-    images: its images, 16-bit PNGs.
-    percentiles: of the field of view.
-    pixel_size: (row, column) in micrometres; None: unknown.
-    record: the Example's number in its shard, and how many this has.
+    name: the field of view's name.
+    place: where the tile lies in its field of view.
+    images: the tile's images, as 16-bit PNGs, by key.
+    percentiles: percentiles of the whole field of view.
+    pixel_size: a pixel's (height, width) in micrometres; None: unknown.
+    record: the Example's number in its shard, from 0, and the number of Examples there.
   """
   ranges = [
     (channel, z, low, high)
@@ -140,13 +141,13 @@ def encode(
 
 def _serialize(features: Mapping[str, tf.train.Feature]) -> bytes:
   example = tf.train.Example(features=tf.train.Features(feature=features))
-  # Else the features are in whatever order.
+  # Without `deterministic`, the features would be in any order.
   data: bytes = example.SerializeToString(deterministic=True)
   return data
 
 
 def _bytes(values: Sequence[str | bytes]) -> tf.train.Feature:
-  # Names of files may hold bytes that are no text.
+  # Names of files may contain bytes that are no text.
   encoded = [v.encode(errors='surrogateescape') if isinstance(v, str) else v for v in values]
   return tf.train.Feature(bytes_list=tf.train.BytesList(value=encoded))
 
@@ -160,15 +161,15 @@ def _floats(values: Sequence[float]) -> tf.train.Feature:
 
 
 def decode(data: bytes, path: pathlib.Path, shown: str) -> ShardTile:
-  """What an Example holds; its images are decoded when they are read.
+  """Parses an Example; its images are decoded only when they are read.
 
   Args:
-    data: its bytes.
-    path: the shard.
-    shown: how errors name the Example.
+    data: the Example's bytes.
+    path: the shard that the Example is in.
+    shown: name of the Example in errors.
 
   Raises:
-    DamagedError: it is none, or not of this schema.
+    DamagedError: the bytes are no Example, or it lacks a feature or has an impossible one.
   """
   try:
     feature = tf.train.Example.FromString(data).features.feature
@@ -185,7 +186,7 @@ def decode(data: bytes, path: pathlib.Path, shown: str) -> ShardTile:
   name = read.text('field', 1)[0]
   if not place.is_whole:
     name = ','.join(filter(None, (name, f'tile-{place.offset[0]}-{place.offset[1]}')))
-  # As many digits as a float32 has.
+  # 7 digits are as many as a float32 has.
   sides = (
     [float(f'{x:.7g}') for x in read.floats('pixel_size', 2)] if 'pixel_size' in feature else ()
   )
@@ -211,10 +212,10 @@ def _pair(values: Sequence[Any]) -> tuple[Any, Any]:
 
 
 class _Features:
-  """Reads the features of an Example; all methods raise DamagedError where one is not right."""
+  """Reads the features of an Example; all methods raise DamagedError for a wrong feature."""
 
   def __init__(self, feature: Mapping[str, tf.train.Feature], shown: str):
-    """Reads nothing yet."""
+    """Takes an Example's features by name, and the Example's name in errors."""
     self._feature = feature
     self._shown = shown
 
@@ -229,19 +230,19 @@ class _Features:
     return values
 
   def integers(self, name: str, count: int) -> Sequence[int]:
-    """Whole numbers."""
+    """Reads a feature of `count` whole numbers."""
     return tuple(self._values(name, 'int64', count))
 
   def floats(self, name: str, count: int) -> Sequence[float]:
-    """Numbers."""
+    """Reads a feature of `count` floats."""
     return tuple(self._values(name, 'float', count))
 
   def text(self, name: str, count: int | None) -> Sequence[str]:
-    """Names."""
+    """Reads a feature of `count` texts; None: of any number."""
     return [v.decode(errors='surrogateescape') for v in self._values(name, 'bytes', count)]
 
   def images(self, path: pathlib.Path) -> dict[ImageKey, EncodedSource]:
-    """The images."""
+    """Reads the images, by key, without decoding them."""
     channels = self.text('image/channel', None)
     depths = self.text('image/z', len(channels))
     # Each look at one of protobuf's values copies it.
@@ -259,7 +260,7 @@ class _Features:
     return images
 
   def place(self, sizes: set[tuple[int, int]]) -> Place:
-    """Where it lies, given the images' sizes."""
+    """Reads where the tile lies, given the sizes (rows, columns) that its images have."""
     if len(sizes) > 1:
       raise DamagedError(f'{self._shown} has images of several sizes: {sorted(sizes)}; {_WANTED}')
     (image_size,) = sizes
@@ -270,7 +271,7 @@ class _Features:
     return place
 
   def percentiles(self) -> Percentiles:
-    """Those of the field of view."""
+    """Reads the percentiles of the whole field of view."""
     channels = self.text('range/channel', None)
     depths = self.text('range/z', len(channels))
     lows, highs = (self.floats(f'range/{end}', len(channels)) for end in ('low', 'high'))
@@ -282,5 +283,5 @@ class _Features:
     return Percentiles(inputs=by_kind[_STACK], targets=by_kind[MAXPROJECT])
 
 
-# All that a shard has to which no field of view belongs.
+# The only Example of a shard to which no field of view belongs.
 EMPTY: bytes = _serialize({'record': _integers((0, 0))})

@@ -1,16 +1,17 @@
-"""Patches of TFRecord shards for a loss: an endless stream, read by tf.data as it is needed.
+"""An endless stream of patches of TFRecord shards, which tf.data reads as they are needed.
 
-Shards are read several at a time, in another order in each pass. Of each Example that is drawn, one
-random crop gives its patches, all of them, which are then shuffled among those of others. A patch
-reads `margin` pixels beyond its output. So that outputs at a field of view's border are trained on
-too, Examples are padded by as much with zeros, for which the input's mask is 0. A tile of a field
-of view is padded only where that ends; elsewhere it brings its neighbours' pixels along.
+`ShardPatches` is the stream, for training and for the evaluation of a loss. Shards are read several
+at a time, in another order in each pass. One random crop of each Example that is drawn gives all
+its patches, which are then shuffled among those of other Examples. A patch reads `margin` pixels
+beyond its output. So that outputs at a field of view's border are trained on, too, Examples are
+padded with as many zeros, for which the input's mask is 0. A tile of a field of view is padded only
+where the field of view ends; elsewhere its overlap has its neighbours' pixels.
 
-Each crop that fits into the padded Example is equally likely, so in a training, which flips it, all
-outputs of a field of view can be drawn as long as the tiles are not smaller than the crop.
+Each crop that fits into the padded Example is equally likely, so that training, which flips crops,
+can draw all outputs of a field of view as long as its tiles are not smaller than the crop.
 
-The stream is a function of the seed and of the number of its first patch. A resumed run draws on
-from there: not what it would have drawn, had it not been stopped.
+The stream is a function of the seed and of the number of its first patch: a resumed run draws other
+patches than it would have drawn, had it not been stopped.
 """
 
 from __future__ import annotations
@@ -33,24 +34,25 @@ from isl.data.shard_reading import Record, Shards
 from isl.images.fields_of_view import FieldOfView
 from isl.images.sources import ImageSource
 
-# What random numbers are for, between the seed and a running number.
+# What random numbers are drawn for: their seed is (the run's seed, one of these, numbers).
 _CROP, _PATCHES, _SHARDS, _SHUFFLE = range(4)
-# Of a batch's tensors.
+# The dtypes of a batch's tensors.
 _TYPES = (tf.float32, tf.uint8, tf.float32, tf.float32)
 _INT64_MAX = np.iinfo(np.int64).max
-# After so many Examples, what none of them had is missed.
+# After so many Examples, labels that none of them had are reported.
 _MANY_EXAMPLES = 64
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Preparation:
-  """What becomes of the images of an Example.
+  """How the images of an Example are prepared before patches are cut from them.
 
   Attributes:
     input_range: which part of the 16 bits the input uses; None: all of it.
-    stretch_targets: channels whose range in each field of view becomes [0, 1].
-    leave_out_others: labels that are not predicted are no error.
-    wanted_targets: labels of which an Example is missed if there is none.
+    stretch_targets: target channels whose range in each field of view becomes [0, 1].
+    leave_out_others: whether labels that the network does not predict are left out instead of
+      being an error.
+    wanted_targets: labels of which a log line warns if none of the first Examples has them.
   """
 
   input_range: InputRange | None
@@ -60,14 +62,15 @@ class Preparation:
 
 
 class ShardPatches:
-  """An endless stream of patches.
+  """An endless stream of patches of TFRecord shards.
 
   Attributes:
-    input_shape: [row, column, image] of a patch's input.
-    target_shape: [row, column, channel] of its target.
-    per_crop: patches in a crop.
-    shards: what is read.
-    failure: why the stream ended, where TensorFlow would say so in its own words; None: it has not.
+    input_shape: (rows, columns, images) of a patch's input.
+    target_shape: (rows, columns, channels) of a patch's target.
+    per_crop: number of patches in a crop.
+    shards: the shards that are read.
+    failure: the error that ended the stream, which TensorFlow words differently; None: it has not
+      ended.
   """
 
   def __init__(
@@ -76,16 +79,16 @@ class ShardPatches:
     preparation: Preparation,
     spec: PatchSpec,
   ):
-    """Reads the first Example that is whole, to find out early what does not fit.
+    """Reads the first undamaged Example, to find out early what does not fit the network.
 
     Args:
-      reading: which shards, and how they are read.
-      preparation: what becomes of their images.
-      spec: how patches are drawn from them.
+      reading: which shards are read, and how.
+      preparation: how the Examples' images are prepared.
+      spec: how patches are drawn from the Examples.
 
     Raises:
-      ValueError: shards are missing or damaged, or have no Example, or one that does not fit.
-      OSError: one cannot be read.
+      ValueError: shards are missing or damaged, there is no Example, or the first does not fit.
+      OSError: a shard cannot be read.
     """
     self.shards = Shards(reading)
     self.failure: ValueError | OSError | None = None
@@ -108,14 +111,17 @@ class ShardPatches:
     return np.random.SeedSequence([self._spec.seed, purpose, *numbers])
 
   def _crop(self, record: Record, *number: int) -> Patches | None:
-    """The patches of a random crop of an Example; None: it is damaged, and is left out.
+    """Makes the patches of a random crop of an Example.
 
     Args:
-      record: has the Example.
-      *number: numbers of the draw, which decide where the crop lies.
+      record: the Example.
+      *number: numbers that decide, with the seed, where the crop lies and how it is changed.
+
+    Returns:
+      The patches; None: the Example is damaged and is left out.
 
     Raises:
-      ValueError: the Example is damaged, or does not fit.
+      ValueError: the Example is damaged and may not be left out, or does not fit the network.
     """
     tile = self.shards.decode(record)
     if tile is None:
@@ -128,7 +134,7 @@ class ShardPatches:
     needed = needed_images(files.sources, self._spec.inputs, window)
     try:
       images = read_window(needed, tile, window)
-    # The rest was checked before, and a PNG that is damaged is not of this run's making.
+    # All else was checked before: a ValueError here means that a PNG is damaged.
     except ValueError as e:
       self.shards.leave_out(record, e)
       return None
@@ -150,18 +156,21 @@ class ShardPatches:
     return Patches([[field_of_view]], spec)
 
   def batch(self, first: int, size: int) -> tuple[np.ndarray, ...]:
-    """Patches as `dataset` gives them, but of the first Example alone: not of the stream.
+    """Reads patches of the first Example alone, for summaries; they are not part of the stream.
 
     Args:
-      first: decides which.
-      size: how many.
+      first: number that decides, with the seed, which crops the patches are of.
+      size: number of patches.
+
+    Returns:
+      Inputs, target classes, target masks and input masks, as `dataset` gives them.
     """
     crops = [self._first_crop(first + i) for i in range(-(-size // self.per_crop))]
     parts = [crop.batch(0, self.per_crop) for crop in crops]
     return tuple(np.concatenate(arrays)[:size] for arrays in zip(*parts, strict=True))
 
   def crop_images(self, number: int) -> np.ndarray:
-    """A crop of the first Example, see `patches.Patches.crop_images`."""
+    """Reads a random crop of the first Example as pictures, see `patches.Patches.crop_images`."""
     return self._first_crop(number).crop_images(0)
 
   def _first_crop(self, number: int) -> Patches:
@@ -172,22 +181,22 @@ class ShardPatches:
   def dataset(
     self, first_patch: int | tf.Tensor, batch_size: int, num_threads: int
   ) -> tf.data.Dataset:
-    """Endless batches, whose order does not depend on the threads.
+    """Makes endless batches, whose order does not depend on the threads.
 
-    At its end, which an error makes, `failure` says why.
+    Only an error ends the stream; `failure` is then that error.
 
     Args:
       first_patch: the number of the first patch of the first batch; may be an int64 scalar tensor.
-      batch_size: patches in a batch.
-      num_threads: threads that read patches.
+      batch_size: number of patches in a batch.
+      num_threads: number of threads that read patches.
 
     Returns:
-      Of (float32 [batch, row, column, image], uint8 [batch, row, column, channel], float32 [batch,
-      channel], float32 [batch, row, column]): inputs, target classes, target masks and input masks
-      as a `patches.Patch` has them.
+      A data set of batches (float32 [batch, row, column, image], uint8 [batch, row, column,
+      channel], float32 [batch, channel], float32 [batch, row, column]): inputs, target classes,
+      target masks and input masks as a `patches.Patch` has them.
     """
     reading = self.shards.reading
-    # With more, shards of the next passes would be read beside those of this one.
+    # With more open shards, those of the next passes would be read beside those of this one.
     num_open = min(reading.num_threads, len(reading.paths))
     first = tf.cast(first_patch, tf.int64)
     shuffle_seed = first + int(self._draw(_SHUFFLE).generate_state(1)[0])
@@ -198,7 +207,8 @@ class ShardPatches:
       shard, path, kind = tf.numpy_function(
         self._choose, [opened, first], [tf.int64, tf.string, tf.string]
       )
-      # What ends early is looked at more closely at its end: TensorFlow does not name it.
+      # A shard that ends early is examined at its end (`_cut`): TensorFlow's error does not name
+      # it.
       read = tf.data.TFRecordDataset(path, kind).ignore_errors(log_warning=False)
       read = read.filter(lambda data: tf.not_equal(data, shard_examples.EMPTY))
       end = tf.data.Dataset.from_tensors(('', True))
@@ -226,15 +236,15 @@ class ShardPatches:
     )
 
   def batches(self, size: int, count: int) -> Iterator[tuple[np.ndarray, ...]]:
-    """The first batches of the stream, always the same.
+    """Yields the first batches of the stream, which are always the same.
 
     Args:
-      size: patches in a batch.
-      count: how many batches.
+      size: number of patches in a batch.
+      count: number of batches.
 
     Raises:
-      ValueError: the shards are damaged, or have no Example any more.
-      OSError: one cannot be read.
+      ValueError: the shards are damaged, or an Example does not fit the network.
+      OSError: a shard cannot be read.
     """
     graph = tf.Graph()
     with graph.as_default():
@@ -250,7 +260,7 @@ class ShardPatches:
           raise self.failure or ValueError(f'the shards cannot be read: {e.message}') from e
 
   def _choose(self, opened: np.ndarray, first: np.ndarray) -> tuple[np.ndarray, str, str]:
-    """The shard that is opened as the `opened`th: its number, its path, its compression."""
+    """Decides which shard is opened as the `opened`th, from 0: its number, path and compression."""
     paths = self.shards.reading.paths
     in_pass, place = divmod(int(opened), len(paths))
     order = np.random.default_rng(self._draw(_SHARDS, int(first), in_pass)).permutation(len(paths))
@@ -267,7 +277,7 @@ class ShardPatches:
     data: bytes,
     is_end: np.ndarray,
   ) -> tuple[np.ndarray, ...]:
-    """All patches of a crop of an Example; none if it is left out, or is a shard's end."""
+    """Gives all patches of a crop of an Example; none at a shard's end or if it is left out."""
     path, place = self.shards.reading.paths[int(shard)], int(in_shard)
     with self._keeping_failure():
       if is_end:
@@ -286,7 +296,7 @@ class ShardPatches:
 
   @contextlib.contextmanager
   def _keeping_failure(self) -> Iterator[None]:
-    """Keeps the first error, of which TensorFlow passes on the text in words of its own."""
+    """Keeps the first error of the `with` block as `failure`: TensorFlow changes its words."""
     try:
       yield
     except (ValueError, OSError) as e:
@@ -295,7 +305,7 @@ class ShardPatches:
 
 
 def check_labels(tile: ShardTile, inputs: StackSpec, targets: StackSpec) -> None:
-  """Raises ValueError if an Example has a label that the network does not know."""
+  """Raises ValueError if an Example has a label that the network does not predict."""
   files = tile.files
   others = files.other_targets(inputs.channels, targets.channels)
   if others:
@@ -309,13 +319,17 @@ def check_labels(tile: ShardTile, inputs: StackSpec, targets: StackSpec) -> None
 def draw_window(
   tile: ShardTile, margin: int, crop: int, rng: np.random.Generator
 ) -> tuple[slice, slice]:
-  """A crop's rows and columns, in pixels of the field of view; some may be outside of it.
+  """Draws the place of a crop in an Example that is padded by `margin` on each side.
 
   Args:
-    tile: what it is of.
-    margin: zeros around the field of view, in pixels.
-    crop: side of the crop.
-    rng: random numbers.
+    tile: the Example.
+    margin: pixels around the tile's own that a crop may reach into: its overlap, or, outside of the
+      field of view, zeros.
+    crop: side of the crop, in pixels.
+    rng: generator of the random numbers.
+
+  Returns:
+    The crop's rows and columns, in pixels of the field of view; some may be outside of it.
 
   Raises:
     ValueError: the padded Example is smaller than a crop, or was written with too little overlap.
@@ -344,7 +358,16 @@ def draw_window(
 def needed_images(
   sources: Mapping[ImageKey, ImageSource], inputs: StackSpec, window: tuple[slice, slice]
 ) -> dict[ImageKey, ImageSource | None]:
-  """The images; None: the network reads another depth instead."""
+  """Picks the images that patches need: labels, and the depths that the network sees.
+
+  Args:
+    sources: where each image is.
+    inputs: the network's input channels, at positions in [0, 1].
+    window: the crop's rows and columns.
+
+  Returns:
+    By key, where the image is; None: the network sees other depths of the channel instead.
+  """
   nothing = np.broadcast_to(np.uint16(0), [w.stop - w.start for w in window])
   every = FieldOfView(name='', images=dict.fromkeys(sources, nothing))
   numbers = data_provider.images_read(every, inputs)
@@ -357,10 +380,19 @@ def needed_images(
 def read_window(
   sources: Mapping[ImageKey, ImageSource | None], tile: ShardTile, window: tuple[slice, slice]
 ) -> dict[ImageKey, np.ndarray]:
-  """The images in a window of the field of view; of None: without a pixel in memory.
+  """Reads images in a window of a field of view.
+
+  Args:
+    sources: where each image is; None: it is not needed, and its place is taken by zeros that take
+      no memory.
+    tile: the tile of the field of view that the images are of.
+    window: rows and columns, in pixels of the field of view; some may be outside of it.
+
+  Returns:
+    The images by key, [row, column], 0 where the tile has no pixels.
 
   Raises:
-    ValueError: one is damaged.
+    ValueError: an image is damaged.
   """
   nothing = np.broadcast_to(np.uint16(0), [w.stop - w.start for w in window])
   return {
@@ -370,7 +402,7 @@ def read_window(
 
 
 def placed(image: np.ndarray, tile: ShardTile, window: tuple[slice, slice]) -> np.ndarray:
-  """A window of the field of view, out of a tile's image; zeros are where that has no pixels."""
+  """Cuts a window of the field of view out of a tile's image; 0 where that has no pixels."""
   result = np.zeros([w.stop - w.start for w in window], image.dtype)
   read, written = [], []
   for w, begin, size in zip(window, tile.place.image_offset, image.shape, strict=True):
@@ -382,10 +414,10 @@ def placed(image: np.ndarray, tile: ShardTile, window: tuple[slice, slice]) -> n
 
 
 class LabelWatch:
-  """Which labels Examples have."""
+  """Watches which labels the Examples have, to report the labels that none of many had."""
 
   def __init__(self, targets: StackSpec, wanted: Iterable[str]):
-    """Nothing has been seen yet; `wanted` are missed one by one."""
+    """Takes the labels that the network predicts, and those to warn of one by one (`wanted`)."""
     self._channels = targets.channels
     self._wanted = set(wanted)
     self._found: set[str] = set()
@@ -393,10 +425,13 @@ class LabelWatch:
     self._lock = threading.Lock()
 
   def see(self, masks: np.ndarray) -> None:
-    """Takes note of an Example's labels, [channel].
+    """Takes note of an Example's labels; after many Examples, warns of wanted labels not seen.
+
+    Args:
+      masks: not 0 for each label that the Example has, [channel].
 
     Raises:
-      ValueError: none of many had any.
+      ValueError: none of many Examples had any of the labels.
     """
     with self._lock:
       self._count += 1

@@ -1,6 +1,6 @@
 """Reads the TFRecord shards of a run.
 
-What is damaged is named, or left out where that is asked for.
+A damaged shard or Example is an error that names it, or is left out where that is asked for.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from isl.images.fields_of_view import FieldFiles
 from isl.images.sources import EncodedSource
 from isl.system.progress import Progress
 
-# What a file that TensorFlow compressed begins with.
+# The first bytes of a file that TensorFlow compressed.
 _GZIP = b'\x1f\x8b\x08\x00'
 
 
@@ -32,8 +32,8 @@ class Record:
 
   Attributes:
     path: the shard.
-    number: of the Example in it, from 0 on.
-    data: its bytes.
+    number: the Example's number in the shard, from 0.
+    data: the Example's bytes.
   """
 
   path: pathlib.Path
@@ -42,14 +42,14 @@ class Record:
 
   @property
   def shown(self) -> str:
-    """As errors name it."""
+    """The Example's name in errors."""
     return f'shard {str(self.path)!r}, example {self.number}'
 
   def decode(self) -> ShardTile:
-    """What it holds.
+    """Parses the Example, see `shard_examples.decode`.
 
     Raises:
-      DamagedError: that is damaged.
+      DamagedError: the Example is damaged, or is not the one that belongs at this place.
     """
     tile = shard_examples.decode(self.data, self.path, self.shown)
     number, count = tile.record
@@ -61,18 +61,18 @@ class Record:
 
 
 def records(path: pathlib.Path) -> Iterator[Record]:
-  """The Examples of a shard, one after the other; whether it is compressed shows in the file.
+  """Yields the Examples of a shard, compressed or not, one after the other.
 
   Raises:
-    DamagedError: the shard is damaged, or cut off within an Example.
-    OSError: it cannot be read.
+    DamagedError: the shard is damaged, or cut off within or before its first Example.
+    OSError: the shard cannot be read.
   """
   for number, data in enumerate(_read(path)):
     yield Record(path=path, number=number, data=data)
 
 
 def compression(path: pathlib.Path) -> str:
-  """How a shard is compressed, as TensorFlow calls it; raises OSError."""
+  """TensorFlow's name of a shard's compression: 'GZIP', or '' for none; raises OSError."""
   with path.open('rb') as stream:
     return 'GZIP' if stream.read(len(_GZIP)) == _GZIP else ''
 
@@ -88,7 +88,7 @@ def _read(path: pathlib.Path) -> Iterator[bytes]:
       yield data
       count += 1
   except tf.errors.OpError as e:
-    # What follows is about the function that found it.
+    # The rest of the message is about the function that found it.
     reason = ' '.join(e.message.partition("' failed with")[0].split())
     raise DamagedError(
       f'shard {str(path)!r} is damaged or cut off after {count} examples: {reason}'
@@ -101,15 +101,15 @@ class Shards:
   """The shards of a run.
 
   Attributes:
-    reading: which they are, and how they are read.
-    left_out: why what follows in a shard, or an Example, was left out, by what was.
+    reading: which shards are read, and how.
+    left_out: why an Example, or the rest of a shard, was left out, by the text that names it.
   """
 
   def __init__(self, reading: ShardReading):
-    """Looks for the files; reads none.
+    """Checks that the files are there; reads none.
 
     Raises:
-      ValueError: one is missing.
+      ValueError: a shard is missing.
     """
     missing = [path for path in reading.paths if not path.is_file()]
     if missing:
@@ -123,11 +123,13 @@ class Shards:
     self._lock = threading.Lock()
 
   def records(self, path: pathlib.Path) -> Iterator[Record]:
-    """The Examples of a shard. Once one has been decoded, it is known how many there should be.
+    """Yields the Examples of a shard.
+
+    Once one of them has been decoded, it is known how many there should be.
 
     Raises:
-      ValueError: it is damaged, and that is not to be left out.
-      OSError: it cannot be read.
+      DamagedError: the shard is damaged or cut off, and the rest of it may not be left out.
+      OSError: the shard cannot be read.
     """
     count = 0
     try:
@@ -141,10 +143,13 @@ class Shards:
       self._leave_out(f'all after {count} examples of {str(path)!r}', e)
 
   def decode(self, record: Record) -> ShardTile | None:
-    """What an Example holds; None: it is damaged, and is to be left out.
+    """Parses an Example.
+
+    Returns:
+      The field of view, or tile of one; None: the Example is damaged and is left out.
 
     Raises:
-      ValueError: it is damaged.
+      DamagedError: the Example is damaged and may not be left out.
     """
     try:
       tile = record.decode()
@@ -155,24 +160,24 @@ class Shards:
     return tile
 
   def check_end(self, path: pathlib.Path, count: int) -> None:
-    """Finds out why a shard ended where it did.
+    """Checks that a shard ended where it should.
 
     Args:
       path: the shard.
-      count: how many Examples were read of it.
+      count: number of Examples that were read of the shard.
 
     Raises:
-      ValueError: it is damaged or cut off there, and that is not to be left out.
-      OSError: it cannot be read.
+      DamagedError: the shard is damaged or cut off, and the rest of it may not be left out.
+      OSError: the shard cannot be read.
     """
     if not count or self._counts.get(path) != count:
       for record in self.records(path):
-        # It says how many there should be.
+        # The first Example says how many there should be.
         if record.number == 0:
           self.decode(record)
 
   def leave_out(self, record: Record, error: ValueError) -> None:
-    """Notes that an Example is left out, or raises the error if it should not be."""
+    """Notes and logs that an Example is left out; raises the error if it may not be."""
     self._leave_out(f'example {record.number} of {str(record.path)!r}', error)
 
   def _leave_out(self, what: str, error: ValueError) -> None:
@@ -186,12 +191,12 @@ class Shards:
       logging.warning('--skip_corrupt_shards left out %s (%d so far): %s', what, count, error)
 
   def every_record(self) -> Iterator[Record]:
-    """The Examples of all shards, in their order."""
+    """Yields the Examples of all shards, in order; raises as `records` does."""
     for path in self.reading.paths:
       yield from self.records(path)
 
   def no_examples(self) -> ValueError:
-    """That there are none, as an error."""
+    """Makes the error which says that the shards have no Examples."""
     left_out = f'; {len(self.left_out)} were left out' if self.left_out else ''
     return ValueError(
       f'none of {len(self.reading.paths)} shards, from {str(self.reading.paths[0])!r} on, has an'
@@ -200,16 +205,16 @@ class Shards:
 
 
 def read_tiles(reading: ShardReading) -> list[FieldFiles]:
-  """The fields of view, or tiles of them, of all shards, with all their images.
+  """Finds the fields of view, or tiles of them, of all shards, with all their images.
 
-  All shards are read once for that, and then again for each that is used.
+  All shards are read once for that; a shard is read again for each of its Examples that is used.
 
   Returns:
-    At least one, sorted by name.
+    The fields of view and tiles, at least one, sorted by name.
 
   Raises:
-    ValueError: shards are missing or damaged, or have two Examples of one name.
-    OSError: one cannot be read.
+    ValueError: shards are missing or damaged, or have no Example, or two of one name.
+    OSError: a shard cannot be read.
   """
   shards = Shards(reading)
   found: dict[str, FieldFiles] = {}
@@ -233,7 +238,7 @@ def read_tiles(reading: ShardReading) -> list[FieldFiles]:
 
 
 def _read_later(files: FieldFiles, record: Record) -> FieldFiles:
-  """With images that are not in memory."""
+  """Replaces images in memory by ones that are read from the shard when they are needed."""
   sources = {}
   for key, source in files.sources.items():
     assert isinstance(source, EncodedSource)
@@ -255,7 +260,7 @@ def _load(path: pathlib.Path, number: int, key: ImageKey) -> bytes:
 
 @functools.lru_cache(maxsize=1)
 def _tile(path: pathlib.Path, number: int, changed: int) -> ShardTile:
-  """An Example of a shard that was last changed at that time."""
+  """Reads an Example again; the shard's time of last change tells whether it is remembered."""
   del changed
   for record in records(path):
     if record.number == number:

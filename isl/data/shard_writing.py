@@ -1,11 +1,11 @@
 """Writes fields of view into TFRecord shards.
 
-A fixed hash of a field of view's name decides its shard: the same field of view, tiles and all, is
+A fixed hash of a field of view's name decides its shard. So a field of view with all its tiles is
 always on the same side of training and evaluation, which has every eighth shard. The same images
 give the same bytes. One field of view is in memory at a time.
 
-Nothing has its final name before all shards are whole and on the disk. A program that is killed
-while it renames them leaves some of the new ones, and some of older ones that they replace.
+No shard has its final name before all shards are whole and on the disk. A program that is killed
+while it renames them leaves some new shards, and some older ones that were to be replaced.
 """
 
 from __future__ import annotations
@@ -34,20 +34,20 @@ from isl.images.pixels import Pixels
 from isl.system import files
 from isl.system.progress import Progress
 
-# What a protocol buffer may take, less some for what is not pixels.
+# In bytes: the most that a protocol buffer may take, less some for what is not pixels.
 _MOST_BYTES = (1 << 31) - (1 << 20)
 _UINT16_MAX = np.iinfo(np.uint16).max
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Cut:
-  """How fields of view are written.
+  """How fields of view are cut into tiles, and compressed.
 
   Attributes:
-    tile_size: side of a tile in pixels, about; None: fields of view are written whole.
-    overlap: of tiles with their neighbours, in pixels.
-    compression: of the PNGs, from 0 to 9.
-    gzip: whether shards are compressed.
+    tile_size: approximate side of a tile in pixels; None: fields of view are written whole.
+    overlap: pixels by which a tile's images reach into its neighbours on each side.
+    compression: zlib's level for the PNGs, from 0 (none) to 9.
+    gzip: whether whole shards are compressed.
   """
 
   tile_size: int | None = None
@@ -57,20 +57,20 @@ class Cut:
 
 
 def shard_of(name: str, num_shards: int) -> int:
-  """The number of the shard that a field of view belongs to: by SHA-256 of its name."""
+  """The number of the shard that a field of view belongs to, from the SHA-256 of its name."""
   digest = hashlib.sha256(name.encode(errors='surrogateescape')).digest()
   return int.from_bytes(digest[:8], 'big') % num_shards
 
 
 def places(size: tuple[int, int], cut: Cut) -> list[Place]:
-  """The tiles of a field of view, row by row: each pixel is one tile's own.
+  """Cuts a field of view into tiles, row by row, such that each pixel is one tile's own.
 
-  In each direction there are as many as come nearest to the size asked for, all equal but for a
-  pixel, so that none is narrow.
+  In each direction there are as many tiles as come nearest to the size asked for, all equal but for
+  a pixel, so that none is narrow.
 
   Args:
-    size: (rows, columns) of the field of view.
-    cut: how it is written.
+    size: (rows, columns) of the field of view, in pixels.
+    cut: size and overlap of the tiles.
   """
   windows = []
   for length in size:
@@ -96,20 +96,21 @@ def _place(size: tuple[int, int], window: tuple[tuple[int, int], ...], overlap: 
 def write_shards(
   found: Sequence[FieldFiles], pattern: str, num_shards: int, cut: Cut, *, overwrite: bool = False
 ) -> list[pathlib.Path]:
-  """Writes all shards.
+  """Writes fields of view into shards.
 
   Args:
-    found: fields of view.
-    pattern: of the shards' names, with a %d.
-    num_shards: how many there are; some may have no Example.
-    cut: how they are written.
+    found: the fields of view.
+    pattern: path of the shards, with a %d for a shard's number.
+    num_shards: number of shards; some may have no field of view.
+    cut: how fields of view are cut and compressed.
     overwrite: whether all older shards of this pattern are replaced.
 
   Returns:
-    The shards.
+    Paths of the shards, by number.
 
   Raises:
-    ValueError: an image is damaged or cannot be written so, or there are older shards.
+    ValueError: an image is damaged or has no 16-bit form, a field of view has no images or is too
+      large for an Example, the pattern lacks its %d, or there are older shards.
     OSError: a file cannot be read or written.
   """
   paths = [pathlib.Path(shard_names.shard_name('--output', pattern, i)) for i in range(num_shards)]
@@ -126,20 +127,20 @@ def write_shards(
     for path, of_shard in zip(paths, by_shard, strict=True):
       partial = stack.enter_context(files.whole_file(path))
       _write_shard(partial, of_shard, cut, progress)
-  # Those that were not replaced.
+  # Older shards that were not replaced: there were more of them.
   for path in set(older) - set(paths):
     path.unlink()
   return paths
 
 
 def _find_shards(pattern: str) -> list[pathlib.Path]:
-  """All files that have a name of this pattern, whatever their number."""
+  """All files that have a name of this pattern, with any number, sorted."""
   number = re.search(r'%\d*d', pattern)
   if number is None:
     raise ValueError(f'--output must have one %d (or %05d) for the number, got {pattern!r}')
   before, after = pattern[: number.start()] % (), pattern[number.end() :] % ()
   result = []
-  # Not pathlib's, for which the number may not be that of a folder.
+  # Not pathlib's glob, with which the number could not be in the name of a folder.
   for path in glob.glob(f'{glob.escape(before)}*{glob.escape(after)}'):  # noqa: PTH207
     middle = path[len(before) : len(path) - len(after)]
     if middle.isdecimal() and pattern % int(middle) == path:
@@ -150,7 +151,7 @@ def _find_shards(pattern: str) -> list[pathlib.Path]:
 def _write_shard(
   path: pathlib.Path, of_shard: Sequence[FieldFiles], cut: Cut, progress: Progress
 ) -> None:
-  """Writes the Examples of all fields of view that belong to a shard."""
+  """Writes a shard: the Examples of all fields of view that belong to it."""
   tiles = [places(_size(field), cut) for field in of_shard]
   count = sum(map(len, tiles))
   number = 0
@@ -174,7 +175,7 @@ def _write_shard(
         writer.write(shard_examples.EMPTY)
   except tf.errors.OpError as e:
     raise OSError(f'{str(path)!r} cannot be written: {" ".join(e.message.split())}') from e
-  # Where some file systems find out that the disk is full: before the first one is renamed.
+  # Some file systems find out only here that the disk is full: before the first is renamed.
   with path.open('r+b') as stream:
     os.fsync(stream.fileno())
 
@@ -190,7 +191,7 @@ def _size(field: FieldFiles) -> tuple[int, int]:
 def _encoded(
   field: FieldFiles, tiles: Sequence[Place], cut: Cut
 ) -> Iterator[tuple[Place, dict[ImageKey, bytes], Percentiles]]:
-  """The tiles of a field of view, and its percentiles."""
+  """Yields each tile of a field of view, its images' PNGs, and the field of view's percentiles."""
   field_of_view = field.read()
   _check_memory(field, tiles)
   percentiles = _percentiles(field_of_view)
@@ -219,7 +220,7 @@ def _check_memory(field: FieldFiles, tiles: Sequence[Place]) -> None:
 
 
 def _percentiles(field_of_view: FieldOfView) -> Percentiles:
-  """Of all input channels and labels."""
+  """Computes the percentiles of all input channels and labels of a field of view."""
   keys = field_of_view.images
   labels = [key.channel for key in keys if key.z == MAXPROJECT]
   labels += [c for c in SYNTHETIC_CHANNELS if data_provider.has_truth(field_of_view, c)]
@@ -231,10 +232,10 @@ def _percentiles(field_of_view: FieldOfView) -> Percentiles:
 
 
 def _to_16_bit(pixels: np.ndarray, field: FieldFiles, key: ImageKey) -> np.ndarray:
-  """Of the same intensities; those of floats are rounded.
+  """Converts pixels to uint16 of the same intensities; those of floats are rounded.
 
   Raises:
-    ValueError: floats are not in [0, 1].
+    ValueError: the pixels are floats and not in [0, 1].
   """
   if pixels.dtype == np.uint16:
     return pixels

@@ -1,4 +1,4 @@
-"""What is trained on and evaluated: patches of images, or of TFRecord shards."""
+"""Makes the stream of patches that a network is trained on or evaluated with: images or shards."""
 
 from __future__ import annotations
 
@@ -27,20 +27,22 @@ def make_patches(
   leave_out_others: bool,
   wanted_targets: Sequence[str] = (),
 ) -> PatchStream:
-  """The patches of an experiment's images or shards; images are read at once.
+  """Makes the stream of patches of an experiment's images or shards; images are read at once.
 
   Args:
-    experiment: says where they are, which part of them is used, and how patches are drawn.
+    experiment: where the images or shards are, which range of them is used, and how patches are
+      drawn.
     inputs: the images that the network reads.
-    targets: the labels that it predicts.
-    geometry: the network's.
-    seed: decides all that is random; not negative.
+    targets: the labels that the network predicts.
+    geometry: sizes of the network's patches and outputs.
+    seed: seed of all that is random; not negative.
     augment: whether crops are flipped, turned and corrupted.
-    leave_out_others: labels that are not predicted are no error.
-    wanted_targets: labels that are missed, in a line of the log, where no image has them.
+    leave_out_others: whether labels that the network does not predict are left out instead of
+      being an error.
+    wanted_targets: labels of which a log line warns if no image has them.
 
   Raises:
-    ValueError: an image is missing, damaged, or too small.
+    ValueError: an image or a shard is missing or damaged, or an image does not fit the network.
     OSError: a file cannot be read.
   """
   spec = PatchSpec(
@@ -69,7 +71,7 @@ def make_patches(
     leave_out_others=leave_out_others,
   )
   every = [field_of_view for fields in folders for field_of_view in fields]
-  # Asked for by name, one that is nowhere may be misspelt.
+  # A label that was asked for by name and is nowhere may be misspelt.
   for channel in wanted_targets:
     if not any(data_provider.has_truth(field_of_view, channel) for field_of_view in every):
       logging.warning('No field of view has an image of %s: its head will learn nothing', channel)
