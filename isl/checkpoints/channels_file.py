@@ -1,9 +1,10 @@
-"""channels.json beside a checkpoint: what its network reads and predicts, in order.
+"""channels.json beside a checkpoint: the channels that its network reads and predicts, in order.
 
     {"format": 1, "input_channels": ["TRANSMISSION"], "target_channels": ["GFP", "RFP"]}
 
-The variables' names hold the same channels, but not in which order somebody wants to see the
-labels. A checkpoint without the file is as good as one with it.
+The variables' names contain the same channels, but not the order in which somebody wants to see the
+labels. A checkpoint without the file is as good as one with it: its labels come in the canonical
+order.
 """
 
 from __future__ import annotations
@@ -23,11 +24,11 @@ _FORMAT = 1
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Channels:
-  """What a network reads and predicts.
+  """The channels that a network reads and predicts.
 
   Attributes:
-    inputs: its input channels.
-    targets: its labels, in the order in which they were asked for.
+    inputs: the network's input channels.
+    targets: the labels that the network predicts, in the order in which they were asked for.
   """
 
   inputs: tuple[str, ...]
@@ -35,11 +36,17 @@ class Channels:
 
 
 def read(folder: str | os.PathLike[str]) -> Channels | None:
-  """Reads a folder's file; None if it has none.
+  """Reads the channels.json of a folder.
+
+  Args:
+    folder: a folder of checkpoints.
+
+  Returns:
+    The channels; None: the folder has no such file.
 
   Raises:
     ValueError: the file is damaged, or is another program's.
-    OSError: it cannot be read.
+    OSError: the file cannot be read.
   """
   path = pathlib.Path(folder) / NAME
   try:
@@ -58,10 +65,10 @@ def read(folder: str | os.PathLike[str]) -> Channels | None:
 
 
 def _names(path: pathlib.Path, contents: dict[str, Any], name: str) -> tuple[str, ...]:
-  """A list of different names.
+  """Reads the list of different names called `name` from a file's contents.
 
   Raises:
-    ValueError: it is something else.
+    ValueError: there is no such list.
   """
   value = contents.get(name)
   if (
@@ -79,21 +86,21 @@ def _names(path: pathlib.Path, contents: dict[str, Any], name: str) -> tuple[str
 def ordered_targets(
   prefix: pathlib.Path, inputs: Collection[str], targets: Collection[str]
 ) -> tuple[str, ...]:
-  """A checkpoint's labels in the order of the file beside it, or else in the canonical one.
+  """Puts a checkpoint's labels in the order of its channels.json, or else in the canonical order.
 
   Args:
-    prefix: of the checkpoint.
-    inputs: its input channels, as its variables say.
-    targets: its labels, likewise.
+    prefix: the checkpoint's prefix.
+    inputs: input channels in the names of the checkpoint's variables.
+    targets: labels in the names of the checkpoint's variables.
 
   Raises:
-    ValueError: the file is damaged, or of other channels.
-    OSError: it cannot be read.
+    ValueError: the file is damaged, or is of other channels.
+    OSError: the file cannot be read.
   """
   listed = read(prefix.parent)
   if listed is None:
     return canonical(targets)
-  # It may have more: heads that have been left out since.
+  # The file may list more labels: those of heads that have been left out since.
   ordered = tuple(channel for channel in listed.targets if channel in targets)
   for what, held, named in (
     ('reads', inputs, listed.inputs),
@@ -108,16 +115,16 @@ def ordered_targets(
 
 
 def canonical(channels: Collection[str]) -> tuple[str, ...]:
-  """In the order of TARGET_CHANNELS; others behind them, by name."""
+  """Sorts labels in the order of TARGET_CHANNELS; other labels come behind these, by name."""
   known = [channel for channel in TARGET_CHANNELS if channel in channels]
   return (*known, *sorted(set(channels).difference(known)))
 
 
 def write(folder: str | os.PathLike[str], channels: Channels) -> None:
-  """Writes a folder's file.
+  """Writes the channels.json of a folder.
 
   Raises:
-    OSError: it cannot be written.
+    OSError: the file cannot be written.
   """
   contents = {
     'format': _FORMAT,
@@ -128,11 +135,15 @@ def write(folder: str | os.PathLike[str], channels: Channels) -> None:
 
 
 def carry(source: str | os.PathLike[str], folder: str | os.PathLike[str]) -> None:
-  """Lets a folder have the file that another has, or none if that has none.
+  """Copies channels.json from one folder to another, or removes it there if there is none.
+
+  Args:
+    source: the folder that it is copied from.
+    folder: the folder that it is copied to.
 
   Raises:
-    ValueError: the other's is damaged.
-    OSError: it cannot be read, or written.
+    ValueError: the file in `source` is damaged.
+    OSError: the file cannot be read or written.
   """
   channels = read(source)
   if channels is not None:

@@ -1,9 +1,10 @@
-"""Checkpoints: which is the newest, what it holds, whether it fits, its values.
+"""Reads checkpoints: finds the newest, describes its network, compares it with flags, gives values.
 
 A checkpoint is TensorFlow's own: `PREFIX.index`, `PREFIX.data-*` and, in the folder, a state file
-named `checkpoint` that says which is the newest. TensorFlow 1.x wrote the same format. Only the
-model's variables are read; others (an optimizer's slots, say) may be there. Their names say which
-network it is; only the order of its labels is in a file beside it (channels_file.py).
+named `checkpoint` that says which is the newest. TensorFlow 1.x wrote the same format. The names
+and shapes of the model's variables say which network it is; there may be other variables, an
+optimizer's slots for example. Only the order of the labels is in a file beside the checkpoint
+(isl/checkpoints/channels_file.py).
 """
 
 from __future__ import annotations
@@ -45,10 +46,13 @@ Shape = tuple[int, ...]
 
 
 def find_newest(directory: str | os.PathLike[str]) -> pathlib.Path:
-  """The newest checkpoint's prefix: the path of its files without `.index`.
+  """Finds the newest checkpoint's prefix: the path of its files without `.index`.
 
-  The state file decides, by the name in it, wherever the checkpoint was when it was written.
-  Without one, the largest step does.
+  The state file decides, by the last part of the path in it: the folder may have been elsewhere
+  when it was written. If there is none, or its checkpoint is not there, the largest step decides.
+
+  Args:
+    directory: a folder of checkpoints.
 
   Raises:
     ValueError: there is no such folder, no checkpoint in it, or only a part of one.
@@ -79,29 +83,29 @@ def _named_by_state_file(folder: pathlib.Path) -> pathlib.Path | None:
 
 
 def last_part(path: str) -> str:
-  """The name that a path ends with, also one of another system."""
+  """The name at the end of a path, also of a path of another operating system."""
   return re.split(r'[/\\]', path)[-1]
 
 
 def step_in_name(prefix: pathlib.Path) -> int:
-  """The global step that a prefix ends with; -1 if with none."""
+  """The global step at the end of a checkpoint's prefix; -1 if there is none."""
   step = re.search(r'-(\d+)$', prefix.name)
   return int(step[1]) if step else -1
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Description:
-  """What a checkpoint holds.
+  """The network of a checkpoint, as its variables' names and shapes describe it.
 
   Attributes:
     model: the network's name, CONCORDANCE or FOVEA.
-    base_depths: the widths that give this network; 397 to 400 give the same.
+    base_depths: the widths that give this network; 397 to 400, for example, give the same.
     inputs: the z-stacks that the network reads (and predicts again).
-    targets: the labels that it predicts.
-    global_step: training steps.
-    num_model_variables: variables of the network itself.
-    num_parameters: floats in them.
-    num_other_variables: all others, an optimizer's say.
+    targets: the labels that the network predicts.
+    global_step: number of training steps.
+    num_model_variables: number of variables of the network itself.
+    num_parameters: number of floats in the network's variables.
+    num_other_variables: number of all other variables, an optimizer's for example.
   """
 
   model: str
@@ -115,20 +119,20 @@ class Description:
 
   @property
   def base_depth(self) -> int:
-    """The largest of the equivalent widths."""
+    """The largest of the widths that give this network."""
     return self.base_depths[-1]
 
   @property
   def heads(self) -> tuple[ImageKey, ...]:
-    """Keys of all images that it predicts, inputs first."""
+    """Keys of all images that the network predicts, inputs first; each has a head."""
     return self.inputs.keys + self.targets.keys
 
   def plan(self) -> NetworkPlan:
-    """The network's layers."""
+    """Derives the plan of the network's layers."""
     return make_plan(NETWORKS[self.model], self.base_depth, len(self.inputs.keys))
 
   def __str__(self) -> str:
-    """Lines for a reader."""
+    """Describes the network in several lines for people."""
     first, last = self.base_depths[0], self.base_depths[-1]
     same = f' ({first} to {last} give the same network)' if first != last else ''
     is_usual = self.inputs.channels == (TRANSMISSION,)
@@ -147,13 +151,20 @@ class Description:
 
 
 class Checkpoint:
-  """A checkpoint that can be read."""
+  """A checkpoint that is open for reading.
+
+  Attributes:
+    prefix: the path of the checkpoint's files without `.index`.
+  """
 
   def __init__(self, prefix: str | os.PathLike[str]):
-    """Opens it and reads its index.
+    """Opens the checkpoint and reads its index.
+
+    Args:
+      prefix: the path of the checkpoint's files without `.index`.
 
     Raises:
-      ValueError: it cannot be read.
+      ValueError: the checkpoint cannot be read.
     """
     self.prefix = pathlib.Path(prefix)
     self._description: Description | None = None
@@ -163,15 +174,15 @@ class Checkpoint:
 
   @property
   def shapes(self) -> Mapping[str, Shape]:
-    """The shape of every variable in it, the optimizer's too, by name."""
+    """The shape of every variable in the checkpoint, by name, the optimizer's included."""
     return self._shapes
 
   def _openable(self) -> str:
-    """The prefix, or that of links to the files: TensorFlow takes brackets for a pattern."""
+    """A prefix that TensorFlow can open: with brackets, which it takes for a pattern, of links."""
     if not re.search(r'[\[\\]', os.fspath(self.prefix)):
       return os.fspath(self.prefix)
     links = pathlib.Path(tempfile.mkdtemp(prefix='isl-'))
-    # Not sooner: the data files are opened when a value is read.
+    # Not before this object is gone: the data files are opened when a value is read.
     weakref.finalize(self, shutil.rmtree, links, ignore_errors=True)
     for path in self.prefix.parent.iterdir():
       if path.name.startswith(f'{self.prefix.name}.'):
@@ -182,7 +193,7 @@ class Checkpoint:
   def _reading(self, read: Callable[[], Any]) -> Any:
     try:
       return read()
-    # A damaged index shows as any of these: a block's length in it, not checksummed, is believed.
+    # A damaged index shows as any of these: TensorFlow trusts lengths of blocks in it unchecked.
     except (tf.errors.OpError, RuntimeError, ValueError, LookupError, MemoryError) as e:
       reason = ' '.join(str(e).split())
       raise ValueError(
@@ -190,10 +201,10 @@ class Checkpoint:
       ) from e
 
   def describe(self) -> Description:
-    """Finds out, once, which network this is.
+    """Describes the checkpoint's network; finds it out once.
 
     Raises:
-      ValueError: it is none that isl knows.
+      ValueError: isl does not know the network, or channels.json does not fit it.
     """
     if self._description is None:
       self._description = self._describe()
@@ -224,11 +235,11 @@ class Checkpoint:
     )
 
   def _stacks(self) -> tuple[StackSpec, StackSpec]:
-    """What it reads and predicts, from the names of its heads.
+    """The images that the network reads and those that it predicts, from the names of its heads.
 
     Raises:
-      ValueError: it has no heads, those of its input are no whole z-stacks, or channels.json is of
-        other channels.
+      ValueError: there are no heads, those of the input are no whole z-stacks, or channels.json is
+        damaged or of other channels.
     """
     heads = [match for name in self._shapes if (match := _HEAD.fullmatch(name))]
     labels = {match['channel'] for match in heads if match['z'] == MAXPROJECT}
@@ -260,7 +271,7 @@ class Checkpoint:
 
     def num_parameters(base_depth: int) -> int:
       plan = make_plan(spec, base_depth, num_images)
-      # Of the variables that are here: one that is missing must not make the network look narrower.
+      # Only of variables that are here: a missing one must not make the network look narrower.
       return sum(
         np.prod(shape, dtype=int)
         for name, shape in variable_shapes(plan, heads)
@@ -280,7 +291,11 @@ class Checkpoint:
   def _differences(
     self, plan: NetworkPlan, heads: Iterable[ImageKey]
   ) -> list[tuple[str, Shape | None, Shape]]:
-    """(name, shape here or None, shape there) of what the network has and this lacks."""
+    """Lists variables of a network that this checkpoint lacks or has in another shape.
+
+    Returns:
+      (name, shape here or None, shape in the network) of each.
+    """
     return [
       (name, self._shapes.get(name), shape)
       for name, shape in variable_shapes(plan, heads)
@@ -294,15 +309,15 @@ class Checkpoint:
 
     Args:
       model: the network's name; None: as the checkpoint says.
-      base_depth: its width; None: likewise.
-      num_z_values: z depths that it reads; None: likewise.
+      base_depth: the network's width; None: as the checkpoint says.
+      num_z_values: number of z depths that the network reads; None: as the checkpoint says.
 
     Returns:
-      The network's layers.
+      The plan of the network's layers.
 
     Raises:
-      ValueError: the network has variables that the checkpoint lacks or has in another shape. It
-        names the first of them and the flags that would make it fit.
+      ValueError: the network has variables that the checkpoint lacks or has in another shape. The
+        message names the first of them and the flags that would make the network fit.
     """
     description = self.describe()
     inputs = input_stack(
@@ -323,12 +338,12 @@ class Checkpoint:
   def needed_flags(
     self, *, model: str | None, base_depth: int | None, inputs: StackSpec
   ) -> list[str]:
-    """Which flags, with which values, would make a network fit that does not.
+    """Lists the flags, with values, that would make a network fit this checkpoint.
 
     Args:
       model: the network's name; None: as the checkpoint says.
-      base_depth: its width; None: likewise.
-      inputs: the images that it reads.
+      base_depth: the network's width; None: as the checkpoint says.
+      inputs: the images that the network reads.
     """
     description = self.describe()
     needed = []
@@ -343,10 +358,11 @@ class Checkpoint:
     return needed
 
   def value(self, name: str) -> np.ndarray:
-    """A variable's value.
+    """Reads a variable's value.
 
     Raises:
-      ValueError: its part of the file is missing or damaged, or the training had diverged.
+      ValueError: the value's part of the file is missing or damaged, or the value is not finite,
+        because the training had diverged.
     """
     value: np.ndarray = self._reading(lambda: self._reader.get_tensor(name))
     if not np.isfinite(value).all():
@@ -354,7 +370,7 @@ class Checkpoint:
     return value
 
   def fingerprint(self) -> str:
-    """A SHA-256 in hexadecimal of the contents, wherever they lie.
+    """Computes a SHA-256, in hexadecimal, of the files' contents, whatever their folder and prefix.
 
     Raises:
       OSError: a file cannot be read.
@@ -371,17 +387,18 @@ class Checkpoint:
     """Reads every value of the network, since opening does not notice damage in the data.
 
     Raises:
-      ValueError: a part of the files is missing or damaged, or this is no network that isl knows.
+      ValueError: a part of the files is missing or damaged, a value is not finite, or isl does not
+        know the network.
     """
     description = self.describe()
     for name, _ in variable_shapes(description.plan(), description.heads):
       self.value(name)
 
   def custom_getter(self, getter: Callable[..., tf.Tensor], name: str, **kwargs: Any) -> tf.Tensor:
-    """For tf.variable_scope: gives constants with this checkpoint's values in place of variables.
+    """Gives constants with this checkpoint's values in place of variables, for tf.variable_scope.
 
-    A graph of constants builds several times faster than one of variables, and what is folded of
-    them is folded once.
+    A graph of constants builds several times faster than one of variables, and what TensorFlow
+    computes of them alone is computed once.
     """
     del getter
     value = self.value(name)
@@ -390,7 +407,11 @@ class Checkpoint:
 
 
 def shown(differing: Sequence[tuple[str, Shape | None, Shape]]) -> str:
-  """The first of what differs, (name, shape here or None, shape there), for an error."""
+  """Names the first of the variables that differ, for an error.
+
+  Args:
+    differing: (name, shape in the checkpoint or None, shape in the network) of each.
+  """
   first = '; '.join(
     f'{name} is {list(here) if here else "missing"}, not {list(there)}'
     for name, here, there in itertools.islice(differing, 3)

@@ -1,4 +1,9 @@
-"""Checkpoints are written: by a training, or value by value; and what a kill left is mended."""
+"""Writes checkpoints, and mends what a killed training left of them.
+
+`make_saver` is for a training, whose graph has the values; `write_values` and `write_state` are for
+programs that make a checkpoint of arrays. A training that starts calls `complete_state_file` and
+`remove_partial` on its folder.
+"""
 
 from __future__ import annotations
 
@@ -14,17 +19,17 @@ import tensorflow.compat.v1 as tf
 from isl.checkpoints.checkpoint import STATE_FILE, Checkpoint, last_part, step_in_name
 from isl.system import files
 
-# Of a checkpoint in the making, too.
+# Matches the files of a checkpoint, temporary ones included.
 _PART = re.compile(r'(?P<prefix>.+)\.(?P<part>(index|data-\d{5}-of-\d{5})(\.tempstate\d+)?)')
 
 
 def make_saver(tensors: Mapping[str, tf.Tensor], **kwargs: Any) -> tf.train.Saver:
-  """A Saver that writes tensors under these names; values are read with `Checkpoint`.
+  """Makes a Saver that writes tensors under these names; it cannot restore (`Checkpoint` reads).
 
   Args:
-    tensors: by name.
-    **kwargs: of tf.train.SaverDef: max_to_keep say. It needs keep_checkpoint_every_n_hours, too,
-      whose default of 0 keeps all.
+    tensors: the tensors to write, by name in the checkpoint.
+    **kwargs: fields of tf.train.SaverDef: max_to_keep, for example. With that, give
+      keep_checkpoint_every_n_hours, too, whose default of 0 keeps all checkpoints.
   """
   prefix = tf.placeholder(tf.string, [], name='checkpoint_prefix')
   saved = tf.raw_ops.SaveV2(
@@ -39,7 +44,7 @@ def make_saver(tensors: Mapping[str, tf.Tensor], **kwargs: Any) -> tf.train.Save
     saver_def=tf.train.SaverDef(
       filename_tensor_name=prefix.name,
       save_tensor_name=written.name,
-      # A Saver wants one; nobody runs it.
+      # A Saver must have one; nobody runs it.
       restore_op_name=written.op.name,
       version=tf.train.SaverDef.V2,
       **kwargs,
@@ -49,10 +54,11 @@ def make_saver(tensors: Mapping[str, tf.Tensor], **kwargs: Any) -> tf.train.Save
 
 
 def complete_state_file(directory: str | os.PathLike[str]) -> None:
-  """Has the state file name the newest checkpoint, where a kill came between the two.
+  """Makes the state file name the newest checkpoint if a kill came between writing the two.
 
-  A checkpoint is taken for that if it is whole, has more steps than the one that is named, and is
-  younger than the state file: one from which somebody has gone back, by naming another, is not.
+  A checkpoint is taken for the newest if it is whole, has more steps than the one that the state
+  file names, and is not older than the state file: if somebody has gone back to an earlier
+  checkpoint by naming it there, that stays the newest.
 
   Args:
     directory: a folder of checkpoints. Without a state file nothing has to be done: then the
@@ -91,9 +97,9 @@ def _is_readable(prefix: pathlib.Path) -> bool:
 
 
 def remove_partial(directory: str | os.PathLike[str]) -> None:
-  """Removes what saving that was cut short has left in a folder of checkpoints."""
+  """Removes what a save that was cut short has left in a folder of checkpoints."""
   folder = pathlib.Path(directory)
-  # TensorFlow's, of a state file for which the disk had no room.
+  # TensorFlow leaves these when the disk has no room for the state file.
   for path in folder.glob('checkpoint.tmp*'):
     path.unlink(missing_ok=True)
   parts: dict[str, set[str]] = {}
@@ -111,10 +117,14 @@ def _partial(parts: set[str]) -> set[str]:
 
 
 def write_values(prefix: pathlib.Path, values: Mapping[str, np.ndarray]) -> None:
-  """Writes a checkpoint's `.index` and `.data` files with these variables, by name.
+  """Writes a checkpoint's `.index` and `.data` files.
+
+  Args:
+    prefix: the path of the files without `.index`.
+    values: the variables' values, by name.
 
   Raises:
-    OSError: they cannot be written; nothing is left of them.
+    OSError: the files cannot be written; temporary files are removed.
   """
   # The op of tf.train.Saver, without its thousand variables.
   with tf.Graph().as_default(), tf.Session() as session:
@@ -139,13 +149,13 @@ def write_state(
   """Writes the state file, which says which of a folder's checkpoints is the newest.
 
   Args:
-    folder: has the checkpoints.
-    newest: the name of the newest, model.ckpt-2000 say.
-    older: names of those that a training will delete one day to make room.
-    last_preserved: when the last one was kept for good, in seconds since 1970.
+    folder: the folder of the checkpoints.
+    newest: the name of the newest checkpoint: model.ckpt-2000, for example.
+    older: names of older checkpoints, which a training will delete one day to make room.
+    last_preserved: when a checkpoint was last kept for good, in seconds since 1970.
 
   Raises:
-    OSError: it cannot be written.
+    OSError: the state file cannot be written.
   """
   state = tf.train.generate_checkpoint_state_proto(
     str(folder.absolute()),

@@ -1,4 +1,8 @@
-"""run.json: what a training says of itself, and whether a run may go on with it."""
+"""BASE/train/run.json: how a training began and was resumed, and whether a run fits with that.
+
+isl/training/train.py writes it; training checks a resumed run's flags against it, and evaluation
+and inference check --stretch_targets.
+"""
 
 from __future__ import annotations
 
@@ -14,21 +18,25 @@ from isl.core.experiment import Experiment
 from isl.system import files
 
 _RECORD = 'run.json'
-# What this module, restoration and train read of the record.
+# The parts of the record that this module, isl/training/start.py and isl/training/train.py read.
 _RECORDED = {'flags': dict, 'fresh': dict, 'starts': list}
-# What a resumed run must have in common with the one that it goes on with, beside the network.
+# Beside the network, flags that a resumed run must have in common with the run that it continues.
 _BINDING_FLAGS = ('optimizer', 'loss', 'stretch_targets', 'input_range')
-# Without effect on it, and so refused unless it began like that; the other way round they are the
-# defaults.
+# They have no effect on a resumed run. So false is refused unless the training began with it; true
+# is the default.
 _RESTORING_FLAGS = ('restore_logits', 'restore_inputs')
-# Which machines train does not matter, and differs from one to the next.
+# Which machines train does not matter, and differs from process to process.
 _MACHINE_FLAGS = ('master', 'ps_hosts', 'ps_tasks', 'task', 'worker_hosts')
 
 
 def read_record(folder: pathlib.Path) -> dict[str, Any]:
-  """What the run that began in this folder wrote about itself; nothing of a foreign one.
+  """Reads the record of the training in a folder.
+
+  Returns:
+    The record; empty if the folder has none, as beside another program's checkpoint.
 
   Raises:
+    OSError: the file cannot be read.
     ValueError: the file is damaged.
   """
   path = folder / _RECORD
@@ -43,30 +51,32 @@ def read_record(folder: pathlib.Path) -> dict[str, Any]:
 
 
 def write_record(folder: pathlib.Path, record: Mapping[str, Any]) -> None:
-  """Writes it.
+  """Writes the record of the training in a folder.
 
   Raises:
-    OSError: it cannot be written.
+    OSError: the file cannot be written.
   """
   files.write_json(folder / _RECORD, record)
 
 
 def changed_flags(experiment: Experiment, record: Mapping[str, Any]) -> dict[str, Any]:
-  """The flags that have other values than when the recorded run began, with their values now."""
+  """The flags that have other values than when the recorded training began, with values now."""
   began = record.get('flags', {})
   return {n: v for n, v in experiment.flags if n in began and v != began[n]}
 
 
 def check_flags(experiment: Experiment, began: dict[str, Any], description: Description) -> None:
-  """Compares the flags with those of the run that began in this BASE.
+  """Compares a run's flags with those of the training that began in this BASE.
+
+  Flags that may change, and have, are logged.
 
   Args:
     experiment: the run now.
-    began: flags of the run then, where there is a record of them.
-    description: the network; the record may have flags that were left out for the checkpoint's.
+    began: flags with which the training began; empty where there is no record of them.
+    description: the checkpoint's network, for flags that were left out when the training began.
 
   Raises:
-    ValueError: one that must not change has.
+    ValueError: a flag that must not change has another value.
   """
   now = dict(experiment.flags)
   given = {
@@ -103,10 +113,11 @@ def check_flags(experiment: Experiment, began: dict[str, Any], description: Desc
 
 
 def check_origin(experiment: Experiment, record: Mapping[str, Any]) -> None:
-  """Compares --restore_directory with what the run in this BASE began with.
+  """Compares --restore_directory with what the training in this BASE began with.
 
   Raises:
-    ValueError: that was something else, which the flag cannot change any more.
+    ValueError: the training began with another checkpoint or with random weights, which the flag
+      cannot change any more.
   """
   folder = experiment.restore_directory
   if folder is None or 'restored_from' not in record:
@@ -122,22 +133,22 @@ def check_origin(experiment: Experiment, record: Mapping[str, Any]) -> None:
 
 
 def in_order(value: Any) -> Any:
-  """A flag's value, such that two are equal if they mean the same: lists are sorted."""
+  """Normalizes a flag's value: two that mean the same become equal, since lists are sorted."""
   return sorted(map(str, value)) if isinstance(value, list | tuple) else value
 
 
 def as_flag(value: Any) -> str:
-  """A flag's value as the command line has it."""
+  """Formats a flag's value as on the command line; a list without elements is 'empty'."""
   if isinstance(value, list | tuple):
     return ','.join(map(str, value)) or 'empty'
   return 'left out' if value is None else str(value)
 
 
 def check_stretch_targets(stretch_targets: Sequence[str], targets: StackSpec) -> None:
-  """Compares --stretch_targets with the labels that a network predicts.
+  """Checks that a network predicts all labels of --stretch_targets.
 
   Raises:
-    ValueError: one is none of these.
+    ValueError: the network does not predict one of them.
   """
   unknown = [channel for channel in stretch_targets if channel not in targets.channels]
   if unknown:
@@ -148,12 +159,12 @@ def check_stretch_targets(stretch_targets: Sequence[str], targets: StackSpec) ->
 
 
 def check_stretched_as_trained(experiment: Experiment) -> None:
-  """Compares --stretch_targets with what the checkpoint's training had, if there is a record of it.
+  """Checks that --stretch_targets is what the checkpoint's training had, if there is a record.
 
-  Its predictions are on that scale, and so must be what they are compared with.
+  Predictions are on the scale of the training, so the labels that they are compared with must be.
 
   Raises:
-    ValueError: they differ, or the record is damaged.
+    ValueError: --stretch_targets differs, or the record is damaged.
   """
   folder = experiment.checkpoint_directory
   trained = read_record(folder).get('flags', {}).get('stretch_targets')

@@ -1,4 +1,4 @@
-"""Waits for the checkpoints that a training writes."""
+"""Waits for the checkpoints that a training writes, for evaluation beside it."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ def new_checkpoints(
 ) -> Iterator[Checkpoint]:
   """Opens the newest checkpoint of a folder, and again whenever there is a newer one.
 
-  Unless `evaluation.once`, there may be none at first. A training deletes its older checkpoints, so
-  one may be gone before it is read: then the next is taken. One that was yielded can be read all
-  the same, since its files are open.
+  Unless `evaluation.once`, there may be no checkpoint at first. A training deletes its older
+  checkpoints, so one may be gone before it is opened: then the next is taken. A checkpoint that was
+  yielded can still be read after it was deleted, since its files are open.
 
   Args:
-    directory: where the training writes.
-    evaluation: says when to look.
-    is_base: the folder is BASE/train, which a training may still have to make; another one must be
-      there.
+    directory: the folder that the training writes checkpoints to.
+    evaluation: when to look for checkpoints.
+    is_base: whether the folder is BASE/train, which a training may still have to make; another
+      folder must be there.
 
   Yields:
     Each new checkpoint.
 
   Raises:
-    ValueError: a checkpoint is damaged, or no network's; with `once`, there is none; or the folder
-      must be there and isn't.
+    ValueError: a checkpoint is damaged, or isl does not know its network; there is no checkpoint
+      with `once`; or the folder must be there and is not.
   """
   time.sleep(evaluation.delay_secs)
   if evaluation.once or not (is_base or directory.is_dir()):
@@ -54,7 +54,10 @@ def new_checkpoints(
 
 
 def _find(directory: pathlib.Path) -> tuple[pathlib.Path | None, str]:
-  """The newest checkpoint, or why there is none yet: it may just be written, or deleted."""
+  """Finds the newest checkpoint's prefix, or gives None and the reason, for a log line.
+
+  A training may just be writing or deleting it.
+  """
   try:
     return find_newest(directory), ''
   except (ValueError, FileNotFoundError) as e:
@@ -62,7 +65,11 @@ def _find(directory: pathlib.Path) -> tuple[pathlib.Path | None, str]:
 
 
 def _open(prefix: pathlib.Path) -> Checkpoint | None:
-  """Opens all of a checkpoint's files; None if one of them was deleted before."""
+  """Opens all files of a checkpoint; None if one of them was deleted before that.
+
+  Raises:
+    ValueError: the checkpoint is damaged, or isl does not know its network.
+  """
   try:
     checkpoint = Checkpoint(prefix)
     # The data files are opened when a value is read.
@@ -76,7 +83,7 @@ def _open(prefix: pathlib.Path) -> Checkpoint | None:
 
 
 def _is_whole(prefix: pathlib.Path) -> bool:
-  """Whether the checkpoint has its index and data in its folder."""
+  """Whether a checkpoint's index and data files are in its folder."""
   try:
     names = [path.name for path in prefix.parent.iterdir()]
   except FileNotFoundError:

@@ -96,11 +96,11 @@ def with_masks(net: tf.Tensor, mask: tf.Tensor | None = None) -> tf.Tensor:
   """Puts a mask behind each image.
 
   Args:
-    net: intensities in [0, 1], [batch, row, column, z].
+    net: intensities in [0, 1], [batch, row, column, image].
     mask: the mask of all images, [batch, row, column]; None: it is 1 everywhere.
 
   Returns:
-    [batch, row, column, 2 * z], images and masks in turn.
+    [batch, row, column, 2 * image], images and masks in turn.
   """
   *size, num_z_values = shape_of(net)
   masks = tf.ones_like(net)

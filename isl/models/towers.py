@@ -100,7 +100,7 @@ def training_features(
   An input larger than a patch is computed in one phase, as if it were one large patch.
 
   Args:
-    net: intensities in [0, 1], [batch, row, column, z], of a patch's size or a multiple of 16
+    net: intensities in [0, 1], [batch, row, column, image], of a patch's size or a multiple of 16
       pixels more.
     plan: plan of the network.
     statistics: collects the mean and variance that batch norm finds in the batch.

@@ -130,7 +130,7 @@ def projection(net: tf.Tensor, depth: int, mask: tf.Tensor | None = None) -> tf.
   input need not be made.
 
   Args:
-    net: intensities in [0, 1], [batch, row, column, z].
+    net: intensities in [0, 1], [batch, row, column, image].
     depth: number of features to make.
     mask: the mask, [batch, row, column]; None: it is 1 everywhere, so that its weights only add to
       the bias.
