@@ -1,7 +1,11 @@
 """Servers and sessions of a training on many machines, on TensorFlow's own distributed runtime.
 
-Variables are on the parameter servers, and go on living there when a worker is lost. A lost
-parameter server takes its share with it: then all begin again from the chief's newest checkpoint.
+`serve` is all that a parameter server does. A worker makes its server (`make_server`), its sessions
+(`SessionCreator`) and takes part in an orderly end (`Attendance`, `AttendanceHook`). A training of
+one process uses `session_config` alone.
+
+Variables are on the parameter servers and stay there when a worker is lost. A lost parameter server
+takes its share of them with it: then all begin again from the chief's newest checkpoint.
 """
 
 from __future__ import annotations
@@ -21,27 +25,27 @@ from isl.core.cluster import Cluster
 
 _SECONDS_BETWEEN_TRIES = 1.0
 _SECONDS_BETWEEN_LINES = 10.0
-# No worker's number.
+# Told by a parameter server to itself, to end its waiting: no worker has this number.
 _NOBODY = -1
-# More than there are workers, which may be started again any number of times.
+# Capacity of the queues: more than workers will ever tell, however often they are started again.
 _MANY = 1 << 20
 
 
-# What a session raises whose parameter server has gone, or was started anew.
+# What a session raises if a parameter server has gone, or was started anew.
 LOST = (tf.errors.UnavailableError, tf.errors.AbortedError)
-# For workers to notice that the chief is done, at the end of their step.
+# The time that other workers have to notice, at the end of their step, that the chief is done.
 _SECONDS_FOR_GOODBYES = 120.0
 
 
 class StoppedError(Exception):
-  """A session that was waited for is not wanted any more."""
+  """Raised when a session that is waited for is not wanted any more."""
 
 
 def make_server(cluster: Cluster) -> tf.train.Server:
-  """Starts this process's server.
+  """Starts the TensorFlow server of this process.
 
   Raises:
-    ValueError: the port is taken.
+    ValueError: the port is taken, or may not be listened on.
   """
   host, _, port = cluster.address.rpartition(':')
   # TensorFlow's own server listens on all addresses of the machine, and would say nothing of a
@@ -64,15 +68,19 @@ def make_server(cluster: Cluster) -> tf.train.Server:
 
 
 def session_config(cluster: Cluster | None) -> tf.ConfigProto:
-  """How sessions of a training compute."""
+  """The configuration of a training's sessions: threads, Grappler, devices.
+
+  Args:
+    cluster: the machines that train together; None: this process trains alone.
+  """
   # One operation after the other, on all cores: two at a time were not faster.
   config = tf.ConfigProto(inter_op_parallelism_threads=1)
   # Grappler's passes cost seconds of the first step and gained nothing measurable after it.
   config.graph_options.rewrite_options.disable_meta_optimizer = True
   if cluster is not None:
-    # Values that come from other machines would wait behind a computation.
+    # With one thread, values from other machines would wait behind a computation.
     config.inter_op_parallelism_threads = 4
-    # Workers that are not there yet, or not any more, are not waited for.
+    # So that workers that are not there yet, or not any more, are not waited for.
     own = [] if cluster.is_ps else ['/job:ps']
     config.device_filters.extend([*own, cluster.device])
   return config
@@ -80,11 +88,11 @@ def session_config(cluster: Cluster | None) -> tf.ConfigProto:
 
 @dataclasses.dataclass(frozen=True)
 class Presence:
-  """What a worker tells the parameter servers.
+  """What a worker tells the parameter servers: that it comes or goes.
 
   Attributes:
-    worker: its number.
-    is_there: whether it comes, or goes.
+    worker: the worker's number.
+    is_there: whether the worker comes; false: it goes.
   """
 
   worker: int
@@ -92,14 +100,14 @@ class Presence:
 
 
 class Attendance:
-  """How all processes end when the chief is done: by queues on the parameter servers.
+  """Lets all processes end when the chief is done, by queues on the parameter servers.
 
   Attributes:
-    chief_is_done: a scalar tensor.
+    chief_is_done: whether the chief has said that it is done: a bool scalar tensor.
   """
 
   def __init__(self, cluster: Cluster):
-    """Adds the queues to the current graph; those of one parameter server where it is one."""
+    """Adds the queues of all parameter servers to the current graph; of a server, its own."""
     devices = [cluster.device] if cluster.is_ps else cluster.ps_devices
     queues = [_queue('attendance', [2], device) for device in devices]
     done = _queue('chief_is_done', [], devices[0])
@@ -108,7 +116,7 @@ class Attendance:
       mark = done.enqueue(0)
     self._told = tf.placeholder(tf.int32, [2])
     self._tell = tf.group(*(queue.enqueue(self._told) for queue in queues))
-    # The mark first, since servers may go when they are told.
+    # The mark first, since servers may end when they are told.
     with tf.control_dependencies([mark]):
       self._tell_last = tf.group(*(queue.enqueue(self._told) for queue in queues))
     self._next = queues[0].dequeue()
@@ -119,12 +127,12 @@ class Attendance:
     session.run(operation, {self._told: [cluster.worker_number, is_there]})
 
   def next(self, session: tf.Session) -> Presence | None:
-    """Waits until a worker says something; None after `end`."""
+    """Waits until a worker tells this parameter server something; gives None after `end`."""
     worker, is_there = session.run(self._next)
     return None if worker == _NOBODY else Presence(int(worker), bool(is_there))
 
   def end(self, session: tf.Session) -> None:
-    """Ends the waiting of a parameter server."""
+    """Ends the waiting of this parameter server in `next`."""
     session.run(self._tell, {self._told: [_NOBODY, False]})
 
 
@@ -134,16 +142,16 @@ def _queue(name: str, shape: list[int], device: str) -> tf.QueueBase:
 
 
 class AttendanceHook(tf.train.SessionRunHook):
-  """Tells the parameter servers that a worker is there, and ends it when the chief is done."""
+  """Tells the parameter servers that a worker is there, and ends the worker after the chief."""
 
   def __init__(self, cluster: Cluster, attendance: Attendance):
-    """Takes this process's cluster, and the queues in its graph."""
+    """Takes the cluster, as this worker sees it, and the queues in its graph."""
     self._cluster = cluster
     self._attendance = attendance
     self._steps = 0
 
   def after_create_session(self, session: Any, coord: Any) -> None:
-    """Says hello."""
+    """Tells the parameter servers that this worker is there."""
     del coord
     self._attendance.tell(session, self._cluster, is_there=True)
 
@@ -152,14 +160,14 @@ class AttendanceHook(tf.train.SessionRunHook):
     return tf.train.SessionRunArgs(self._attendance.chief_is_done)
 
   def after_run(self, run_context: Any, run_values: Any) -> None:
-    """Stops where it is."""
+    """Asks the session to stop if the chief is done."""
     self._steps += 1
     if run_values.results and not self._cluster.is_chief:
       logging.info('The chief is done')
       run_context.request_stop()
 
   def end(self, session: Any) -> None:
-    """Says goodbye."""
+    """Tells the parameter servers that this worker goes."""
     number, count = self._cluster.worker_number, len(self._cluster.workers)
     logging.info('Worker %d of %d did %d steps', number, count, self._steps)
     self._attendance.tell(session, self._cluster, is_there=False)
@@ -169,9 +177,9 @@ def say_goodbye(cluster: Cluster, server: tf.train.Server, is_stopped: Callable[
   """Ends the parameter servers of a training that its chief need not begin.
 
   Args:
-    cluster: of which this process is the chief.
-    server: this process's.
-    is_stopped: whether not to wait for servers that are not there yet.
+    cluster: the cluster, of which this process is the chief.
+    server: the TensorFlow server of this process.
+    is_stopped: tells whether to stop waiting for servers that are not there yet.
   """
   with contextlib.suppress(StoppedError, *LOST), tf.Graph().as_default():
     wait_for(cluster.ps_hosts, is_stopped)
@@ -181,9 +189,9 @@ def say_goodbye(cluster: Cluster, server: tf.train.Server, is_stopped: Callable[
 
 
 class SessionCreator(tf.train.SessionCreator):
-  """Makes a worker's session, anew whenever one is lost.
+  """Makes a worker's session, and another one whenever it is lost.
 
-  The chief gives variables their values; the others wait until it has.
+  The chief gives the variables their values; the other workers wait until it has.
   """
 
   def __init__(
@@ -193,13 +201,13 @@ class SessionCreator(tf.train.SessionCreator):
     scaffold: tf.train.Scaffold,
     is_stopped: Callable[[], bool],
   ):
-    """Makes none yet.
+    """Takes what sessions are made of; makes none yet.
 
     Args:
-      cluster: of which this process is a worker.
-      server: this process's.
-      scaffold: of the training.
-      is_stopped: whether to give up waiting: a signal came, or the training is over.
+      cluster: the cluster, of which this process is a worker.
+      server: the TensorFlow server of this process.
+      scaffold: the training's operations for initializing and saving.
+      is_stopped: tells whether to stop waiting: a signal came, or the training is over.
     """
     self._cluster = cluster
     self._server = server
@@ -208,10 +216,10 @@ class SessionCreator(tf.train.SessionCreator):
     self._sessions = 0
 
   def create_session(self) -> tf.Session:
-    """Waits for the parameter servers, and for the chief.
+    """Makes a session, after waiting for the parameter servers and, if not the chief, for it.
 
     Raises:
-      StoppedError: it is not wanted any more.
+      StoppedError: the session is not wanted any more.
     """
     if self._sessions:
       logging.warning('The session was lost with a parameter server, or one that was started anew')
@@ -245,10 +253,10 @@ class SessionCreator(tf.train.SessionCreator):
 
 
 class _Lines:
-  """Log lines that say for how long something is waited for, not too often."""
+  """Writes log lines about what is waited for, not too often."""
 
   def __init__(self) -> None:
-    # Most are there at once.
+    # Usually there is nothing to wait for.
     self._due = time.monotonic() + _SECONDS_BETWEEN_TRIES
 
   def say(self, text: str) -> None:
@@ -258,12 +266,16 @@ class _Lines:
 
 
 def wait_for(addresses: Sequence[str], is_stopped: Callable[[], bool]) -> None:
-  """Waits until servers can be reached.
+  """Waits until all parameter servers can be reached.
 
-  TensorFlow would wait, too, but say nothing and let no signal through.
+  TensorFlow would wait, too, but log nothing and let no signal through.
+
+  Args:
+    addresses: addresses of the servers, as host:port.
+    is_stopped: tells whether to stop waiting.
 
   Raises:
-    StoppedError: it is not wanted any more.
+    StoppedError: `is_stopped` said so.
   """
   missing, lines = list(addresses), _Lines()
   while True:
@@ -289,10 +301,10 @@ _CHIEF_GOES = Presence(0, is_there=False)
 
 
 def serve(cluster: Cluster) -> None:
-  """Serves until the chief is done, and the other workers have had time to notice.
+  """Runs a parameter server until the chief is done and the other workers have had time to notice.
 
   Raises:
-    ValueError: its address cannot be listened on.
+    ValueError: the address of this process cannot be listened on.
   """
   server = make_server(cluster)
   logging.info('Parameter server %d listens on %s', cluster.task, cluster.address)

@@ -1,4 +1,4 @@
-"""The graph of a training step: patches in, losses, gradients, updates."""
+"""The graph of a training step: from patches to losses, gradients and updates of the variables."""
 
 from __future__ import annotations
 
@@ -20,38 +20,39 @@ class TrainingGraph:
   """A training step in the current graph.
 
   Attributes:
-    plan: the network.
-    heads: the predicted images, inputs first.
-    num_targets: how many of them are labels.
-    variables: the model's.
-    activations: each module's result, by the module's name.
-    optimizer: has been applied to them.
-    synchronizer: averages the gradients of all workers; None: each applies its own.
-    global_step: int64 scalar variable.
-    iterator: of the patches; it starts where the global step is.
-    batch: the batch's tensors, as the patches' `batch` gives them.
-    inputs: the batch's input, float32 [batch, row, column, z], intensities in [0, 1].
-    input_mask: its mask, float32 [batch, row, column]; None: all 1.
-    logits: float32 [head, pixel, class], pixels being [batch, row, column].
-    classes: int32 [head, pixel], the true ones.
-    masks: float32 [head, pixel].
-    loss_by_head: float32 [head].
+    plan: plan of the network.
+    heads: keys of the predicted images, inputs first.
+    num_targets: number of heads that predict labels.
+    variables: the network's variables.
+    activations: each module's result, by the module's name: [batch, row, column, depth].
+    optimizer: the optimizer, which has been applied to the weights.
+    synchronizer: averages the gradients of all workers; None: each worker applies its own.
+    global_step: number of steps done, an int64 scalar variable.
+    iterator: iterator over the batches of patches; it starts at the global step's batch.
+    batch: tensors of the batch, as the patches' `batch` gives them.
+    inputs: input of the batch, float32 [batch, row, column, image], intensities in [0, 1].
+    input_mask: mask of the input, float32 [batch, row, column]; None: it is 1 everywhere.
+    logits: predicted logits, float32 [head, pixel, class]; pixels are in the order [batch, row,
+      column].
+    classes: true classes, int32 [head, pixel].
+    masks: weights of the pixels in the loss, float32 [head, pixel].
+    loss_by_head: each head's loss, float32 [head].
     input_loss: mean of the input heads' losses.
-    target_loss: mean of the target heads'.
-    total_loss: the mean of both, which is minimized.
-    gradients: of the weights, for each of the variables' parts.
-    seconds_waiting: for the batch, in this step.
-    train: does a step.
-    step: the number of the step that is done, from 1 on.
+    target_loss: mean of the target heads' losses.
+    total_loss: mean of `input_loss` and `target_loss`, which is minimized.
+    gradients: gradients of the weights, one vector for each of the variables' parts.
+    seconds_waiting: seconds for which the step waited for its batch.
+    train: operation that does a step.
+    step: number of the step that was done, from 1, an int64 scalar tensor.
   """
 
   def __init__(self, experiment: Experiment, start: Start, patches: PatchStream):
-    """Builds it.
+    """Builds the step in the current graph.
 
     Args:
-      experiment: says which loss and which optimizer.
-      start: has the network.
-      patches: what it is trained on.
+      experiment: the run, with its loss, optimizer and cluster.
+      start: the network, and which variables start fresh.
+      patches: the patches to train on.
     """
     self.plan = start.plan
     self.heads: tuple[ImageKey, ...] = start.inputs.keys + start.targets.keys
@@ -82,7 +83,7 @@ class TrainingGraph:
     pairs = list(zip(self.gradients, (part.variable for part in parts), strict=True))
     follow = self._follow(statistics, start)
     if self.synchronizer is not None:
-      # What applies gradients is run by the chief, in a thread that computes nothing else.
+      # The chief applies gradients in a thread that computes nothing else: `follow` goes beside it.
       applied = self.synchronizer.apply_gradients(pairs, global_step=self.global_step)
       self.train = tf.group(applied, follow)
       _let_end(self.synchronizer)
@@ -93,7 +94,7 @@ class TrainingGraph:
       self.step = read_where_it_is(self.global_step)
 
   def _read_batch(self, experiment: Experiment, patches: PatchStream) -> None:
-    """The batch's tensors, and how long the step waited for them."""
+    """Makes the batch's tensors, and measures how long a step waits for them."""
     sampling = experiment.sampling
     batches = patches.dataset(
       first_patch=read_where_it_is(self.global_step) * sampling.batch_size,
@@ -107,7 +108,7 @@ class TrainingGraph:
     with tf.control_dependencies(batch):
       arrived = tf.timestamp()
     self.seconds_waiting = arrived - began
-    # Else the clock could be read after all that needs the batch.
+    # Otherwise, the clock could be read after all that needs the batch.
     with tf.control_dependencies([arrived]):
       self.batch = tuple(tf.identity(tensor) for tensor in batch)
     inputs, self._target_classes, self._target_masks, *masks = self.batch
@@ -115,7 +116,11 @@ class TrainingGraph:
     self.inputs = tensorcheck.bounded(inputs, 0, 1, 'input')
 
   def _lay_out_truth(self, margin: int) -> None:
-    """`classes` and `masks` by head and pixel; the input heads' truth is the input's centre."""
+    """Makes `classes` and `masks`; the truth of the input heads is the input's centre.
+
+    Args:
+      margin: pixels by which the output is smaller than the input on each side.
+    """
     centre = ops.class_of(ops.crop(self.inputs, margin))
     by_head = tf.concat([centre, tf.cast(self._target_classes, tf.int32)], axis=-1)
     self.classes = tf.reshape(tf.transpose(by_head, [3, 0, 1, 2]), [len(self.heads), -1])
@@ -125,10 +130,11 @@ class TrainingGraph:
     self.masks = tf.ensure_shape(masks, [len(self.heads), batch * rows * columns])
 
   def _follow(self, statistics: training_layers.BatchStatistics, start: Start) -> tf.Operation:
-    """Moves the averages towards what batch norm found in this batch.
+    """Moves the moving averages towards the statistics that batch norm found in this batch.
 
-    Restored averages decay by 0.999. Those that start fresh warm up: with that, a network trained
-    from scratch could not be evaluated for thousands of steps.
+    Each becomes decay * average + (1 - decay) * statistic. For restored averages, decay is 0.999.
+    Those that start fresh warm up with decay min(0.999, (1 + step) / (10 + step)): otherwise, a
+    network trained from scratch could not be evaluated for thousands of steps.
     """
     packing = self.variables.average_packing
     step = tf.cast(read_where_it_is(self.global_step), tf.float32)
@@ -154,7 +160,7 @@ def _make_synchronizer(
 
 
 def _let_end(synchronizer: tf.train.SyncReplicasOptimizer) -> None:
-  """Makes it no error that a session ends while the gradients of others are waited for."""
+  """Lets a session end without an error while the chief waits for other workers' gradients."""
   runner = synchronizer.get_chief_queue_runner()
   synchronizer._chief_queue_runner = tf.train.QueueRunner(
     runner.queue,

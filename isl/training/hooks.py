@@ -1,4 +1,4 @@
-"""What happens between the steps of a training: log lines, checkpoints, stopping."""
+"""Hooks of a training's session: check of the losses, log lines, checkpoints, stop on signals."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from isl.training.graph import TrainingGraph
 _SECONDS_BETWEEN_LINES = 5.0
 _SECONDS_BETWEEN_COMPLAINTS = 60.0
 _HOURS_BETWEEN_KEPT = 2.0
-# After a signal, before it is said what is waited for.
+# After a signal: before a log line says what is waited for, and before a second signal ends all.
 _SECONDS_TO_STOP = 5.0
 CHECKPOINT_NAME = 'model.ckpt'
 
@@ -33,32 +33,38 @@ CHECKPOINT_NAME = 'model.ckpt'
 class LossGuard(tf.train.SessionRunHook):
   """Stops a training whose loss is not finite.
 
-  It comes before the hook that saves, so that what such a step leaves is never saved.
+  This hook comes before the one that saves, so that the variables after such a step are never
+  saved.
   """
 
   def __init__(self, graph: TrainingGraph):
-    """Watches the graph's losses."""
+    """Takes the graph whose losses it watches."""
     self._graph = graph
 
   def before_run(self, run_context: Any) -> tf.train.SessionRunArgs:
-    """Asks for them."""
+    """Asks for the losses and the step."""
     return tf.train.SessionRunArgs([self._graph.loss_by_head, self._graph.step])
 
   def after_run(self, run_context: Any, run_values: Any) -> None:
-    """Looks at them.
+    """Checks the losses.
 
     Raises:
-      ValueError: naming the step and the heads.
+      ValueError: a head's loss is not finite; the message names the step and the heads.
     """
     by_head, step = run_values.results
     check_finite_losses(self._graph, by_head, step)
 
 
 def check_finite_losses(graph: TrainingGraph, by_head: np.ndarray, step: int) -> None:
-  """Looks at the losses of a step.
+  """Checks the losses of a step.
+
+  Args:
+    graph: the training's graph, which has the heads.
+    by_head: loss of each head, [head].
+    step: number of the step, from 1.
 
   Raises:
-    ValueError: one is not finite.
+    ValueError: a head's loss is not finite; the message names the step and the heads.
   """
   broken = [
     str(key) for key, loss in zip(graph.heads, by_head, strict=True) if not np.isfinite(loss)
@@ -72,21 +78,21 @@ def check_finite_losses(graph: TrainingGraph, by_head: np.ndarray, step: int) ->
 
 
 class ProgressLog(tf.train.SessionRunHook):
-  """Says every few seconds how far a training is."""
+  """Logs every few seconds how far a training is, its loss, its speed and its waiting for data."""
 
   def __init__(self, graph: TrainingGraph):
-    """Watches the graph."""
+    """Takes the graph of the training."""
     self._fetches = [graph.step, graph.total_loss, graph.seconds_waiting]
     self._began: float | None = None
     self._steps = 0
     self._waited = 0.0
 
   def before_run(self, run_context: Any) -> tf.train.SessionRunArgs:
-    """Asks for step, loss and the time for which the step waited for data."""
+    """Asks for the step, the loss and the seconds for which the step waited for data."""
     return tf.train.SessionRunArgs(self._fetches)
 
   def after_run(self, run_context: Any, run_values: Any) -> None:
-    """Writes a line where it is time to, and one for the first step."""
+    """Writes a log line if one is due; the first step has one of its own."""
     step, loss, waited = run_values.results
     now = time.monotonic()
     if self._began is None:
@@ -109,22 +115,25 @@ class ProgressLog(tf.train.SessionRunHook):
 
 
 class CheckpointSaver(tf.train.CheckpointSaverHook):
-  """Saves every so many seconds, at the beginning and at the end.
+  """Saves a checkpoint at the beginning, every so many seconds, and at the end.
 
-  A disk that is full does not stop the training: it goes on, the older checkpoints stay, and
-  saving is tried again. What would have no finite loss in the next step is not saved.
+  A full disk does not stop the training: it goes on, the older checkpoints stay, and saving is
+  tried again. Variables with which the next step's loss would not be finite are not saved.
+
+  Attributes:
+    saver: the Saver that writes the checkpoints and deletes old ones.
   """
 
   def __init__(
     self, directory: pathlib.Path, seconds: float, graph: TrainingGraph, patches: PatchStream
   ):
-    """Prepares for saving all variables of the graph.
+    """Adds to the graph what saving all its variables needs.
 
     Args:
-      directory: where checkpoints go.
-      seconds: between them.
-      graph: of the training.
-      patches: what it is trained on.
+      directory: folder to write checkpoints to.
+      seconds: seconds between checkpoints.
+      graph: graph of the training.
+      patches: the patches that are trained on.
     """
     self._directory = directory
     self._seconds = seconds
@@ -143,27 +152,31 @@ class CheckpointSaver(tf.train.CheckpointSaverHook):
     self._failure: str | None = None
 
   def begin(self) -> None:
-    """Takes up the list of the folder's checkpoints, so that old ones go on being deleted."""
+    """Reads the list of the folder's checkpoints, so that old ones will be deleted in turn."""
     state = tf.train.get_checkpoint_state(self._directory)
     if state is not None:
-      # Those of this folder: it may be a copy of one that the state file names.
+      # In this folder: it may be a copy of the folder that the state file names.
       names = [last_part(path) for path in state.all_model_checkpoint_paths]
       self.saver.recover_last_checkpoints([str(self._directory / name) for name in names])
       self._last_saved = step_in_name(pathlib.Path(state.model_checkpoint_path))
 
   def after_create_session(self, session: Any, coord: Any) -> None:
-    """Saves the beginning, unless this is a resumed run."""
+    """Saves a checkpoint of the beginning, unless the run was resumed from one of that step."""
     step = int(session.run(self._graph.global_step))
     if step != self._last_saved:
       self._save(session, step)
     self._due = time.monotonic() + self._seconds
 
   def before_run(self, run_context: Any) -> tf.train.SessionRunArgs:
-    """Asks for the step."""
+    """Asks for the global step."""
     return tf.train.SessionRunArgs(self._graph.global_step)
 
   def after_run(self, run_context: Any, run_values: Any) -> None:
-    """Saves where it is time to."""
+    """Saves a checkpoint if one is due.
+
+    Raises:
+      ValueError: the training has diverged.
+    """
     del run_values
     if time.monotonic() >= self._due:
       step = int(run_context.session.run(self._graph.global_step))
@@ -171,10 +184,10 @@ class CheckpointSaver(tf.train.CheckpointSaverHook):
       self._save(run_context.session, step)
 
   def end(self, session: Any) -> None:
-    """Saves the end.
+    """Saves a checkpoint of the end.
 
     Raises:
-      OSError: it cannot.
+      OSError: the checkpoint cannot be saved.
       ValueError: the training has diverged.
     """
     step = int(session.run(self._graph.global_step))
@@ -185,12 +198,14 @@ class CheckpointSaver(tf.train.CheckpointSaverHook):
       raise OSError(f'the last checkpoint, of step {step}, could not be saved: {self._failure}')
 
   def _check(self, session: Any, step: int) -> None:
-    """Looks what the next step's losses will be.
+    """Computes the next step's losses, before the variables are saved.
 
-    A step's loss is that before its update, so an update that ruined the weights shows only now.
+    A step's loss is computed before its update, so an update that ruined the weights shows only in
+    the next step.
 
     Raises:
-      ValueError: one is not finite, or a weight is not.
+      ValueError: a loss, a weight or a moving average is not finite, or a check of
+        --tensorcheck_enable_checks failed.
     """
     if not session.run(self._all_finite):
       raise ValueError(
@@ -198,7 +213,7 @@ class CheckpointSaver(tf.train.CheckpointSaverHook):
         ' --learning_rate may help'
       )
     batch_size = self._graph.inputs.shape.as_list()[0]
-    # Of shards, it is another batch than the next: that cannot be known before it is read.
+    # With shards, this is another batch than the next, which is unknown until it is read.
     batch = self._patches.batch(step * batch_size, batch_size)
     feed = dict(zip(self._graph.batch, batch, strict=True))
     try:
@@ -208,12 +223,12 @@ class CheckpointSaver(tf.train.CheckpointSaverHook):
     check_finite_losses(self._graph, by_head, step + 1)
 
   def _save(self, session: Any, step: int) -> None:
-    """Tries to."""
+    """Tries to save a checkpoint; notes and logs it if the disk does not allow that."""
     prefix = self._directory / CHECKPOINT_NAME
     try:
       self.saver.save(session, str(prefix), global_step=step, write_meta_graph=False)
     except (tf.errors.OpError, OSError, ValueError) as e:
-      # Raises what it does where not the disk is to blame, but a parameter server that was lost.
+      # Raises again if a lost parameter server is to blame, and not the disk.
       session.run(self._graph.global_step)
       self._fail(f'{prefix}-{step}', step, e)
       return
@@ -223,7 +238,7 @@ class CheckpointSaver(tf.train.CheckpointSaverHook):
     logging.info('Saved %s-%d', prefix, step)
 
   def _fail(self, prefix: str, step: int, error: Exception) -> None:
-    """Cleans up, and complains if the last time is long ago."""
+    """Cleans up after a failed save, logs it if the last such line is old, plans another try."""
     remove_partial(self._directory)
     reason = ' '.join(str(error).split())
     self._failure = reason
@@ -239,14 +254,17 @@ class CheckpointSaver(tf.train.CheckpointSaverHook):
 class StopOnSignal(tf.train.SessionRunHook):
   """Ends a training in good order on Ctrl-C and SIGTERM: the step is finished, then all is saved.
 
-  Used as a context manager around the session. A second signal does what it does elsewhere; where a
-  step waits for other machines, it ends the process, which Python alone could not.
+  It is used as a context manager around the session. A second signal has its usual effect; where
+  Python cannot handle it within 5 s, because a step waits for other machines, the process is ended.
+
+  Attributes:
+    received: name of the signal that came, SIGTERM for example; None: none came.
   """
 
   _SIGNALS: Sequence[signal.Signals] = (signal.SIGINT, signal.SIGTERM)
 
   def __init__(self) -> None:
-    """Takes no signals yet."""
+    """Handles no signals before the `with` block begins."""
     self.received: str | None = None
     self._previous: dict[signal.Signals, Any] = {}
 
@@ -279,7 +297,7 @@ class StopOnSignal(tf.train.SessionRunHook):
     self._restore()
 
   def _watch(self) -> None:
-    """Says what a signal is waiting for, and lets a second one through."""
+    """Logs what the first signal waits for, and ends the process some time after the second."""
     first = self._next_signal(None)
     if not first:
       return
@@ -297,7 +315,7 @@ class StopOnSignal(tf.train.SessionRunHook):
     os._exit(128 + second)
 
   def _next_signal(self, seconds: float | None) -> int | None:
-    """A signal's number; 0 at the end of the training, None after so many seconds."""
+    """Waits for a signal: its number; 0 at the training's end; None after so many seconds."""
     while select.select([self._pipe[0]], [], [], seconds)[0]:
       number = os.read(self._pipe[0], 1)[0]
       if number == 0 or number in self._SIGNALS:
@@ -305,7 +323,7 @@ class StopOnSignal(tf.train.SessionRunHook):
     return None
 
   def after_run(self, run_context: Any, run_values: Any) -> None:
-    """Stops after the step during which a signal came."""
+    """Asks the session to stop if a signal came during the step."""
     del run_values
     if self.received is not None:
       run_context.request_stop()

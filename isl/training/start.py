@@ -1,4 +1,4 @@
-"""Where a training starts from: its own last checkpoint, another's, or random weights."""
+"""Decides where a training starts from: its own last checkpoint, another's, or random weights."""
 
 from __future__ import annotations
 
@@ -29,26 +29,26 @@ _FIRST_LAYERS = {
   'CONCORDANCE': ('Conv/',),
   'FOVEA': ('lower_scale_0_recursion_0/', *(f'downscale_{scale}_0/' for scale in range(1, 5))),
 }
-# What TensorFlow lets a part of a variable's name be.
+# What TensorFlow allows as a part of a variable's name.
 _CHANNEL_NAME = re.compile('[A-Za-z0-9_.-]+')
-# What TensorFlow calls an optimizer's state beside a variable.
+# By optimizer, TensorFlow's name of its state beside a variable.
 _SLOT = {Optimizer.ADAM: 'Adam', Optimizer.ADAGRAD: 'Adagrad', Optimizer.MOMENTUM: 'Momentum'}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Start:
-  """Where a training starts from, and with what network.
+  """Where a training starts from, and its network.
 
   Attributes:
-    plan: the network.
-    inputs: the images that it reads.
-    targets: the labels that it predicts.
-    checkpoint: the values to begin with; None: all variables start fresh.
-    resumes: whether that is the training's own, with the optimizer's state and the step.
-    fresh: why a model variable does not start from the checkpoint, by its name. Of a resumed run:
-      those that did not when the run began.
-    leaves_out_others: whether the labels were chosen by --target_channels, so that images of others
-      are no mistake.
+    plan: plan of the network.
+    inputs: the images that the network reads.
+    targets: the labels that the network predicts.
+    checkpoint: the checkpoint that has the first values; None: all variables start fresh.
+    resumes: whether the checkpoint is the training's own, with the optimizer's state and the step.
+    fresh: by name of a model variable that does not start from a checkpoint, the reason. For a
+      resumed run, these are the variables that did not when the training began.
+    leaves_out_others: whether the labels were chosen by --target_channels, so that images of other
+      labels are no mistake.
   """
 
   plan: NetworkPlan
@@ -64,7 +64,8 @@ def find_start(experiment: Experiment) -> Start:
   """Decides where a training starts from, and says so in the log.
 
   Raises:
-    ValueError: a checkpoint is damaged, or does not fit the flags; or BASE was trained with others.
+    ValueError: a checkpoint is damaged, or does not fit the flags; or BASE was trained with other
+      flags.
     OSError: a folder cannot be read.
   """
   for flag in ('input_channels', 'target_channels'):
@@ -95,7 +96,7 @@ def _find_start(experiment: Experiment) -> Start:
 
 
 def _check_names(flag: str, names: Iterable[str]) -> None:
-  """Raises ValueError if a channel's name cannot be in a variable's."""
+  """Raises ValueError if a channel's name cannot be a part of a variable's name."""
   wrong = [repr(name) for name in names if not _CHANNEL_NAME.fullmatch(name)]
   if wrong:
     raise ValueError(
@@ -105,8 +106,8 @@ def _check_names(flag: str, names: Iterable[str]) -> None:
 
 
 def _has_begun(folder: pathlib.Path) -> bool:
-  """Whether a training has saved a checkpoint here, even if parts of it are missing by now."""
-  # Without a state file, data without an index is what a kill left of the first checkpoint.
+  """Whether a training has saved a checkpoint in a folder, even if parts of it are missing now."""
+  # Data without an index and without a state file are what a kill left of the first checkpoint.
   lost_index = (folder / 'checkpoint').is_file() and any(folder.glob('*.data-*'))
   return lost_index or any(folder.glob('*.index'))
 
@@ -114,7 +115,11 @@ def _has_begun(folder: pathlib.Path) -> bool:
 def _network(
   experiment: Experiment, checkpoint: Checkpoint | None
 ) -> tuple[NetworkPlan, StackSpec, StackSpec]:
-  """A new training's network: as flags say, or the checkpoint, or as the published one was."""
+  """A new training's network: as flags say, else as the checkpoint's, else as the published one.
+
+  Returns:
+    The plan of the network, the images that it reads, and the labels that it predicts.
+  """
   model, base_depth, num_z_values = DEFAULT_MODEL, DEFAULT_BASE_DEPTH, DEFAULT_NUM_Z_VALUES
   channels: tuple[str, ...] = (TRANSMISSION,)
   targets: tuple[str, ...] = TARGET_CHANNELS
@@ -126,7 +131,7 @@ def _network(
       len(description.inputs.z_values),
     )
     channels = description.inputs.channels
-    # One with some of the original's labels, a bare copy say, is a beginning for all of them.
+    # A checkpoint with some of the original's labels is a beginning for all of them.
     if not set(description.targets.channels) <= set(TARGET_CHANNELS):
       targets = description.targets.channels
   inputs = input_stack(
@@ -213,14 +218,15 @@ def _check_fits(
 
   Args:
     experiment: the run.
-    checkpoint: where it starts from.
+    checkpoint: the checkpoint that the training starts from.
     inputs: the images that the network reads.
-    shapes: of its variables.
-    fresh: those that do not start from the checkpoint.
+    shapes: shapes of the network's variables, by name.
+    fresh: names of the variables that do not start from the checkpoint.
 
   Raises:
-    ValueError: the others are not all in it, in the same shapes; or the first layer reads another
-      number of channels (of which the shapes say nothing where z depths make up for it).
+    ValueError: the other variables are not all in the checkpoint, in the same shapes; or the first
+      layer reads another number of channels (which does not show in the shapes if the number of z
+      depths makes up for it).
   """
   description = checkpoint.describe().inputs
   restored = {name: shape for name, shape in shapes.items() if name not in fresh}
@@ -251,17 +257,17 @@ def _check_fits(
 
 
 def _check_readable(checkpoint: Checkpoint, names: Iterable[str]) -> None:
-  """Reads values, since opening does not notice damage in the data.
+  """Reads the values of variables, since opening does not notice damage in the data.
 
   Raises:
-    ValueError: one cannot be read, or is not finite.
+    ValueError: a value cannot be read, or is not finite.
   """
   for name in names:
     checkpoint.value(name)
 
 
 def _by_reason(fresh: Mapping[str, str]) -> dict[str, list[str]]:
-  """Layers instead of variables: `head/MAXPROJECT/DAPI_CONFOCAL`, `Conv`."""
+  """By reason, the layers whose variables start fresh: head/MAXPROJECT/DAPI_CONFOCAL, Conv."""
   names = collections.defaultdict(list)
   for name, reason in fresh.items():
     names[reason].append(name)
@@ -269,11 +275,11 @@ def _by_reason(fresh: Mapping[str, str]) -> dict[str, list[str]]:
 
 
 def _layers(names: Iterable[str]) -> list[str]:
-  """The layers that variables are of, each once."""
+  """The layers that variables belong to, each once."""
   depths = ((name, 3 if name.startswith(_HEADS) else 1) for name in names)
   return list(dict.fromkeys('/'.join(name.split('/')[:depth]) for name, depth in depths))
 
 
 def _family(layer: str) -> str:
-  """The layer's name, with a * for the number in which it differs from its neighbours."""
+  """A layer's name, with a * for the number in which it differs from its neighbours."""
   return re.sub(r'(?<=^head/)[\d.]+|(?<=_)\d+(_in_scale)?$', '*', layer)

@@ -1,4 +1,4 @@
-"""What TensorBoard shows of a training: losses, histograms, pictures."""
+"""Writes what TensorBoard shows of a training: losses, histograms, pictures."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from isl.report import visualize
 from isl.report.event_files import SummaryWriter
 from isl.training.graph import TrainingGraph
 
-# What the panels draw of each pixel's distribution.
+# The statistics of each pixel's distribution that the error panels draw.
 _STATISTICS = (*PICTURE_STATISTICS, Statistic.CROSS_ENTROPY)
 _SECONDS_BETWEEN_COMPLAINTS = 60.0
 
@@ -28,9 +28,9 @@ class SummaryHook(tf.train.SessionRunHook):
 
   Tags: `total_loss`, `loss/input`, `loss/target`, `loss/{z}/{channel}`; histograms
   `logits/{z}/{channel}`, `activations/{module}`, `variables/{name}`, `gradients/{name}`; pictures
-  `crops` (the first patch's crop: input at the middle depth, labels; of shards, a crop of the first
-  example), `patches` (the input of all, at the middle depth), `input_error_panel` and
-  `target_error_panel` of the patches.
+  `crops` (the crop of the batch's first patch, or, with shards, a crop of the first Example: input
+  at the middle depth, and labels), `patches` (the input of all patches at the middle depth),
+  `input_error_panel` and `target_error_panel` of the patches.
   """
 
   def __init__(
@@ -39,10 +39,10 @@ class SummaryHook(tf.train.SessionRunHook):
     """Adds to the graph what only summaries need.
 
     Args:
-      directory: of the event files.
-      seconds: between summaries.
-      graph: of the training.
-      patches: what it is trained on.
+      directory: folder to write event files to.
+      seconds: seconds between summaries.
+      graph: graph of the training.
+      patches: the patches that are trained on.
     """
     self._patches = patches
     self._directory = directory
@@ -50,7 +50,7 @@ class SummaryHook(tf.train.SessionRunHook):
     self._graph = graph
     self._writer: SummaryWriter | None = None
     self._complained = -_SECONDS_BETWEEN_COMPLAINTS
-    # Not with the first step, which takes long enough.
+    # Not with the first step, which takes long enough without summaries.
     self._due = float('inf')
     self._is_due = False
     self._fetches = {
@@ -68,7 +68,7 @@ class SummaryHook(tf.train.SessionRunHook):
       'statistics': _statistics(graph),
       'histograms': tf.summary.merge(
         [
-          # It fails where one is not finite, before the loss could be looked at.
+          # A histogram fails on values that are not finite, before the loss could be checked.
           tf.summary.histogram(
             f'activations/{module}', tf.where(tf.is_finite(tensor), tensor, tf.zeros_like(tensor))
           )
@@ -78,21 +78,21 @@ class SummaryHook(tf.train.SessionRunHook):
     }
 
   def after_create_session(self, session: Any, coord: Any) -> None:
-    """Opens the event file."""
+    """Opens an event file."""
     del coord
-    # Of a session that was lost.
+    # That of a session that was lost.
     self._close()
     self._writer = SummaryWriter(self._directory)
-    # A run that is resumed does again what it had done since the last checkpoint.
+    # A resumed run does again the steps that were done since the last checkpoint.
     self._writer.start(int(session.run(self._graph.global_step)) + 1)
 
   def before_run(self, run_context: Any) -> tf.train.SessionRunArgs | None:
-    """Asks for everything where it is time to."""
+    """Asks for the summaries' values if summaries are due."""
     self._is_due = time.monotonic() >= self._due
     return tf.train.SessionRunArgs(self._fetches) if self._is_due else None
 
   def after_run(self, run_context: Any, run_values: Any) -> None:
-    """Writes it."""
+    """Writes summaries if they are due; a full disk does not stop the training."""
     if self._is_due:
       try:
         self._write(run_values.results)
@@ -108,7 +108,10 @@ class SummaryHook(tf.train.SessionRunHook):
     self._close()
 
   def _close(self) -> None:
-    """Of a file that could not be written to the end, readers see nothing that is added later."""
+    """Closes the event file; the next summaries go to a new one.
+
+    Readers would not see what is added to a file behind something that was not written whole.
+    """
     writer, self._writer = self._writer, None
     try:
       if writer is not None:
@@ -117,7 +120,7 @@ class SummaryHook(tf.train.SessionRunHook):
       self._complain(e)
 
   def _complain(self, error: OSError) -> None:
-    """A full disk does not stop a training."""
+    """Logs that summaries could not be written, if the last such line is old."""
     now = time.monotonic()
     if now - self._complained >= _SECONDS_BETWEEN_COMPLAINTS:
       self._complained = now
@@ -146,7 +149,7 @@ class SummaryHook(tf.train.SessionRunHook):
       | {f'gradients/{n}': v for n, v in unpacked(values['gradients']).items()},
     )
     middle = values['inputs'].shape[-1] // 2
-    # The step is the number of those done, this one included.
+    # The step is the number of steps done, this one included.
     first_patch = (step - 1) * len(values['inputs'])
     writer.image(step, 'crops', visualize.grey_boxes(self._patches.crop_images(first_patch)))
     writer.image(step, 'patches', visualize.grey_boxes(values['inputs'][..., middle]))
@@ -159,7 +162,12 @@ class SummaryHook(tf.train.SessionRunHook):
       writer.image(step, f'{panel.value.lower()}_error_panel', visualize.patch_panel(patches))
 
   def _predicted(self, values: dict[str, Any], rows: slice) -> visualize.PredictedPatches:
-    """The heads `rows` of the batch."""
+    """Collects what the error panel of some heads draws.
+
+    Args:
+      values: the fetched values, by name.
+      rows: the heads.
+    """
     batch, side, *_ = values['inputs'].shape
     output = side - 2 * self._graph.plan.spec.geometry.margin
 
@@ -180,7 +188,11 @@ class SummaryHook(tf.train.SessionRunHook):
 
 
 def _statistics(graph: TrainingGraph) -> tf.Tensor:
-  """[head, statistic, pixel], one head at a time."""
+  """Computes the statistics of each pixel's distribution, one head at a time.
+
+  Returns:
+    float32 [head, statistic, pixel], statistics in the order of `_STATISTICS`.
+  """
 
   @tf.autograph.experimental.do_not_convert
   def of_head(logits_and_classes: tuple[tf.Tensor, tf.Tensor]) -> tf.Tensor:

@@ -1,15 +1,16 @@
-"""TRAIN: fits a network to fields of view.
+"""TRAIN: trains a network on fields of view, in this process or as one of a cluster.
 
-Reads folders of images with labels, or shards of them, starts from a checkpoint or from random
-weights, and writes
+`run` is the mode itself; `make_session` is for benchmarks and tests, which do the steps themselves.
+A training reads folders of images with labels, or shards of them, starts from a checkpoint or from
+random weights, and writes
 
     BASE/train/
       model.ckpt-*  checkpoint     checkpoints, and which is the newest
       events.out.tfevents.*        for TensorBoard
-      channels.json                what the network reads and predicts
+      channels.json                the channels that the network reads and predicts
       run.json                     flags, versions, what was restored
 
-Started again with the same BASE, it goes on where it was.
+Started again with the same BASE, it goes on from its newest checkpoint.
 """
 
 from __future__ import annotations
@@ -44,11 +45,11 @@ from isl.training.variables import Initializer
 
 
 def run(experiment: Experiment) -> None:
-  """Trains until `number_of_steps`, or until it is stopped.
+  """Trains until the step `number_of_steps`, or until a signal stops it.
 
   Raises:
     ValueError: an image or a checkpoint is missing, damaged or does not fit; the loss is not
-      finite.
+      finite; another training is at work in BASE/train; or a parameter server was lost.
     OSError: a file cannot be read or written.
   """
   writes = experiment.cluster is None or experiment.cluster.is_chief
@@ -56,7 +57,7 @@ def run(experiment: Experiment) -> None:
     folder = experiment.train_directory
     _check_name(folder)
     is_new = not folder.is_dir()
-    # Before looking what is there; a folder is only made when there is something to train.
+    # The lock comes before looking what is there; a new folder is made when there are patches.
     if writes and not is_new:
       _hold(folder, stack)
       complete_state_file(folder)
@@ -69,7 +70,7 @@ def run(experiment: Experiment) -> None:
     server = cluster_session.make_server(cluster) if cluster else None
     has_trained = not is_done and _train(experiment, start, stop, server, is_new, stack)
     if not has_trained and cluster is not None and server is not None and cluster.is_chief:
-      # Without having begun it is done all the same, which its servers wait for.
+      # A chief that has not begun must still tell its servers, which wait for it, that it is done.
       cluster_session.say_goodbye(cluster, server, lambda: stop.received is not None)
 
 
@@ -81,15 +82,18 @@ def _train(
   is_new: bool,
   stack: contextlib.ExitStack,
 ) -> bool:
-  """Trains; returns False where a signal came before the first step.
+  """Reads the patches, then trains.
 
   Args:
     experiment: the run.
-    start: where it starts from.
-    stop: knows of signals.
-    server: this process's, of a cluster.
+    start: where the training starts from.
+    stop: tells whether a signal came.
+    server: the TensorFlow server of this process; None: it trains alone.
     is_new: whether BASE/train is yet to be made.
-    stack: lasts as long as the training.
+    stack: keeps BASE/train locked as long as the training lasts.
+
+  Returns:
+    Whether the training began; False: a signal came, or the chief was done, before the first step.
   """
   folder, cluster = experiment.train_directory, experiment.cluster
   seed = _seed(experiment)
@@ -106,7 +110,7 @@ def _train(
 
 
 def _seed(experiment: Experiment) -> int:
-  """Decides all that is random in this process: workers draw different crops."""
+  """The seed of all that is random in this process; each worker has another, for other crops."""
   seed = experiment.random_seed
   if seed is None:
     return secrets.randbits(32)
@@ -117,10 +121,12 @@ def _seed(experiment: Experiment) -> int:
 
 
 def _check_name(folder: pathlib.Path) -> None:
-  """TensorFlow's Saver deletes old checkpoints by patterns, which could be another training's.
+  """Checks that a folder's path is no pattern.
+
+  TensorFlow's Saver deletes old checkpoints by patterns: it could delete another training's.
 
   Raises:
-    ValueError: the folder's name is a pattern.
+    ValueError: the folder's path is a pattern.
   """
   if glob.escape(str(folder)) != str(folder):
     raise ValueError(
@@ -130,10 +136,10 @@ def _check_name(folder: pathlib.Path) -> None:
 
 
 def _hold(folder: pathlib.Path, stack: contextlib.ExitStack) -> None:
-  """Keeps other trainings out of BASE/train, as long as the stack lasts.
+  """Locks BASE/train against other trainings, as long as the stack lasts.
 
   Raises:
-    ValueError: one is there already.
+    ValueError: another training has it locked.
   """
   try:
     stack.enter_context(files.locked(folder))
@@ -144,7 +150,7 @@ def _hold(folder: pathlib.Path, stack: contextlib.ExitStack) -> None:
 
 
 def training_patches(experiment: Experiment, start: Start, seed: int) -> streams.PatchStream:
-  """The patches that a training draws, see `streams.make_patches`."""
+  """Makes the stream of patches that a training draws, see `streams.make_patches`."""
   return streams.make_patches(
     experiment,
     start.inputs,
@@ -160,7 +166,10 @@ def training_patches(experiment: Experiment, start: Start, seed: int) -> streams
 def make_session(
   experiment: Experiment, start: Start, seed: int
 ) -> tuple[TrainingGraph, tf.Session]:
-  """A training at its start, without its hooks, for those who do the steps themselves."""
+  """Makes a training's graph and a session with its first values, without hooks.
+
+  This is for benchmarks and tests, which do the steps themselves and close the session.
+  """
   with tf.Graph().as_default() as tf_graph:
     graph = TrainingGraph(experiment, start, training_patches(experiment, start, seed))
     initialize = Initializer(graph.variables, graph.optimizer, lambda: start, seed)
@@ -185,10 +194,10 @@ class TrainingRun:
 
   Args:
     experiment: the run.
-    start: where it starts from.
-    patches: what is trained on.
-    seed: of what is random.
-    stop: knows of signals.
+    start: where the training starts from.
+    patches: the patches to train on.
+    seed: seed of random weights.
+    stop: tells whether a signal came, and is one of the hooks.
   """
 
   def __init__(
@@ -209,7 +218,7 @@ class TrainingRun:
     self._attendance: cluster_session.Attendance | None = None
 
   def _start_now(self) -> Start:
-    """Where variables start from: where they are lost later, the newest checkpoint."""
+    """Where variables start from: first the training's start; once lost, the newest checkpoint."""
     self._starts += 1
     if self._starts == 1:
       return self._start
@@ -217,13 +226,18 @@ class TrainingRun:
     return find_start(self._experiment)
 
   def run(self, server: tf.train.Server | None) -> bool:
-    """Trains to the end; returns False where it was stopped before the first step.
+    """Trains to the end.
 
     Args:
-      server: this process's, of a cluster.
+      server: the TensorFlow server of this process; None: it trains alone.
+
+    Returns:
+      Whether the training began; False: a signal came, or the chief was done, before the first
+      step.
 
     Raises:
-      ValueError: as `_do_step`, or a parameter server was lost at the end.
+      ValueError: the training diverged, a step failed as `_do_step` says, or a parameter server was
+        lost at the end.
       OSError: a file cannot be read or written.
     """
     stop, cluster = self._stop, self._experiment.cluster
@@ -243,7 +257,7 @@ class TrainingRun:
       local_init_op=tf.group(*local),
       saver=savers[0] if savers else None,
     )
-    # What is written from here on binds later starts to these flags.
+    # The files that are written from here on bind later starts to these flags.
     if is_stopped(stop):
       return False
     if savers:
@@ -259,7 +273,7 @@ class TrainingRun:
         while not session.should_stop() and stop.received is None:
           _do_step(session, self._graph, self._patches, lambda: self._is_chief_done(server))
     except cluster_session.StoppedError:
-      # Before there was a session.
+      # This is raised before there was a session.
       if not is_stopped(stop):
         logging.info('The chief is done')
       return False
@@ -274,7 +288,7 @@ class TrainingRun:
     return True
 
   def _gives_up(self) -> bool:
-    """Whether a session need not be waited for any more."""
+    """Whether to stop waiting for a session: a signal came, or the last step has been saved."""
     cluster, last = self._experiment.cluster, self._experiment.training.number_of_steps
     if self._stop.received is not None:
       return True
@@ -287,7 +301,7 @@ class TrainingRun:
     return False
 
   def _is_chief_done(self, server: tf.train.Server | None) -> bool:
-    """Whether the training ended in good order, asked after a session of it did."""
+    """Whether the chief has said that it is done; True for a training without a cluster."""
     cluster = self._experiment.cluster
     if cluster is None or server is None or self._attendance is None:
       return True
@@ -299,10 +313,10 @@ class TrainingRun:
     return False
 
   def _hooks(self) -> list[tf.train.SessionRunHook]:
-    """What happens between the steps."""
+    """Makes the hooks of the training's session, in the order in which they are called."""
     training, folder = self._experiment.training, self._experiment.train_directory
     graph, patches, cluster = self._graph, self._patches, self._experiment.cluster
-    # The first looks at losses before another may see what a diverged step leaves.
+    # The first checks the losses, before another may use the variables after a diverged step.
     hooks = [LossGuard(graph), ProgressLog(graph)]
     if cluster is None or cluster.is_chief:
       hooks += [
@@ -310,21 +324,21 @@ class TrainingRun:
         CheckpointSaver(folder, training.save_interval_secs, graph, patches),
       ]
     hooks.append(self._stop)
-    # Synchronous workers end when the chief does: it may be lost while it saves, and needs them.
+    # Synchronous workers end when the chief does: were it lost while it saves, it would need them.
     ends = graph.synchronizer is None or (cluster is not None and cluster.is_chief)
     if training.number_of_steps is not None and ends:
       hooks.append(tf.train.StopAtStepHook(last_step=training.number_of_steps))
     if cluster is not None:
       if graph.synchronizer is not None:
-        # Without tokens at the beginning, of which one worker could make steps alone.
+        # No tokens at the beginning: with these, one worker could make steps alone.
         hooks.append(graph.synchronizer.make_session_run_hook(cluster.is_chief, num_tokens=0))
-      # The last, since its end is the servers'.
+      # This is the last hook, since the servers end when it ends.
       self._attendance = cluster_session.Attendance(cluster)
       hooks.append(cluster_session.AttendanceHook(cluster, self._attendance))
     return hooks
 
   def _write_what_it_is(self) -> None:
-    """channels.json and run.json."""
+    """Writes channels.json and run.json to BASE/train."""
     channels = channels_file.Channels(
       inputs=self._start.inputs.channels, targets=self._start.targets.channels
     )
@@ -333,7 +347,7 @@ class TrainingRun:
 
 
 def is_stopped(stop: StopOnSignal) -> bool:
-  """Whether a signal came, which is logged."""
+  """Whether a signal came; logs it if one did."""
   if stop.received is not None:
     logging.info('Stopped by %s', stop.received)
   return stop.received is not None
@@ -345,13 +359,13 @@ def _do_step(
   patches: PatchStream,
   is_chief_done: Callable[[], bool],
 ) -> None:
-  """Does a step.
+  """Does a training step.
 
   Args:
-    session: of the training.
-    graph: likewise.
-    patches: what is trained on.
-    is_chief_done: whether a synchronous training whose queue is closed ended in good order.
+    session: session of the training.
+    graph: graph of the training.
+    patches: the patches that are trained on.
+    is_chief_done: tells whether the chief is done, if a synchronous training's queue is closed.
 
   Raises:
     ValueError: the machine lacks the memory, a check of --tensorcheck_enable_checks failed, the
@@ -378,7 +392,7 @@ def _do_step(
 
 
 def _write_record(experiment: Experiment, start: Start, seed: int) -> None:
-  """run.json: how the training began, and when it was started again."""
+  """Writes run.json: how the training began, and when and with which flags it was resumed."""
   folder = experiment.train_directory
   now: dict[str, Any] = {
     'time': datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds'),

@@ -1,9 +1,10 @@
-"""A network's variables in training, packed into few: its weights, and its moving averages.
+"""A network's variables in training, packed into few, and their first values.
 
 A plain graph has a variable for each of a network's 1,252 arrays, with an initializer, a read, an
 update and slots of the optimizer each: some 25,000 nodes, which take longer to build and to start
-than a hundred steps take to run. Here one variable holds all weights (or one on each parameter
-server a share), one all moving averages, and a checkpoint still has each array under its own name.
+than a hundred steps take to run. Here one variable has all weights (or one on each parameter server
+a share of them), another all moving averages, and a checkpoint still has each array under its own
+name: `PackedVariables` are for the graph and for saving, `Initializer` is for the session's start.
 """
 
 from __future__ import annotations
@@ -30,23 +31,23 @@ def is_average(name: str) -> bool:
 
 
 def initial_value(name: str, shape: Shape, rng: np.random.Generator) -> np.ndarray:
-  """What a model variable starts from.
+  """Makes the value that a model variable starts from if no checkpoint has it.
 
   Convolutions' weights are drawn from U(-a, a) with a = sqrt(6 / (fan in + fan out)) (Glorot and
   Bengio, Understanding the difficulty of training deep feedforward neural networks, 2010); gammas
   and moving variances are 1, all others 0.
 
   Args:
-    name: as in checkpoints.
-    shape: its shape.
-    rng: is used for weights only.
+    name: the variable's name in checkpoints.
+    shape: the variable's shape.
+    rng: generator of random weights; other variables do not use it.
 
   Returns:
     float32 of that shape.
   """
   kind = name.rsplit('/', 1)[-1]
   if kind == 'weights':
-    # In a transposed convolution both fans change places.
+    # In a transposed convolution the two fans change places, which does not change their sum.
     limit = np.sqrt(6 / (np.prod(shape[:2]) * (shape[2] + shape[3])))
     return rng.uniform(-limit, limit, shape).astype(np.float32)
   filled = 1 if kind in ('gamma', 'moving_variance') else 0
@@ -54,7 +55,11 @@ def initial_value(name: str, shape: Shape, rng: np.random.Generator) -> np.ndarr
 
 
 class Packing:
-  """Where arrays lie in a vector: one behind the other."""
+  """Where arrays lie in a vector, one behind the other.
+
+  Attributes:
+    shapes: the arrays' shapes by name, in their order.
+  """
 
   def __init__(self, shapes: Mapping[str, Shape]):
     """Takes the arrays' names and shapes, in their order."""
@@ -63,25 +68,25 @@ class Packing:
 
   @property
   def size(self) -> int:
-    """The vector's."""
+    """The length of the vector."""
     return sum(self._sizes)
 
   def pack(self, arrays: Mapping[str, np.ndarray]) -> np.ndarray:
-    """The vector of arrays, by name."""
+    """Packs arrays, given by name, into a vector."""
     return np.concatenate([np.ravel(arrays[name]) for name in self.shapes])
 
   def repeat(self, value: Callable[[str], float]) -> np.ndarray:
-    """A vector that has one number in each array's whole place."""
+    """Makes a float32 vector that has one number, given by name, all over each array's place."""
     return np.repeat(np.array([value(name) for name in self.shapes], np.float32), self._sizes)
 
   def unpack_array(self, vector: np.ndarray) -> dict[str, np.ndarray]:
-    """The arrays of a vector, by name."""
+    """Cuts a vector into its arrays, by name."""
     pieces = np.split(vector, np.cumsum(self._sizes)[:-1])
     shaped = zip(self.shapes.items(), pieces, strict=True)
     return {name: piece.reshape(shape) for (name, shape), piece in shaped}
 
   def unpack(self, vector: tf.Tensor) -> dict[str, tf.Tensor]:
-    """`unpack_array` for tensors."""
+    """Cuts a tensor that is a vector into its arrays, by name."""
     pieces = zip(self.shapes.items(), tf.split(vector, self._sizes), strict=True)
     return {
       name: piece if len(shape) == 1 else tf.reshape(piece, shape)
@@ -89,7 +94,7 @@ class Packing:
     }
 
   def pack_tensors(self, tensors: Mapping[str, tf.Tensor]) -> tf.Tensor:
-    """`pack` for tensors of which each has one dimension."""
+    """Packs tensors, given by name, of which each has one dimension, into a vector."""
     return tf.concat([tensors[name] for name in self.shapes], axis=0)
 
 
@@ -98,9 +103,9 @@ class PackedPart:
   """Some of a network's weights, in one variable.
 
   Attributes:
-    variable: [weight].
-    packing: the weights' names and places in it.
-    read: the variable's value, of which gradients can be had.
+    variable: the weights in one vector, float32 [weight].
+    packing: names and places of the arrays in the vector.
+    read: tensor of the variable's value, by which gradients are taken.
   """
 
   variable: tf.Variable
@@ -113,19 +118,19 @@ class PackedVariables:
 
   Attributes:
     parts: the weights, which are trained: in one vector, or in one for each device.
-    averages: batch norm's moving averages, [average].
-    average_packing: their names and places.
+    averages: batch norm's moving averages in one vector, float32 [average].
+    average_packing: names and places of the moving averages in the vector.
   """
 
   def __init__(
     self, plan: NetworkPlan, heads: Iterable[ImageKey], devices: Sequence[str | None] = (None,)
   ):
-    """Makes them in the current graph.
+    """Makes the variables in the current graph.
 
     Args:
-      plan: the network.
-      heads: the images that it predicts.
-      devices: where the variables are, of about the same size each; None: where the graph is.
+      plan: plan of the network.
+      heads: keys of the images that the network predicts.
+      devices: devices that get about the same share of the weights each; None: the graph's own.
     """
     shapes = dict(variable_shapes(plan, heads))
     trained = {name: shape for name, shape in shapes.items() if not is_average(name)}
@@ -137,7 +142,7 @@ class PackedVariables:
       for name, share, device in zip(names, shares, devices, strict=True)
     )
     self.average_packing = Packing(averaged)
-    # The last has the least, if not all have the same.
+    # The last device has the smallest share of the weights.
     with tf.device(devices[-1]):
       self.averages = _vector('moving_averages', self.average_packing.size)
     self._views = {
@@ -145,29 +150,30 @@ class PackedVariables:
     }
 
   def read_averages(self) -> tf.Tensor:
-    """The moving averages as they are when this is run."""
+    """Reads the moving averages as they are when the result is run, float32 [average]."""
     return read_where_it_is(self.averages)
 
   def custom_getter(self, getter: Callable[..., tf.Tensor], name: str, **kwargs: Any) -> tf.Tensor:
-    """For tf.variable_scope: gives the weights by the names that checkpoints have."""
+    """Gives parts of the packed weights in place of variables, for tf.variable_scope."""
     del getter
     view = self._views[name]
     assert view.shape.as_list() == list(kwargs['shape']), (name, view.shape, kwargs['shape'])
     return view
 
   def unpack_arrays(self, vectors: Iterable[np.ndarray]) -> dict[str, np.ndarray]:
-    """The arrays of one vector for each of the parts, by name."""
+    """Cuts vectors, one for each of the parts, into arrays by the variables' names."""
     pairs = zip(self.parts, vectors, strict=True)
     return {n: a for part, v in pairs for n, a in part.packing.unpack_array(v).items()}
 
   def named_tensors(self, optimizer: tf.train.Optimizer) -> dict[str, tf.Tensor]:
-    """All that a checkpoint holds, by name: model variables, the optimizer's slots, its step.
+    """The tensors that a checkpoint gets, by name.
 
-    An optimizer's slots are named as TensorFlow names those of single variables:
-    `{variable}/Adam`, `{variable}/Adam_1`.
+    These are the model's variables, the optimizer's slots, and scalars such as the global step. An
+    optimizer's slots are named as TensorFlow names those of single variables: `{variable}/Adam`,
+    `{variable}/Adam_1`.
 
     Args:
-      optimizer: has been applied to the weights.
+      optimizer: the optimizer, after it has been applied to the weights.
     """
     tensors = dict(self._views) | self.average_packing.unpack(self.read_averages())
     for part in self.parts:
@@ -181,23 +187,26 @@ class PackedVariables:
 
 
 def slots(part: PackedPart, optimizer: tf.train.Optimizer) -> dict[str, tf.Variable]:
-  """The optimizer's vectors beside some weights, by the last part of their names."""
+  """The optimizer's slots for a part of the weights, by the last part of their names."""
   found = [optimizer.get_slot(part.variable, name) for name in optimizer.get_slot_names()]
   return {slot.op.name.rsplit('/', 1)[-1]: slot for slot in found}
 
 
 def read_where_it_is(variable: tf.Variable) -> tf.Tensor:
-  """A variable's value, as of when this is run; only the value goes to another machine."""
+  """Reads a variable's value when the result is run; only the value goes to another machine."""
   with tf.device(variable.device):
     value = variable.read_value()
   return tf.identity(value)
 
 
 def _divide(shapes: Mapping[str, Shape], count: int) -> list[dict[str, Shape]]:
-  """Shares of about the same size, the largest first; each in the order of the whole.
+  """Divides arrays into `count` shares of about the same size.
 
-  The largest array first, each to the share that has the least (Graham, Bounds on multiprocessing
-  timing anomalies, 1969: at most 4/3 of the best possible).
+  Each array, the largest first, goes to the share that is smallest so far (Graham, Bounds on
+  multiprocessing timing anomalies, 1969: at most 4/3 of the best possible).
+
+  Returns:
+    The shares, the largest first, each in the order of `shapes`.
   """
   sizes = {name: int(np.prod(shape, dtype=np.int64)) for name, shape in shapes.items()}
   totals, owner = [0] * count, {}
@@ -221,9 +230,9 @@ def _vector(name: str, size: int) -> tf.Variable:
 class Initializer:
   """Gives all variables of a training their first values.
 
-  As `init_fn` of a Scaffold it is called again where a session was lost with its variables. Other
-  workers may be at work then, which must never see TensorFlow's own initial values: the Scaffold's
-  `init_op` is to do nothing.
+  As `init_fn` of a Scaffold it is called again if a session was lost with its variables. Other
+  workers may be at work then, which must never see TensorFlow's own initial values: so the
+  Scaffold's `init_op` must do nothing.
   """
 
   def __init__(
@@ -233,13 +242,13 @@ class Initializer:
     find_start: Callable[[], Start],
     seed: int,
   ):
-    """Adds what it needs to the current graph.
+    """Adds the operations that assign values to the current graph.
 
     Args:
-      variables: the model's.
-      optimizer: has been applied to them.
-      find_start: says at each call where the training starts from now.
-      seed: of random weights.
+      variables: the network's variables.
+      optimizer: the optimizer, after it has been applied to the weights.
+      find_start: tells at each call where the training starts from now.
+      seed: seed of random weights.
     """
     self._find_start = find_start
     self._seed = seed
@@ -247,8 +256,8 @@ class Initializer:
       **{part.variable: part.packing for part in variables.parts},
       variables.averages: variables.average_packing,
     }
-    # The optimizer's, which only a resumed run takes from a checkpoint: with what it is called
-    # there.
+    # The optimizer's slots, which only a resumed run takes from a checkpoint, with their packing
+    # and name there.
     self._slots = {
       slot: (part.packing, name)
       for part in variables.parts
@@ -270,7 +279,11 @@ class Initializer:
     return tf.group(*operations)
 
   def __call__(self, scaffold: tf.train.Scaffold | None, session: tf.Session) -> None:
-    """Assigns them."""
+    """Assigns first values to all variables; it has the arguments of a Scaffold's `init_fn`.
+
+    Raises:
+      ValueError: a checkpoint is damaged.
+    """
     del scaffold
     start = self._find_start()
     values = self._model_values(start)
@@ -294,7 +307,7 @@ class Initializer:
     session.run(assign, {self._placeholders[variable]: a for variable, a in arrays.items()})
 
   def _model_values(self, start: Start) -> dict[str, np.ndarray]:
-    """Of all model variables, by the names that checkpoints have."""
+    """The first values of all model variables, by their names in checkpoints."""
     rng = np.random.default_rng(self._seed)
     packings = list(self._model.values())
     # Sorted, so that random weights do not depend on how they are divided.
