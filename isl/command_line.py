@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import math
 import os
 import pathlib
 from typing import Any
 
-from isl import program_flags
 from isl.core import cluster, shard_names, statistic
 from isl.core.cluster import Cluster
 from isl.core.experiment import (
@@ -32,7 +30,7 @@ from isl.core.experiment import (
   Training,
 )
 from isl.core.statistic import Statistic
-from isl.program_flags import FLAGS
+from isl.program_flags import FLAGS, own_flags
 
 # The modes that read images or shards.
 _READING = (Mode.TRAIN, Mode.EVAL_TRAIN, Mode.EVAL_EVAL)
@@ -167,24 +165,6 @@ def _dask() -> DaskWorkers | None:
   return DaskWorkers(scheduler=FLAGS.dask_scheduler, num_local=FLAGS.dask_workers)
 
 
-def _input_range() -> InputRange | None:
-  """What --input_range says.
-
-  Raises:
-    ValueError: neither auto nor two numbers, the lower one first.
-  """
-  text = FLAGS.input_range
-  if text is None or text == 'auto':
-    return None if text is None else InputRange(ends=None)
-  try:
-    low, high = map(float, text.split(','))
-  except ValueError:
-    low, high = math.nan, math.nan
-  if not -math.inf < low < high < math.inf:
-    raise ValueError(f'--input_range must be auto or LOW,HIGH with LOW < HIGH, got {text!r}')
-  return InputRange(ends=(low, high))
-
-
 def make_experiment() -> Experiment:
   """The run that the command line describes.
 
@@ -192,10 +172,7 @@ def make_experiment() -> Experiment:
     ValueError: its flags contradict each other, or one is missing.
   """
   mode, metric = Mode[FLAGS.mode], Metric[FLAGS.metric]
-  check_together(mode, metric)
-  check_inference(mode, metric)
-  check_machines(mode, metric)
-  infers = metric is Metric.INFER_FULL
+  _check_together(mode, metric)
   return Experiment(
     mode=mode,
     metric=metric,
@@ -221,7 +198,7 @@ def make_experiment() -> Experiment:
     ),
     input_channels=tuple(FLAGS.input_channels or ()) or None,
     target_channels=tuple(FLAGS.target_channels or ()) or None,
-    input_range=_input_range(),
+    input_range=InputRange.parse(FLAGS.input_range),
     shards=_shards(mode),
     export=(
       Export(directory=_path(FLAGS.export_directory), format=ExportFormat[FLAGS.export_format])
@@ -247,7 +224,7 @@ def make_experiment() -> Experiment:
     evaluation=Evaluation(
       interval_secs=FLAGS.eval_interval_secs,
       delay_secs=FLAGS.eval_delay_secs,
-      once=not FLAGS.infer_continuously if infers else FLAGS.eval_once,
+      once=(not FLAGS.infer_continuously if metric is Metric.INFER_FULL else FLAGS.eval_once),
       num_examples=FLAGS.metric_num_examples,
     ),
     inference=Inference(
@@ -264,46 +241,39 @@ def make_experiment() -> Experiment:
       calibrated=FLAGS.calibrated,
       overwrite=FLAGS.overwrite,
     ),
-    flags=tuple(
-      (flag.name, flag.value)
-      for module, defined in FLAGS.flags_by_module_dict().items()
-      if module.startswith(program_flags.GROUP_PREFIX)
-      for flag in defined
-    ),
+    flags=tuple((flag.name, flag.value) for flag in own_flags()),
   )
 
 
-def check_together(mode: Mode, metric: Metric) -> None:
-  """Flags that exclude or need each other.
+def _check_together(mode: Mode, metric: Metric) -> None:
+  """Compares flags that exclude or need others.
 
   Raises:
-    ValueError: naming them.
+    ValueError: they contradict each other; it names them.
   """
-  if mode is Mode.TRAIN and metric is not Metric.LOSS:
-    raise ValueError(f'--mode TRAIN goes with --metric LOSS, not {metric.name}')
-  if mode is Mode.EXPORT and metric is not Metric.STITCH:
-    raise ValueError(f'--mode EXPORT goes with --metric STITCH, not {metric.name}')
+  for of_mode, needed in ((Mode.TRAIN, Metric.LOSS), (Mode.EXPORT, Metric.STITCH)):
+    if mode is of_mode and metric is not needed:
+      raise ValueError(f'--mode {mode.name} goes with --metric {needed.name}, not {metric.name}')
   if not FLAGS.is_recordio:
     raise ValueError(
       '--is_recordio must be true: shards are TFRecord files; SSTable has no public reader'
     )
-  if mode is Mode.DESCRIBE:
-    return
-  if mode not in _TRAINING and not (FLAGS.restore_logits and FLAGS.restore_inputs):
+  if mode not in (*_TRAINING, Mode.DESCRIBE) and not (
+    FLAGS.restore_logits and FLAGS.restore_inputs
+  ):
     raise ValueError(
       '--norestore_logits and --norestore_inputs go with --mode TRAIN: without these layers'
       ' nothing can be predicted'
     )
+  _check_inference(mode, metric)
+  _check_machines(mode)
+  if FLAGS.export_format != ExportFormat.SAVED_MODEL.name and mode is not Mode.EXPORT:
+    raise ValueError(f'--export_format goes with --mode EXPORT, not {mode.name}')
 
 
-def check_inference(mode: Mode, metric: Metric) -> None:
-  """Flags of inference that exclude or need others.
-
-  Raises:
-    ValueError: naming them.
-  """
+def _check_inference(mode: Mode, metric: Metric) -> None:
   infers = mode in (Mode.EVAL_TRAIN, Mode.EVAL_EVAL) and metric is Metric.INFER_FULL
-  for name in ('calibrate', 'calibrated', 'overwrite'):
+  for name in ('calibrate', 'calibrated', 'overwrite', 'dask_scheduler', 'dask_workers'):
     if FLAGS[name].value and not infers:
       raise ValueError(f'--{name} goes with --metric INFER_FULL and --mode EVAL_EVAL or EVAL_TRAIN')
   if FLAGS.calibrate and FLAGS.calibrated:
@@ -312,6 +282,13 @@ def check_inference(mode: Mode, metric: Metric) -> None:
     )
   if FLAGS.calibrate and FLAGS.infer_continuously:
     raise ValueError('--calibrate fits one checkpoint; it does not go with --infer_continuously')
+  for name in ('dask_scheduler', 'dask_workers'):
+    if FLAGS[name].value and FLAGS.calibrate:
+      raise ValueError(f'--{name} spreads predictions; --calibrate fits in this process')
+  if FLAGS.dask_scheduler and FLAGS.dask_workers:
+    raise ValueError(
+      '--dask_scheduler and --dask_workers exclude each other: a cluster, or processes here'
+    )
   asks_all = Statistic.DISTRIBUTION.name in FLAGS.infer_statistics
   to_zarr = mode is Mode.EXPORT or FLAGS.prediction_format == PredictionFormat.OME_ZARR.name
   if asks_all and not to_zarr:
@@ -328,22 +305,7 @@ def check_inference(mode: Mode, metric: Metric) -> None:
         )
 
 
-def check_machines(mode: Mode, metric: Metric) -> None:
-  """Flags of many machines that exclude or need others.
-
-  Raises:
-    ValueError: naming them.
-  """
-  infers = mode in (Mode.EVAL_TRAIN, Mode.EVAL_EVAL) and metric is Metric.INFER_FULL
-  for name in ('dask_scheduler', 'dask_workers'):
-    if FLAGS[name].value and not infers:
-      raise ValueError(f'--{name} goes with --metric INFER_FULL and --mode EVAL_EVAL or EVAL_TRAIN')
-    if FLAGS[name].value and FLAGS.calibrate:
-      raise ValueError(f'--{name} spreads predictions; --calibrate fits in this process')
-  if FLAGS.dask_scheduler and FLAGS.dask_workers:
-    raise ValueError(
-      '--dask_scheduler and --dask_workers exclude each other: a cluster, or processes here'
-    )
+def _check_machines(mode: Mode) -> None:
   for name in ('ps_hosts', 'worker_hosts', 'sync_replicas', 'ps_tasks', 'task'):
     if FLAGS[name].value and mode not in _TRAINING:
       raise ValueError(f'--{name} goes with --mode TRAIN or PS, not {mode.name}')
@@ -351,5 +313,3 @@ def check_machines(mode: Mode, metric: Metric) -> None:
     raise ValueError('--dry_run does not go with --mode PS, which reads and writes no files')
   if FLAGS.master not in ('', 'local') and mode is not Mode.TRAIN:
     raise ValueError(f'--master goes with --mode TRAIN, not {mode.name}; got {FLAGS.master!r}')
-  if FLAGS.export_format != ExportFormat.SAVED_MODEL.name and mode is not Mode.EXPORT:
-    raise ValueError(f'--export_format goes with --mode EXPORT, not {mode.name}')

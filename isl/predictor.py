@@ -15,14 +15,14 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 
 from isl.checkpoints.checkpoint import Checkpoint, find_newest
 from isl.core import statistic
 from isl.core.channels import ImageKey
-from isl.core.experiment import Inference, InferMethod, InputRange, Padding
+from isl.core.experiment import Inference, InferMethod, InputRange, Padding, PredictionFormat
 from isl.core.statistic import NUM_CLASSES, AnyStatistic, Statistic
 from isl.data import data_provider
 from isl.images.fields_of_view import FieldOfView
@@ -126,7 +126,7 @@ class Predictor:
     Raises:
       ValueError: the stack is of another kind or too small, or a name is unknown.
     """
-    ends = _input_range(input_range)
+    ends = InputRange.parse(input_range)
     field_of_view = data_provider.prepared(self._image_set(stack, ends), ends, ())
     wanted = statistic.parse_all(statistics)
     labeler = self._labeler(labels, padding)
@@ -193,26 +193,14 @@ class Predictor:
       statistics=(),
       channels=settings[0],
       padding=Padding[padding],
+      prediction_format=PredictionFormat.PNG,
+      calibrate=False,
+      calibrated=False,
+      overwrite=False,
     )
     labeler = FieldLabeler(self._checkpoint, self._plan, inference, self._temperatures)
     self._made = settings, labeler
     return labeler
-
-
-def _input_range(text: Any) -> InputRange | None:
-  if text is None:
-    return None
-  if isinstance(text, str):
-    if text != 'auto':
-      raise ValueError(f"input_range must be (low, high), 'auto' or None, got {text!r}")
-    return InputRange(ends=None)
-  try:
-    low, high = map(float, text)
-  except (TypeError, ValueError):
-    low, high = math.nan, math.nan
-  if not -math.inf < low < high < math.inf:
-    raise ValueError(f'input_range must be (low, high) with low < high, got {text!r}')
-  return InputRange(ends=(low, high))
 
 
 def _check_floats(stack: np.ndarray, input_range: InputRange | None) -> None:

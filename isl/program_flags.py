@@ -15,6 +15,7 @@ from isl.core.experiment import (
   DEFAULT_NUM_Z_VALUES,
   ExportFormat,
   InferMethod,
+  InputRange,
   Loss,
   Metric,
   Mode,
@@ -51,9 +52,9 @@ class Group:
     """A whole number of at least `least`."""
     self._define(flags.DEFINE_integer, name, default, meaning, lower_bound=least)
 
-  def number(self, name: str, default: float, meaning: str, *, least: float = 0.0) -> None:
-    """A finite number of at least `least`."""
-    self._define(flags.DEFINE_float, name, default, meaning, lower_bound=least)
+  def number(self, name: str, default: float, meaning: str) -> None:
+    """A finite number of at least 0."""
+    self._define(flags.DEFINE_float, name, default, meaning, lower_bound=0.0)
     flags.register_validator(name, math.isfinite, 'must be a finite number')
 
   def choice(self, name: str, default: str, allowed: Iterable[str], meaning: str) -> None:
@@ -84,12 +85,27 @@ def _no_name_twice(values: list[str] | None) -> bool:
   return True
 
 
-def _are_statistics(values: list[str]) -> bool:
-  try:
-    statistic.parse_all(values)
-  except ValueError as e:
-    raise flags.ValidationError(str(e)) from e
-  return True
+def _must_suit(name: str, parse: Callable[[Any], object]) -> None:
+  """Refuses a flag's value that `parse` refuses with a ValueError, in its words."""
+
+  def suits(value: Any) -> bool:
+    try:
+      parse(value)
+    except ValueError as e:
+      raise flags.ValidationError(str(e)) from e
+    return True
+
+  flags.register_validator(name, suits)
+
+
+def own_flags() -> list[flags.Flag]:
+  """All that are defined here, in the groups' order."""
+  return [
+    flag
+    for module, defined in FLAGS.flags_by_module_dict().items()
+    if module.startswith(GROUP_PREFIX)
+    for flag in defined
+  ]
 
 
 # fmt: off
@@ -127,6 +143,7 @@ _data.names('target_channels', None,
 _data.text('input_range', None,
            'low,high: what becomes 0 and 1 in the input, as on disk; auto: the 0.1 and 99.9'
            " percentiles of each field of view. Without it, the type's whole range.")
+_must_suit('input_range', InputRange.parse)
 _data.names('stretch_targets', [],
             "Target channels whose range in each field of view (from its 0.1 to its 99.9"
             " percentile) is stretched to [0, 1].")
@@ -197,7 +214,7 @@ _inference.names('infer_channel_whitelist', None,
 _inference.names('infer_statistics', [Statistic.MEDIAN.name],
                  'Statistics of the predicted distributions to write, a comma list of'
                  f' {statistic.ALLOWED}; empty: none.')
-flags.register_validator('infer_statistics', _are_statistics)
+_must_suit('infer_statistics', statistic.parse_all)
 _inference.choice('prediction_format', 'PNG', [f.name for f in PredictionFormat],
                   'PNG: a 16-bit file for each label and statistic; OME_TIFF, OME_ZARR: one for all'
                   ' of a field of view, floats.')

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import math
 import pathlib
 from typing import Any
 
@@ -127,6 +128,28 @@ class InputRange:
   """
 
   ends: tuple[float, float] | None
+
+  @classmethod
+  def parse(cls, given: Any) -> InputRange | None:
+    """What a flag or an argument of that name gives.
+
+    Args:
+      given: 'auto', (low, high), or these as text, 'LOW,HIGH'; None: no range.
+
+    Raises:
+      ValueError: it is something else, or not finite, or low is not less than high.
+    """
+    if given is None:
+      return None
+    if isinstance(given, str) and given == 'auto':
+      return cls(ends=None)
+    try:
+      low, high = map(float, given.split(',') if isinstance(given, str) else given)
+    except (TypeError, ValueError):
+      low, high = math.nan, math.nan
+    if not -math.inf < low < high < math.inf:
+      raise ValueError(f'input_range must be auto, or LOW,HIGH with low < high, got {given!r}')
+    return cls(ends=(low, high))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -279,11 +302,11 @@ class Inference:
   simplify_panels: bool
   statistics: tuple[AnyStatistic, ...]
   channels: tuple[str, ...] | None
-  padding: Padding = Padding.NONE
-  prediction_format: PredictionFormat = PredictionFormat.PNG
-  calibrate: bool = False
-  calibrated: bool = False
-  overwrite: bool = False
+  padding: Padding
+  prediction_format: PredictionFormat
+  calibrate: bool
+  calibrated: bool
+  overwrite: bool
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -335,16 +358,16 @@ class Experiment:
   training: Training
   evaluation: Evaluation
   inference: Inference
-  input_channels: tuple[str, ...] | None = None
-  target_channels: tuple[str, ...] | None = None
-  input_range: InputRange | None = None
-  shards: ShardReading | None = None
-  export: Export | None = None
-  cluster: Cluster | None = None
-  sync_replicas: bool = False
-  dask: DaskWorkers | None = None
-  dry_run: bool = False
-  flags: tuple[tuple[str, Any], ...] = ()
+  input_channels: tuple[str, ...] | None
+  target_channels: tuple[str, ...] | None
+  input_range: InputRange | None
+  shards: ShardReading | None
+  export: Export | None
+  cluster: Cluster | None
+  sync_replicas: bool
+  dask: DaskWorkers | None
+  dry_run: bool
+  flags: tuple[tuple[str, Any], ...]
 
   @property
   def train_directory(self) -> pathlib.Path:

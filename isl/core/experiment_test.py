@@ -99,7 +99,22 @@ def _experiment(mode, metric, loss=Loss.CROSS_ENTROPY, restore_directory=None):
       simplify_panels=True,
       statistics=(),
       channels=None,
+      padding=experiment.Padding.NONE,
+      prediction_format=experiment.PredictionFormat.PNG,
+      calibrate=False,
+      calibrated=False,
+      overwrite=False,
     ),
+    input_channels=None,
+    target_channels=None,
+    input_range=None,
+    shards=None,
+    export=None,
+    cluster=None,
+    sync_replicas=False,
+    dask=None,
+    dry_run=False,
+    flags=(),
   )
 
 

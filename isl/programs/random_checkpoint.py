@@ -18,6 +18,7 @@ import numpy as np
 from isl.checkpoints import channels_file
 from isl.checkpoints.saving import write_state, write_values
 from isl.core.channels import TARGET_CHANNELS, TRANSMISSION, input_stack, target_stack
+from isl.core.experiment import DEFAULT_BASE_DEPTH, DEFAULT_MODEL, DEFAULT_NUM_Z_VALUES
 from isl.models.networks import NETWORKS
 from isl.models.plan import make_plan, variable_shapes
 
@@ -37,7 +38,7 @@ def _random_value(rng: np.random.Generator, name: str, shape: tuple[int, ...]) -
 def write_random_checkpoint(
   directory: str | os.PathLike[str],
   *,
-  model: str = 'CONCORDANCE',
+  model: str = DEFAULT_MODEL,
   base_depth: int,
   num_z_values: int,
   target_channels: Sequence[str] | None = None,
@@ -88,9 +89,13 @@ def main() -> None:
   """The command line."""
   parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
   parser.add_argument('--directory', required=True, help='made if it is missing')
-  parser.add_argument('--model', default='CONCORDANCE', choices=sorted(NETWORKS))
-  parser.add_argument('--base_depth', type=int, default=400, help="the network's width")
-  parser.add_argument('--num_z_values', type=int, default=26, help='z depths that it reads')
+  parser.add_argument('--model', default=DEFAULT_MODEL, choices=sorted(NETWORKS))
+  parser.add_argument(
+    '--base_depth', type=int, default=DEFAULT_BASE_DEPTH, help="the network's width"
+  )
+  parser.add_argument(
+    '--num_z_values', type=int, default=DEFAULT_NUM_Z_VALUES, help='z depths that it reads'
+  )
   for name, meaning in (
     ('target_channels', "labels that it predicts, otherwise the original's nine"),
     ('input_channels', f'what it reads at each z depth, otherwise {TRANSMISSION}'),
