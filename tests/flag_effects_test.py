@@ -1,6 +1,7 @@
 """What flags do of which results are independent, or that otherwise shows below them alone.
 
-The others' effects are observed where their mode is tested; flags_test.py says where.
+The others' effects are observed where their mode is tested; that none is dead, in
+flags_reach_the_experiment_test.py.
 """
 
 from __future__ import annotations

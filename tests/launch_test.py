@@ -12,7 +12,7 @@ import pytest
 from absl import flags
 from absl.testing import flagsaver
 
-from isl import command_line, launch
+from isl import command_line, launch, program_flags
 from isl.core.experiment import InferMethod, Metric, Mode, Panel
 from isl.core.statistic import Statistic
 from isl.programs import random_checkpoint
@@ -105,18 +105,13 @@ def _experiment(*arguments):
     return command_line.make_experiment()
 
 
-def _own_flags():
-  by_group = flags.FLAGS.flags_by_module_dict()
-  return {f.name for group, defined in by_group.items() for f in defined if group[:4] == 'isl:'}
-
-
 @pytest.mark.parametrize('name', _DEFAULTS)
 def test_default(name):
   assert flags.FLAGS[name].default == _DEFAULTS[name]
 
 
 def test_there_are_no_other_flags():
-  assert _own_flags() == _DEFAULTS.keys()
+  assert {flag.name for flag in program_flags.own_flags()} == _DEFAULTS.keys()
 
 
 def test_helpfull_has_every_flag_in_a_group():
