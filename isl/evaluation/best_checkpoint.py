@@ -1,8 +1,8 @@
 """Keeps a copy of the checkpoint with the lowest loss so far, which the training would delete.
 
-The folder holds one checkpoint like any other (find_newest finds it), channels.json if there is one
-beside the original, and `{prefix}.json`, the record of its loss. The state file `checkpoint` is
-replaced last: up to there the older one counts, from there on the newer.
+The copy's folder has one checkpoint like any other (`checkpoint.find_newest` finds it),
+channels.json if there is one beside the original, and `{prefix}.json`, the record of its loss. The
+state file `checkpoint` is replaced last: until then the older copy counts, from then on the newer.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ from isl.checkpoints import channels_file, saving
 from isl.checkpoints.checkpoint import find_newest
 from isl.system import files
 
-# All that this module writes, and what a killed run left of it.
+# The files of checkpoints that this module writes, and what a killed run left of them.
 _OURS = re.compile(r'(?P<name>model(-again)?\.ckpt-\d+)\.(index|json|data-[-\w]+)(\.partial)?')
 
 
 @contextlib.contextmanager
 def opened(prefix: pathlib.Path) -> Iterator[dict[str, BinaryIO] | None]:
-  """Opens a checkpoint's files, so that they can be copied even when they are deleted meanwhile.
+  """Opens a checkpoint's files, so that they can be copied even if they are deleted meanwhile.
 
   Args:
-    prefix: of the checkpoint.
+    prefix: the checkpoint's prefix.
 
   Yields:
-    Each file by its ending, .index last; None if one of them is deleted already.
+    The files by their ending, .index last; None if one of them is deleted already.
   """
   with contextlib.ExitStack() as stack:
     opened_files: dict[str, BinaryIO] | None = None
@@ -50,15 +50,15 @@ def opened(prefix: pathlib.Path) -> Iterator[dict[str, BinaryIO] | None]:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Record:
-  """What is known of the best checkpoint.
+  """The record of the best checkpoint, beside its copy.
 
   Attributes:
-    global_step: its training steps.
-    total_loss: its loss.
-    source: the prefix that it was copied from.
-    settings: what the loss was computed of, by the flags' names; losses of others cannot be
+    global_step: the checkpoint's number of training steps.
+    total_loss: the checkpoint's total loss.
+    source: the prefix of the original.
+    settings: what the loss was computed of, by flags' names; losses with other settings cannot be
       compared with it.
-    flags: the command line's.
+    flags: flags of the evaluation's command line, by name.
   """
 
   global_step: int
@@ -73,14 +73,14 @@ def _as_flag(value: Any) -> str:
 
 
 class BestCheckpoint:
-  """The folder with the best checkpoint."""
+  """The folder of the best checkpoint."""
 
   def __init__(self, directory: pathlib.Path, flags: Mapping[str, Any]):
-    """Does nothing yet.
+    """Takes the folder's path; reads and writes nothing yet.
 
     Args:
-      directory: made when there is something to keep.
-      flags: the command line's, as JSON knows them; for the record.
+      directory: the folder; made when there is something to keep.
+      flags: flags of the command line, by name, in values that JSON has; for the record.
     """
     self._directory = directory
     self._flags = flags
@@ -100,21 +100,21 @@ class BestCheckpoint:
     loss: float,
     settings: Mapping[str, Any],
   ) -> bool:
-    """Takes a copy if the loss is lower than that of all before.
+    """Copies a checkpoint if its loss is lower than that of the best so far.
 
     Args:
       source: the checkpoint's prefix, for the record.
-      contents: its files, see `opened`.
-      step: its global step.
-      loss: its total loss; one that is not finite is never the lowest.
-      settings: what the loss was computed of, by the flags' names, as JSON knows it. Where the best
-        checkpoint has others, it stays, with a warning: losses cannot be compared.
+      contents: the checkpoint's files, see `opened`.
+      step: the checkpoint's global step.
+      loss: the checkpoint's total loss; a loss that is not finite is never the lowest.
+      settings: what the loss was computed of, by flags' names, in values that JSON has. If the best
+        checkpoint has others, it stays, with a warning: the losses cannot be compared.
 
     Returns:
-      Whether it did.
+      Whether the checkpoint was copied.
 
     Raises:
-      OSError: it cannot be written. The one before is still there.
+      OSError: the copy cannot be written. The best checkpoint before it is still there.
       ValueError: channels.json beside the checkpoint is damaged.
     """
     if not math.isfinite(loss):
@@ -155,13 +155,13 @@ class BestCheckpoint:
 
   def _take(self, contents: Mapping[str, BinaryIO], record: Record) -> None:
     name = f'model.ckpt-{record.global_step}'
-    # The older one is not overwritten before it is replaced.
+    # The older copy must not be overwritten before the newer one is whole.
     if self._directory / f'{name}.index' == self._index_in_use():
       name = f'model-again.ckpt-{record.global_step}'
     for ending, stream in contents.items():
       if ending == '.index':
-        # Before there is a whole checkpoint, there is what is said of it. An older checkpoint is of
-        # the same channels: they are among the settings.
+        # What is said of the checkpoint is written before the checkpoint is whole. The older copy
+        # has the same channels, since they are among the settings.
         channels_file.carry(pathlib.Path(record.source).parent, self._directory)
         files.write_json(self._directory / f'{name}.json', dataclasses.asdict(record))
       with files.whole_file(self._directory / f'{name}{ending}') as partial:

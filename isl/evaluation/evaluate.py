@@ -1,4 +1,4 @@
-"""EVAL_TRAIN and EVAL_EVAL with LOSS, STITCH or JITTER_STITCH: how good checkpoints are.
+"""EVAL_TRAIN and EVAL_EVAL with LOSS, STITCH or JITTER_STITCH: evaluates checkpoints.
 
 Whenever a new checkpoint appears, its losses or its error panels go to TensorBoard's event files in
 
@@ -36,7 +36,7 @@ from isl.report.event_files import SummaryWriter
 from isl.system import files
 from isl.system.progress import Progress
 
-# Patches computed together.
+# Number of patches computed together.
 _BATCH = 4
 _STATISTICS = {
   Loss.CROSS_ENTROPY: Statistic.CROSS_ENTROPY,
@@ -46,7 +46,7 @@ _NO_CORRUPTION = Corruption(multiplier_std=0, offset_std=0, noise_std=0)
 
 
 def run(experiment: Experiment) -> None:
-  """Evaluates every new checkpoint, or the newest alone.
+  """Evaluates every new checkpoint, or with --eval_once the newest alone.
 
   Raises:
     ValueError: the checkpoint or an image is missing, damaged or does not fit.
@@ -66,10 +66,10 @@ def run(experiment: Experiment) -> None:
 
 
 class _Evaluator(abc.ABC):
-  """What is computed of each checkpoint."""
+  """Computes something of each checkpoint and writes it to an event file."""
 
   def __init__(self, experiment: Experiment):
-    """Checks what can be checked before there is a checkpoint, for which one may wait long."""
+    """Checks what can be checked before there is a checkpoint, which may take long."""
     self._experiment = experiment
     files.check_writable(experiment.evaluation_directory / 'events')
     self._opened_writer: SummaryWriter | None = None
@@ -80,14 +80,14 @@ class _Evaluator(abc.ABC):
 
   @property
   def _writer(self) -> SummaryWriter:
-    """Made when there is something to write."""
+    """The writer of the event file, which is made when there is something to write."""
     if self._opened_writer is None:
       self._opened_writer = SummaryWriter(self._experiment.evaluation_directory)
     return self._opened_writer
 
   @abc.abstractmethod
   def evaluate(self, checkpoint: Checkpoint) -> None:
-    """Computes and writes it."""
+    """Evaluates a checkpoint and writes the result."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -95,15 +95,15 @@ class _HeadLosses:
   """The losses of a checkpoint.
 
   Attributes:
-    inputs: of each input head.
-    targets: of each label.
+    inputs: the loss of each input head, by its image's key.
+    targets: the loss of each target head, by its image's key.
   """
 
   inputs: dict[ImageKey, float]
   targets: dict[ImageKey, float]
 
   def scalars(self) -> dict[str, float]:
-    """By TensorBoard's tag; the total first."""
+    """The losses and their means by TensorBoard's tag, the total first."""
     input_mean, target_mean = (
       float(np.mean(list(losses.values()))) for losses in (self.inputs, self.targets)
     )
@@ -116,7 +116,7 @@ class _HeadLosses:
 
 
 class _Losses(_Evaluator):
-  """LOSS: every head's, on random patches that are neither flipped, rotated nor corrupted."""
+  """Evaluates LOSS: every head's loss on random patches, not flipped, turned or corrupted."""
 
   def __init__(self, experiment: Experiment):
     super().__init__(experiment)
@@ -127,15 +127,15 @@ class _Losses(_Evaluator):
     self._stream: streams.PatchStream | None = None
     self._stream_for: tuple[Geometry, StackSpec, StackSpec] | None = None
     self._best: best_checkpoint.BestCheckpoint | None = None
-    # Of BASE's own training; others keep theirs.
+    # Only the best checkpoint of BASE's own training is kept.
     is_own = experiment.checkpoint_directory.resolve() == experiment.train_directory.resolve()
     if experiment.mode is Mode.EVAL_EVAL and is_own:
       folder = experiment.base_directory / 'best'
       self._best = best_checkpoint.BestCheckpoint(folder, dict(experiment.flags))
 
   def _settings(self, description: Description) -> dict[str, object]:
-    """By flags' names; losses that differ in one of these cannot be compared."""
-    # Records of the usual ones say nothing of these, as older records do not.
+    """The settings of the loss, by flags' names: losses with other settings cannot be compared."""
+    # These two are left out where they have their usual value, since older records lack them.
     settings: dict[str, object] = {}
     if description.inputs.channels != (TRANSMISSION,):
       settings['input_channels'] = list(description.inputs.channels)
@@ -155,7 +155,7 @@ class _Losses(_Evaluator):
     }
 
   def _dataset_settings(self) -> dict[str, object]:
-    """Which patches are drawn, and where from."""
+    """The settings that decide which patches are drawn, by flags' names."""
     shards = self._experiment.shards
     if shards is None:
       folders = self._experiment.image_directories
@@ -168,7 +168,7 @@ class _Losses(_Evaluator):
     }
 
   def evaluate(self, checkpoint: Checkpoint) -> None:
-    """Computes the losses; the checkpoint with the lowest is kept."""
+    """Computes and writes the losses; keeps a copy of the checkpoint if its loss is the lowest."""
     description = checkpoint.describe()
     step = description.global_step
     with best_checkpoint.opened(checkpoint.prefix) as contents:
@@ -214,11 +214,11 @@ class _Losses(_Evaluator):
   def _patches(
     self, plan: NetworkPlan, inputs: StackSpec, targets: StackSpec
   ) -> streams.PatchStream:
-    """The patches for a network; those of the checkpoint before, if it is the same in this."""
+    """The patches for a network: the last checkpoint's, if its network reads the same."""
     geometry = plan.spec.geometry
     if self._stream is None or self._stream_for != (geometry, inputs, targets):
       sampling = dataclasses.replace(
-        # All are averaged, so their order does not matter.
+        # The losses of all patches are averaged, so their order does not matter.
         self._experiment.sampling,
         output_size=geometry.output,
         capacity=1,
@@ -238,7 +238,7 @@ class _Losses(_Evaluator):
     labeler: Labeler,
     geometry: Geometry,
   ) -> np.ndarray:
-    """Each head's loss, [head]: as in losses.py, over the pixels of all patches."""
+    """Computes each head's loss, [head], over the pixels of all patches; see models/losses.py."""
     num_inputs, num_targets = patches.input_shape[-1], patches.target_shape[-1]
     sums, counts = np.zeros((2, num_inputs + num_targets))
     num_examples = self._experiment.evaluation.num_examples
@@ -260,26 +260,26 @@ class _Losses(_Evaluator):
 
 
 def _batches(patches: streams.PatchStream, num_examples: int) -> Iterator[tuple[np.ndarray, ...]]:
-  """Whole batches, as the network takes them; of the last, some may be too many."""
+  """Yields whole batches, as the network takes them; the last may have patches too many."""
   if isinstance(patches, shard_patches.ShardPatches):
     yield from patches.batches(_BATCH, math.ceil(num_examples / _BATCH))
     return
   for first in range(0, num_examples, _BATCH):
     count = min(_BATCH, num_examples - first)
-    # What fills a batch need not be read.
+    # The patches that fill up a batch are not read: they repeat its last.
     filled = [*range(count), *[count - 1] * (_BATCH - count)]
     yield tuple(array[filled] for array in patches.batch(first, count))
 
 
 def _classes(inputs: np.ndarray, target_classes: np.ndarray, geometry: Geometry) -> np.ndarray:
-  """The true classes of the input heads, then of the labels: uint8 [head, batch, row, column]."""
+  """True classes of the input heads, then of the labels: uint8 [head, batch, row, column]."""
   centre = slice(geometry.margin, geometry.margin + geometry.output)
   of_inputs = data_provider.classes_of(inputs[:, centre, centre])
   return np.moveaxis(np.concatenate([of_inputs, target_classes], axis=-1), -1, 0)
 
 
 class _Panels(_Evaluator):
-  """STITCH and JITTER_STITCH: error panels of each field of view's crop at the top left."""
+  """Evaluates STITCH and JITTER_STITCH: error panels of each field of view's top left crop."""
 
   def __init__(self, experiment: Experiment):
     super().__init__(experiment)
@@ -291,7 +291,7 @@ class _Panels(_Evaluator):
     self._fields = field_reading.fields_of(experiment)
 
   def evaluate(self, checkpoint: Checkpoint) -> None:
-    """Draws the panels."""
+    """Draws and writes the error panels of all fields of view."""
     labeler = field_labeling.FieldLabeler(
       checkpoint,
       field_labeling.make_network_plan(self._experiment, checkpoint),
@@ -313,7 +313,13 @@ class _Panels(_Evaluator):
       labeler.close()
 
   def _read(self, field: FieldFiles, description: Description, number: int) -> FieldOfView:
-    """The field of view, jittered if that is asked for."""
+    """Reads a field of view; for JITTER_STITCH its crop, changed at random.
+
+    Args:
+      field: the field of view.
+      description: the checkpoint's network.
+      number: the field of view's number, from 0, which is a part of the seed.
+    """
     field_of_view = field_reading.read_field(
       self._experiment, description.inputs, description.targets, field
     )

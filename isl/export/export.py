@@ -1,18 +1,19 @@
-"""EXPORT: a checkpoint's network for programs that know nothing of isl.
+"""EXPORT: writes a checkpoint's network as a model that runs without isl.
 
-Writes, from --restore_directory (or the newest checkpoint in BASE/train),
+From the newest checkpoint in --restore_directory (or in BASE/train) it makes
 
     EXPORT_DIRECTORY/{global step}/
       saved_model.pb      a SavedModel, for TensorFlow and TensorFlow Serving
       model.onnx          or an ONNX model, with --export_format ONNX
       run.json            checkpoint, flags, versions
 
-The SavedModel's signature `predict` takes `transmission`, float32 [n, row, column, z]: n z-stacks
-of any size from a patch on, intensities in [0, 1], at the positions that the signature `describe`
-gives (a network of several input channels has them side by side, channel fastest). It returns
-`{label}_{statistic}`, float32 [n, row, column], which lacks the network's margin on each side, and
-up to 7 more pixels at the bottom and right. The numbers are those of INFER_FULL. The ONNX model has
-the same input and outputs, and the description in its metadata.
+The SavedModel's signature `predict` takes `transmission`, float32 [n, row, column, image]: n
+z-stacks of any size from a patch on, intensities in [0, 1], at the positions that the signature
+`describe` gives (a network of several input channels reads them side by side, channel fastest). It
+returns `{label}_{statistic}`, float32 [n, row, column], which lacks the network's margin on each
+side, and up to 7 more pixels at the bottom and right; a DISTRIBUTION has a further axis, class. The
+numbers are those of INFER_FULL. The ONNX model has the same input and outputs, and the description
+in its metadata.
 """
 
 from __future__ import annotations
@@ -40,7 +41,8 @@ def run(experiment: Experiment) -> None:
   """Exports the newest checkpoint.
 
   Raises:
-    ValueError: it is missing, damaged or does not fit; or something else has the folder's name.
+    ValueError: the checkpoint is missing, damaged or does not fit; something else has the folder's
+      name; or a library is missing.
     OSError: a file cannot be read or written.
   """
   assert experiment.export is not None
@@ -73,14 +75,14 @@ def run(experiment: Experiment) -> None:
 
 
 def _may_replace(folder: pathlib.Path, name: str) -> bool:
-  """Whether a folder is an older export, which is replaced.
+  """Whether a folder is an older export of the same format, which may be replaced.
 
   Args:
-    folder: has something in it.
-    name: of the new export's model.
+    folder: a folder with something in it.
+    name: file name of the new export's model.
 
   Raises:
-    ValueError: it is an export of the other format, which may still be wanted.
+    ValueError: the folder is an export of the other format, which may still be wanted.
   """
   if not (folder / _RECORD).is_file():
     return False
@@ -94,7 +96,7 @@ def _may_replace(folder: pathlib.Path, name: str) -> bool:
 
 
 def _description(graph: ExportedGraph) -> dict[str, Any]:
-  """What `describe` returns."""
+  """What the signature `describe` returns, by name."""
   description = graph.checkpoint.describe()
   geometry = graph.plan.spec.geometry
   return {
@@ -116,7 +118,7 @@ def _write_saved_model(graph: ExportedGraph, folder: pathlib.Path) -> None:
     predict = _signature({INPUT: stacks}, graph.predict(stacks))
     described = {name: tf.constant(value) for name, value in _description(graph).items()}
     describe = _signature({}, described)
-    # TensorFlow's Builder makes the folder.
+    # TensorFlow's Builder must make its folder itself.
     inside = folder / 'model'
     builder = tf.saved_model.Builder(str(inside))
     try:
@@ -145,7 +147,7 @@ def _signature(inputs: dict[str, tf.Tensor], outputs: dict[str, tf.Tensor]) -> A
 
 
 def _record(experiment: Experiment, checkpoint: Checkpoint) -> dict[str, Any]:
-  """run.json."""
+  """The contents of run.json."""
   return {
     'checkpoint': str(checkpoint.prefix.absolute()),
     'time': datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds'),

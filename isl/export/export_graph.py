@@ -1,4 +1,4 @@
-"""A network's predictions as a graph that needs nothing else: for EXPORT."""
+"""A network's predictions as a graph that needs no code of isl, for EXPORT."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ INPUT = 'transmission'
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ExportedGraph:
-  """A network that is predicted with, as a graph for z-stacks of any size.
+  """Makes the graph of a network's predictions for z-stacks of any size.
 
   Attributes:
-    plan: the network.
-    checkpoint: whose values it has.
-    keys: the labels that it predicts.
-    statistics: what is reported of each pixel's distribution.
-    tile_size: side of a tile in blocks; a tile is computed at once.
+    plan: plan of the network.
+    checkpoint: checkpoint with the network's values.
+    keys: keys of the labels to predict.
+    statistics: statistics of each pixel's distribution to give.
+    tile_size: longest side of a tile, in blocks; a tile is computed at once.
   """
 
   plan: NetworkPlan
@@ -35,25 +35,27 @@ class ExportedGraph:
   tile_size: int
 
   def output_name(self, key: ImageKey, statistic: AnyStatistic) -> str:
-    """What an output is called."""
+    """The name of a label's statistic among the outputs: DAPI_CONFOCAL_MEDIAN, for example."""
     return f'{key.channel}_{statistic.value}'
 
   def make_input(self) -> tf.Tensor:
-    """A placeholder for z-stacks, [n, row, column, z]."""
+    """Makes a placeholder for z-stacks, float32 [n, row, column, image]."""
     depth = self.plan.input_depth // 2
     return tf.placeholder(tf.float32, [None, None, None, depth], name=INPUT)
 
   def predict(self, stacks: tf.Tensor) -> dict[str, tf.Tensor]:
-    """Computes predictions tile by tile, in a constant memory and some times that of the output.
+    """Computes predictions tile by tile.
 
-    Tiles have the shapes and the places that INFER_FULL gives them.
+    This needs a constant memory, plus some times that of the outputs. Tiles have the shapes and the
+    places that INFER_FULL gives them.
 
     Args:
-      stacks: float32 [n, row, column, z], intensities in [0, 1].
+      stacks: z-stacks, float32 [n, row, column, image], intensities in [0, 1].
 
     Returns:
-      float32 [n, row, column] by `output_name`, a further axis for classes in DISTRIBUTION. The
-      network's margin is missing on each side, and what makes no block at the bottom and right.
+      By `output_name`, float32 [n, row, column]; DISTRIBUTION has a further axis, class. The
+      network's margin is missing on each side, and at the bottom and right the pixels that make no
+      whole block.
     """
     patch = self.plan.spec.geometry.patch
     size = tf.shape(stacks)
@@ -90,7 +92,13 @@ class ExportedGraph:
     return (size - geometry.patch) // geometry.output + 1
 
   def _cut(self, stacks: tf.Tensor, firsts: list[Any], blocks: list[Any]) -> tf.Tensor:
-    """What some blocks read."""
+    """Cuts out what a tile reads.
+
+    Args:
+      stacks: the z-stacks, [n, row, column, image].
+      firsts: the tile's first block in rows and in columns.
+      blocks: the tile's number of blocks in rows and in columns.
+    """
     geometry = self.plan.spec.geometry
     sizes = [geometry.patch + (count - 1) * geometry.output for count in blocks]
     starts = [first * geometry.output for first in firsts]
@@ -99,27 +107,27 @@ class ExportedGraph:
     return tf.ensure_shape(cut, [None, None, None, depth])
 
   def _predict(self, stacks: tf.Tensor) -> dict[str, tf.Tensor]:
-    """All outputs of a crop that is whole blocks."""
+    """Computes all outputs, by name, of z-stacks whose size makes whole blocks."""
     results: dict[str, tf.Tensor] = {}
     with tf.variable_scope('', custom_getter=self.checkpoint.custom_getter, reuse=tf.AUTO_REUSE):
       features = towers.features(model_util.with_masks(stacks), self.plan)
       for key in self.keys:
         head = model_util.head_variables(self.plan.output_depth, key)
-        # One after the other: the logits of one head are all that exist at a time.
+        # One after the other, so that only one head's logits are in memory at a time.
         with tf.control_dependencies(list(results.values())):
           logits = model_util.head_logits(tf.identity(features), head)
         results |= self._report(key, logits)
     return results
 
   def _report(self, key: ImageKey, logits: tf.Tensor) -> dict[str, tf.Tensor]:
-    """A label's outputs from its logits, [n, row, column, class]."""
+    """Computes a label's outputs, by name, from its logits, [n, row, column, class]."""
     pictures = [s for s in self.statistics if s is not Statistic.DISTRIBUTION]
     size = ops.shape_of(logits)[:3]
     flat = tf.reshape(logits, [-1, NUM_CLASSES])
-    # None of these looks at the truth.
+    # None of these statistics needs the truth.
     nobody = tf.zeros([1], tf.int32)
     values = ops.distribution_statistics(flat, nobody, pictures)
-    # Rounding may leave a little more than 1, or less than 0.
+    # Rounding may make them slightly more than 1 or less than 0.
     results = {
       self.output_name(key, s): tf.clip_by_value(tf.reshape(value, size), 0, 1)
       for s, value in zip(pictures, values, strict=True)
@@ -130,7 +138,7 @@ class ExportedGraph:
     return results
 
   def _join(self, tiles: tf.Tensor, rows: _Direction, columns: _Direction) -> tf.Tensor:
-    """One output of all tiles, [tile, n, row, column, ..], as [n, row, column, ..]."""
+    """Puts one output of all tiles, [tile, n, row, column, ..], together: [n, row, column, ..]."""
     output = self.plan.spec.geometry.output
     count, *rest = ops.shape_of(tiles)[1:]
     inner = [output * rows.blocks, output * columns.blocks, *rest[2:]]
@@ -145,12 +153,14 @@ class ExportedGraph:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Direction:
-  """The tiles in one direction, as scalar tensors; in the graph what tiling.py is outside of it.
+  """The tiles in one direction, rows or columns, as scalar tensors.
+
+  It does in the graph what isl/inference/tiling.py does outside of it.
 
   Attributes:
-    total: blocks in it.
-    blocks: blocks in a tile.
-    tiles: how many.
+    total: number of blocks in this direction.
+    blocks: number of blocks in a tile.
+    tiles: number of tiles.
   """
 
   total: tf.Tensor
@@ -159,17 +169,21 @@ class _Direction:
 
   @classmethod
   def make(cls, total: tf.Tensor, tile_size: int) -> _Direction:
-    """As few tiles as possible, and these as small as possible, and even; see `tile_blocks`."""
+    """Divides `total` blocks into tiles of at most `tile_size`, as `tiling.tile_blocks` does."""
     blocks = _ceil_divide(total, _ceil_divide(total, tile_size))
     blocks = tf.minimum(blocks + blocks % 2, tf.minimum(tile_size, total))
     return cls(total=total, blocks=blocks, tiles=_ceil_divide(total, blocks))
 
   def first(self, number: tf.Tensor) -> tf.Tensor:
-    """The first block of a tile; the last tile reaches back over the one before it."""
+    """The first block of the tile of a number; the last tile reaches back over the one before."""
     return tf.minimum(number * self.blocks, self.total - self.blocks)
 
   def pixels(self, output: int) -> tf.Tensor:
-    """Where each row of the output is, in the rows of all tiles one behind the other."""
+    """Where each pixel of the output is among the pixels of all tiles, one behind the other.
+
+    Args:
+      output: side of a block's output, in pixels.
+    """
     places = tf.range(self.total * output)
     tile = places // (self.blocks * output)
     return tile * self.blocks * output + places - self.first(tile) * output

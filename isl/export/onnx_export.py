@@ -1,4 +1,4 @@
-"""ONNX models: made by tf2onnx, checked by onnxruntime."""
+"""Writes ONNX models, which tf2onnx makes and onnxruntime checks."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from isl.core import statistic
 from isl.core.statistic import AnyStatistic
 from isl.export.export_graph import INPUT, ExportedGraph
 
-# The oldest that has all that is needed, among those that tools of today read.
+# The oldest set of operators that has all that is needed, so that many tools read it.
 _OPSET = 17
-# How far the two may differ.
+# How far values of TensorFlow and onnxruntime may differ.
 _TOLERANCE = 1e-4
 # Where two classes are about equally likely, rounding decides on modes and quantiles.
 _EQUAL_SHARE = 0.98
 
 
 def require() -> None:
-  """Raises ValueError if what makes and checks ONNX models is not installed."""
+  """Raises ValueError unless the libraries that make and check ONNX models are installed."""
   try:
     import onnxruntime
     import tf2onnx
@@ -36,28 +36,28 @@ def require() -> None:
 
 
 def write(graph: ExportedGraph, path: pathlib.Path, description: Mapping[str, Any]) -> None:
-  """Writes a model, after it was compared with the graph that it is made of.
+  """Writes a model, after comparing its results with those of the graph that it is made of.
 
-  Its input and its outputs are named as those of the SavedModel; the description is in its
+  The model's input and outputs are named like those of the SavedModel; the description is in its
   metadata, each value as JSON.
 
   Args:
-    graph: of the predictions.
-    path: of the file.
-    description: is written into it.
+    graph: the graph of the predictions.
+    path: path of the file.
+    description: description of the model, by name.
 
   Raises:
-    ValueError: onnxruntime computes something else.
+    ValueError: onnxruntime's results differ from TensorFlow's.
     OSError: the file cannot be written.
   """
   import onnx
 
   with tf.Graph().as_default() as tf_graph:
-    # tf2onnx mistakes names within the loop over tiles for those of the graph, unless these are in
-    # a scope.
+    # Unless the graph's names are in a scope, tf2onnx mistakes names within the loop over tiles for
+    # them.
     with tf.name_scope('whole'):
       stacks = graph.make_input()
-      # A label may be called what a node cannot be.
+      # A label may have a name that a node of the graph cannot have.
       outputs = {
         name: tf.identity(tensor, name=f'output_{i}')
         for i, (name, tensor) in enumerate(graph.predict(stacks).items())
@@ -74,12 +74,12 @@ def write(graph: ExportedGraph, path: pathlib.Path, description: Mapping[str, An
 def _convert(
   tf_graph: tf.Graph, inputs: Mapping[str, tf.Tensor], outputs: Mapping[str, tf.Tensor]
 ) -> Any:
-  """A ModelProto of a graph, whose inputs and outputs have these names."""
+  """Converts a graph to an ONNX ModelProto, whose inputs and outputs have these names."""
   from tf2onnx import optimizer, tfonnx
   from tf2onnx.optimizer.const_fold_optimizer import ConstFoldOptimizer
   from tf2onnx.optimizer.identity_optimizer import IdentityOptimizer
 
-  # It tells much of what it does.
+  # tf2onnx logs much of what it does.
   logging.getLogger('tf2onnx').setLevel(logging.ERROR)
   converted = tfonnx.process_tf_graph(
     tf_graph,
@@ -88,8 +88,8 @@ def _convert(
     output_names=[tensor.name for tensor in outputs.values()],
     tensors_to_rename={t.name: name for name, t in (*inputs.items(), *outputs.items())},
   )
-  # All of its passes take ten times as long as all else, and onnxruntime has its own. Without these
-  # two, a loop is not valid and convolutions transpose their weights.
+  # All of tf2onnx's passes take ten times as long as all else, and onnxruntime has its own. Without
+  # these two, a loop is not valid and convolutions transpose their weights.
   passes = {'remove_identity': IdentityOptimizer, 'fold_constants': ConstFoldOptimizer}
   optimized = optimizer.optimize_graph(converted, catch_errors=False, optimizers=passes)
   model = optimized.make_model('in silico labeling')
@@ -102,12 +102,12 @@ def _convert(
 
 
 def _compare(graph: ExportedGraph, encoded: bytes, compute: Any) -> None:
-  """Raises ValueError if onnxruntime's numbers are others than TensorFlow's, on noise."""
+  """Raises ValueError if onnxruntime's results differ from TensorFlow's on an input of noise."""
   import onnxruntime
 
   session = onnxruntime.InferenceSession(encoded, providers=['CPUExecutionProvider'])
   geometry = graph.plan.spec.geometry
-  # An even and an odd number of blocks, and pixels that make none.
+  # An even and an odd number of blocks, and pixels that make no whole block.
   size = (1, geometry.input_size(2), geometry.input_size(3) + 1, graph.plan.input_depth // 2)
   stack = np.random.default_rng(0).random(size, np.float32)
   expected = compute(stack)

@@ -1,11 +1,11 @@
-"""Checkpoints of a network alone: what is needed to predict, a third of what training keeps.
+"""Copies a checkpoint's network alone: what predicting needs, a third of what training keeps.
 
     python -m isl.programs.bare_checkpoint --from BASE/train --to checkpoints \
       --target_channels DAPI_CONFOCAL,MAP2_CONFOCAL
 
 copies the newest checkpoint of a folder without the optimizer's state, and without the heads of
-labels that are not named: those that the training never saw, say. channels.json lists those that
-are left, in the order in which they were named.
+labels that are not named: those that the training never saw, for example. channels.json lists the
+remaining labels, in the order in which they were named.
 """
 
 from __future__ import annotations
@@ -30,19 +30,19 @@ def copy_bare(
   directory: str | os.PathLike[str],
   target_channels: Sequence[str] | None = None,
 ) -> pathlib.Path:
-  """Copies the newest checkpoint of a folder, the network's variables and the step alone.
+  """Copies the network's variables and the global step of the newest checkpoint of a folder.
 
   Args:
-    source: the folder.
-    directory: where the copy goes; made if it is missing.
+    source: the folder of the checkpoint.
+    directory: folder for the copy; made if it is missing.
     target_channels: labels whose heads are copied, in this order; None: all.
 
   Returns:
     The copy's prefix.
 
   Raises:
-    ValueError: there is no checkpoint, it is damaged, or does not predict these labels; or the
-      copy would go to its own folder.
+    ValueError: there is no checkpoint, or it is damaged, or does not predict these labels; or both
+      folders are the same.
     OSError: the copy cannot be written.
   """
   checkpoint = Checkpoint(find_newest(source))
@@ -72,7 +72,7 @@ def copy_bare(
 
 
 def main() -> None:
-  """The command line."""
+  """Runs the program: copies a checkpoint as the command line says."""
   parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
   parser.add_argument('--from', dest='source', required=True, help='folder with a checkpoint')
   parser.add_argument('--to', required=True, help='folder for the copy; made if it is missing')

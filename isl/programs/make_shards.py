@@ -3,7 +3,8 @@ r"""Writes fields of view into TFRecord shards, for trainings on more than fits 
     python -m isl.programs.make_shards --dataset_directory A,B \
       --output 'shards/plate-%05d' --num_shards 64
 
-How, says `shard_writing.py`, and what is in them, `shard_examples.py`. Train from them with
+isl/data/shard_writing.py says how, and isl/data/shard_examples.py what is in them. Train from them
+with
 
     isl-launch --mode TRAIN --dataset_pattern 'shards/plate-%05d' --dataset_num_shards 64 ...
 """
@@ -25,12 +26,12 @@ from isl.images.fields_of_view import FieldFiles, parts_of
 from isl.models.networks import NETWORKS
 from isl.system import quiet
 
-# As much as the network that sees farthest needs.
+# In pixels: as much as the network with the largest margin needs.
 _OVERLAP = max(spec.geometry.margin for spec in NETWORKS.values())
 
 
 def make_parser() -> argparse.ArgumentParser:
-  """The options."""
+  """Makes the parser of the command line."""
   parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
   parser.add_argument(
     '--dataset_directory',
@@ -86,11 +87,12 @@ def _from(least: int) -> Callable[[str], int]:
 
 
 def chosen_fields(arguments: argparse.Namespace) -> list[FieldFiles]:
-  """The fields of view, with the images that are to be written.
+  """Finds the fields of view, with only the images that are to be written.
 
   Raises:
-    ValueError: one cannot be read, or lacks a channel.
-    OSError: a folder is missing.
+    ValueError: a field of view cannot be read, or lacks an input channel; or none has a label that
+      is asked for.
+    OSError: a folder is missing or cannot be read.
   """
   found = finding.find_all(pathlib.Path(_home(name)) for name in arguments.dataset_directory)
   inputs, targets = arguments.input_channels, arguments.target_channels
@@ -113,22 +115,22 @@ def chosen_fields(arguments: argparse.Namespace) -> list[FieldFiles]:
 
 
 def _channels(field: FieldFiles, *, is_label: bool) -> list[str]:
-  """All channels of a field of view that are labels, or are not."""
+  """The channels of a field of view that are labels, or those that are not, sorted."""
   return sorted({key.channel for key in field.sources if (key.z == MAXPROJECT) == is_label})
 
 
 def _home(path: str) -> str:
-  """Replaces ~ at its beginning."""
+  """Replaces a ~ at the beginning of a path by the home directory."""
   return os.path.expanduser(path)  # noqa: PTH111, of a pattern.
 
 
 def main() -> None:
-  """The command line."""
+  """Runs the program: writes shards as the command line says."""
   arguments = make_parser().parse_args()
   with quiet.quiet_stderr():
     # Not at the top: it loads TensorFlow, for which --help should not have to wait.
     from isl.data import shard_writing
-  # Else absl's log begins with a line on flags that are not there.
+  # Otherwise, absl's log begins with a line about flags that were not parsed.
   flags.FLAGS.mark_as_parsed()
   logging.use_absl_handler()
   logging.set_verbosity(logging.INFO)

@@ -1,9 +1,9 @@
-"""Checkpoints with random values: for tests, for benchmarks, and to try a command line.
+"""Writes a checkpoint with random values, for tests, benchmarks, and to try a command line.
 
     python -m isl.programs.random_checkpoint --directory checkpoints --target_channels GFP,RFP
 
-Their predictions mean nothing, but exercise all of the network: batch norm's statistics are away
-from their defaults, and activations keep their size from layer to layer.
+Its predictions mean nothing, but exercise all of the network: batch norm's statistics are away from
+their defaults, and activations keep their size from layer to layer.
 """
 
 from __future__ import annotations
@@ -46,24 +46,25 @@ def write_random_checkpoint(
   global_step: int = 1000,
   seed: int = 0,
 ) -> pathlib.Path:
-  """Writes a checkpoint whose values a seed decides.
+  """Writes a checkpoint of a network with random values.
 
   Args:
-    directory: made if it is missing.
+    directory: folder of the checkpoint; made if it is missing.
     model: the network's name.
-    base_depth: its width.
-    num_z_values: z depths that it reads.
-    target_channels: the labels that it predicts; None: the original's nine.
-    input_channels: what it reads at each z depth; None: TRANSMISSION. Where these or the labels are
-      given, channels.json says them, too.
-    global_step: training steps that it claims to have had.
-    seed: the same seed gives the same values.
+    base_depth: the network's width.
+    num_z_values: number of z depths that the network reads.
+    target_channels: the labels that the network predicts; None: the original's nine.
+    input_channels: the channels that the network reads at each z depth; None: TRANSMISSION. If
+      these or the labels are given, channels.json lists both.
+    global_step: number of training steps that the checkpoint claims to have had.
+    seed: seed of the values; the same seed gives the same values.
 
   Returns:
     The checkpoint's prefix.
 
   Raises:
     ValueError: `base_depth` or `num_z_values` is too small for the network.
+    OSError: a file cannot be written.
   """
   inputs = input_stack(num_z_values, input_channels or (TRANSMISSION,))
   targets = target_stack(target_channels or TARGET_CHANNELS)
@@ -86,7 +87,7 @@ def write_random_checkpoint(
 
 
 def main() -> None:
-  """The command line."""
+  """Runs the program: writes a checkpoint as the command line says."""
   parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
   parser.add_argument('--directory', required=True, help='made if it is missing')
   parser.add_argument('--model', default=DEFAULT_MODEL, choices=sorted(NETWORKS))

@@ -1,9 +1,9 @@
-r"""Fields of view of smooth random content: for tests, and to try a command line without data.
+r"""Writes fields of view of smooth random content: for tests, and to try a command line.
 
     python -m isl.programs.random_field --directory images --rows 512 --columns 512 \
       --target_channels GFP
 
-Their files are named as a microscope's, in either dialect. What they show means nothing.
+The files are named like a microscope's, in either dialect. The images mean nothing.
 """
 
 from __future__ import annotations
@@ -40,16 +40,17 @@ def write_field(
 
   Args:
     directory: the folder, made if it is missing.
-    rows: of each image, in pixels.
-    columns: of each image, in pixels.
-    depths: transmitted-light images; these change smoothly with z.
-    transmitted_light: their channel.
-    further_inputs: channels of other z-stacks, with as many depths. All else is as without them.
+    rows: rows of each image, in pixels.
+    columns: columns of each image, in pixels.
+    depths: number of transmitted-light images, which change smoothly with z.
+    transmitted_light: channel of the transmitted-light images.
+    further_inputs: channels of other z-stacks, with as many depths. They do not change the other
+      images.
     channels: target channels, at z MAXPROJECT.
-    wells: a field of view for each.
-    dialect: of the file names, SAMPLE or PUBLISHED.
-    bits: 8 or 16.
-    seed: of the content.
+    wells: names of the wells, each of which gets a field of view.
+    dialect: dialect of the file names, SAMPLE or PUBLISHED.
+    bits: bits of a pixel, 8 or 16.
+    seed: seed of the content.
 
   Returns:
     The names of the fields of view, in the order of `wells`.
@@ -75,20 +76,20 @@ def write_field(
 
 
 def _z_stack(rng: np.random.Generator, depths: int, rows: int, columns: int) -> list[np.ndarray]:
-  """Images that change smoothly with z, float32 [row, column] in [0, 1]."""
+  """Makes `depths` images that change smoothly with z, each float32 [row, column] in [0, 1]."""
   near, far = _texture(rng, rows, columns), _texture(rng, rows, columns)
   shares = [z / max(depths - 1, 1) for z in range(depths)]
   return [(1 - share) * near + share * far for share in shares]
 
 
 def _texture(rng: np.random.Generator, rows: int, columns: int) -> np.ndarray:
-  """Blobs of about 8 pixels: float32 [row, column] in [0, 1]."""
+  """Makes an image of blobs of about 8 pixels, float32 [row, column] in [0, 1]."""
   coarse = rng.random((rows // 8 + 2, columns // 8 + 2), dtype=np.float32)
   return np.clip(cv2.resize(coarse, (columns, rows), interpolation=cv2.INTER_CUBIC), 0, 1)
 
 
 def main() -> None:
-  """The command line."""
+  """Runs the program: writes a field of view as the command line says."""
   parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
   parser.add_argument('--directory', required=True, help='made if it is missing')
   parser.add_argument('--rows', type=int, default=512, help='of each image, in pixels')
