@@ -1,9 +1,9 @@
-"""calibration.json beside a checkpoint: a temperature for each label's distributions.
+"""Temperatures of labels' distributions: fitting them, and calibration.json beside a checkpoint.
 
 A network that was trained long is often too sure of itself. One number per label mends most of
 that: p_T is proportional to p^(1 / T), which is the softmax of logits / T; T > 1 widens. (Guo et
 al., On calibration of modern neural networks, ICML 2017.) T is fitted on fields of view that
-neither training nor later reports use.
+neither training nor later reports use: isl/inference/calibrate.py reads and predicts these.
 """
 
 from __future__ import annotations
@@ -25,30 +25,30 @@ NAME = 'calibration.json'
 _FORMAT = 1
 _REMEDY = 'run --calibrate again'
 
-# What temperatures are searched in.
+# The range in which temperatures are searched.
 LOWEST, HIGHEST = 0.05, 20.0
-# How many pixels of a label are enough for one number.
+# Number of a label's pixels that is enough to fit one temperature.
 SAMPLE_PIXELS = 20_000
-# How many a step of the fit looks at together: 2 MB of logarithms.
+# Number of pixels that a step of the fit looks at together: 2 MB of logarithms.
 _CHUNK = 2048
 
-# Of a place in a sample without a pixel.
+# The rank at a place of a sample that has no pixel.
 _EMPTY = np.uint64(2**64 - 1)
 
 
 class PixelSample:
   """Pixels of one label, drawn evenly from any number of fields of view.
 
-  Every pixel has a pseudorandom rank, by its place alone, and those with the lowest ranks are kept.
-  So all are equally likely to be, their number need not be known in advance, and neither the order
-  nor the shapes of the tiles matter.
+  Every pixel has a pseudorandom rank, which depends on its place alone, and the pixels with the
+  lowest ranks are kept. So all are equally likely to be kept, their number need not be known in
+  advance, and neither the order nor the shapes of the tiles matter.
   """
 
   def __init__(self, most: int = SAMPLE_PIXELS) -> None:
-    """Begins an empty one.
+    """Makes a sample without pixels.
 
     Args:
-      most: how many pixels are kept; each takes 1 KB.
+      most: number of pixels that are kept at most; each takes 1 KB.
     """
     self._ranks = np.full(most, _EMPTY)
     self._log_p = np.empty((most, NUM_CLASSES), np.float32)
@@ -57,14 +57,16 @@ class PixelSample:
   def add(
     self, field: int, rows: slice, columns: slice, log_p: np.ndarray, classes: np.ndarray
   ) -> None:
-    """Takes what it needs of a tile. Tiles, in any order, hold each pixel once.
+    """Takes those of a tile's pixels that have low ranks.
+
+    Tiles come in any order; each pixel must come once.
 
     Args:
       field: the field of view's number.
-      rows: where the tile lies in its field of view.
-      columns: likewise.
+      rows: rows of the tile in its field of view, in pixels.
+      columns: columns of the tile in its field of view, in pixels.
       log_p: logarithms of the predicted probabilities, or logits: float32 [row, column, class].
-      classes: the true ones, uint8 [row, column].
+      classes: true classes, uint8 [row, column].
     """
     most = len(self._ranks)
     ranks = _ranks(field, rows, columns)
@@ -72,7 +74,7 @@ class PixelSample:
     assert classes.size == ranks.size, (classes.shape, rows, columns)
     lowest = np.argsort(np.concatenate([self._ranks, ranks]), kind='stable')[:most]
     chosen = lowest[lowest >= most] - most
-    # As many as come have to go: empty places first, then the highest ranks.
+    # As many have to leave as come: empty places first, then the highest ranks.
     places = np.argsort(self._ranks)[most - len(chosen) :]
     self._ranks[places] = ranks[chosen]
     self._log_p[places] = log_p.reshape(-1, NUM_CLASSES)[chosen]
@@ -82,20 +84,23 @@ class PixelSample:
     return int(np.count_nonzero(self._ranks != _EMPTY))
 
   def pixels(self) -> tuple[np.ndarray, np.ndarray]:
-    """What was kept, in the order of the ranks.
+    """The pixels that were kept, in the order of their ranks.
 
     Returns:
-      log_p, float32 [pixel, class], and the true classes, uint8 [pixel].
+      log_p, float32 [pixel, class], and true classes, uint8 [pixel].
     """
     order = np.argsort(self._ranks)[: len(self)]
     return self._log_p[order], self._classes[order]
 
 
 def _ranks(field: int, rows: slice, columns: slice) -> np.ndarray:
-  """A number for each pixel of a tile, different for different places: uint64 [row * column].
+  """Computes a rank for each pixel of a tile, different for different places.
 
-  It is SplitMix64's (Steele et al., Fast splittable pseudorandom number generators, OOPSLA 2014),
-  whose steps can be undone, so that no two places have the same.
+  It is SplitMix64 (Steele et al., Fast splittable pseudorandom number generators, OOPSLA 2014) of
+  the pixel's place. Its steps can be undone, so no two places have the same rank.
+
+  Returns:
+    uint64 [row * column].
   """
   assert 0 <= field < 1 << 16, field
   assert max(rows.stop, columns.stop) <= 1 << 24, (rows, columns)
@@ -108,12 +113,12 @@ def _ranks(field: int, rows: slice, columns: slice) -> np.ndarray:
 
 
 def mean_nll(log_p: np.ndarray, classes: np.ndarray, temperature: float = 1.0) -> float:
-  """Mean of -ln p_T[true class], in nats.
+  """Computes the mean negative log-likelihood: the mean of -ln p_T[true class], in nats.
 
   Args:
     log_p: logarithms of probabilities, or logits, all finite: float32 [pixel, class].
-    classes: the true ones, uint8 [pixel].
-    temperature: T.
+    classes: true classes, uint8 [pixel].
+    temperature: the temperature T; 1: the network's own distributions.
   """
   total = 0.0
   for first in range(0, len(classes), _CHUNK):
@@ -125,13 +130,16 @@ def mean_nll(log_p: np.ndarray, classes: np.ndarray, temperature: float = 1.0) -
 
 
 def fit_temperature(log_p: np.ndarray, classes: np.ndarray) -> float:
-  """The temperature in [0.05, 20] at which the mean negative log-likelihood is lowest.
+  """Finds the temperature in [0.05, 20] at which the mean negative log-likelihood is lowest.
 
-  That is convex in 1 / T, so that there is one minimum.
+  The mean is convex in 1 / T, so there is one minimum.
 
   Args:
     log_p: logarithms of probabilities, or logits, all finite: float32 [pixel, class].
-    classes: the true ones, uint8 [pixel]; at least one.
+    classes: true classes, uint8 [pixel]; at least one.
+
+  Returns:
+    The temperature; 1 if no other is better.
   """
   assert len(classes) > 0
   found = optimize.minimize_scalar(
@@ -140,19 +148,21 @@ def fit_temperature(log_p: np.ndarray, classes: np.ndarray) -> float:
     method='bounded',
     options={'xatol': 1e-4},
   )
-  # What is as good as can be is left alone.
+  # Distributions that are as good as they can be stay as they are.
   return math.exp(found.x) if found.fun < mean_nll(log_p, classes) else 1.0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Fit:
-  """A label's temperature.
+  """A label's temperature, and how much better it makes the label's distributions.
 
   Attributes:
-    temperature: T; 1 changes nothing.
-    pixels: how many it was fitted on.
-    nll_before: their mean negative log-likelihood with the network's own distributions, in nats.
-    nll_after: likewise with those at the temperature; not above `nll_before`.
+    temperature: the temperature T; 1 changes nothing.
+    pixels: number of pixels that the temperature was fitted on.
+    nll_before: mean negative log-likelihood of these pixels with the network's own distributions,
+      in nats.
+    nll_after: mean negative log-likelihood of these pixels with the distributions at the
+      temperature, in nats; not above `nll_before`.
   """
 
   temperature: float
@@ -162,7 +172,7 @@ class Fit:
 
 
 def fit(sample: PixelSample) -> Fit:
-  """Fits a label's temperature on its pixels, of which there is at least one."""
+  """Fits a label's temperature to a sample of its pixels, at least one."""
   log_p, classes = sample.pixels()
   temperature = fit_temperature(log_p, classes)
   return Fit(
@@ -175,16 +185,16 @@ def fit(sample: PixelSample) -> Fit:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Calibration:
-  """The temperatures of a checkpoint's labels, and what they come from.
+  """The temperatures of a checkpoint's labels, and what they were fitted on.
 
   Attributes:
-    checkpoint: its name, model.ckpt-500 say.
-    step: its global step.
-    fingerprint: of the checkpoint's contents.
-    folders: where the fields of view lie that the temperatures were fitted on.
-    fields: names of these, each by a fingerprint of its contents. To be found again whatever labels
-      are asked for, that should be of the input alone.
-    fits: by channel.
+    checkpoint: the checkpoint's name: model.ckpt-500, for example.
+    step: the checkpoint's global step.
+    fingerprint: fingerprint of the checkpoint's contents.
+    folders: folders, files or manifests of the fields of view that the temperatures were fitted on.
+    fields: names of these fields of view, by a fingerprint of their contents. The fingerprint
+      should be of the input alone, so that it is found again whatever labels are asked for.
+    fits: the fit of each label, by channel.
   """
 
   checkpoint: str
@@ -196,24 +206,24 @@ class Calibration:
 
   @property
   def temperatures(self) -> dict[str, float]:
-    """By channel."""
+    """The temperature of each label, by channel."""
     return {channel: of_channel.temperature for channel, of_channel in self.fits.items()}
 
   def save(self, folder: str | os.PathLike[str]) -> None:
-    """Writes `calibration.json` into the checkpoint's folder.
+    """Writes calibration.json to the checkpoint's folder.
 
     Raises:
-      OSError: it cannot be written.
+      OSError: the file cannot be written.
     """
     contents = dataclasses.asdict(self)
     contents['folders'] = [str(path.resolve()) for path in self.folders]
     files.write_json(pathlib.Path(folder) / NAME, {'format': _FORMAT, **contents})
 
   def check_checkpoint(self, fingerprint: str) -> None:
-    """Checks that the temperatures are of a checkpoint, given a fingerprint of its contents.
+    """Checks that the temperatures are of the checkpoint whose contents have this fingerprint.
 
     Raises:
-      ValueError: they are not.
+      ValueError: the temperatures are of another checkpoint.
     """
     if fingerprint != self.fingerprint:
       raise ValueError(
@@ -224,14 +234,14 @@ class Calibration:
   def check_not_fitted_on(
     self, folders: Iterable[str | os.PathLike[str]] = (), fields: Mapping[str, str] | None = None
   ) -> None:
-    """Checks that what is reported was not used for the fit, or else it would look too good.
+    """Checks that images were not used for the fit, since reports on them would look too good.
 
     Args:
       folders: folders of images, files or manifests.
       fields: names of fields of view by fingerprints, made like those of the fit.
 
     Raises:
-      ValueError: one of them was used.
+      ValueError: one of them was used for the fit.
     """
     used = {path.resolve() for path in self.folders}
     names = [repr(str(folder)) for folder in folders if pathlib.Path(folder).resolve() in used]
@@ -246,11 +256,11 @@ class Calibration:
 
 
 def load(folder: str | os.PathLike[str]) -> Calibration:
-  """Reads the calibration in a checkpoint's folder.
+  """Reads calibration.json in a checkpoint's folder.
 
   Raises:
-    ValueError: there is none, or it is damaged, or is another program's.
-    OSError: it cannot be read.
+    ValueError: there is no such file, or it is damaged, or is another program's.
+    OSError: the file cannot be read.
   """
   path = pathlib.Path(folder) / NAME
   try:
@@ -267,7 +277,7 @@ def load(folder: str | os.PathLike[str]) -> Calibration:
 
 
 def _parse(contents: dict[str, Any]) -> Calibration:
-  """Raises any of the exceptions that `load` expects, where something is amiss."""
+  """Makes a Calibration of the file's contents; raises exceptions that `load` expects if wrong."""
   if contents['format'] != _FORMAT:
     raise ValueError(f'"format" is {contents["format"]!r}, not {_FORMAT}')
   return Calibration(

@@ -1,4 +1,4 @@
-"""An experiment's graph: from input and true classes to predictions."""
+"""The graph that predicts images from crops, with a checkpoint's weights."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from isl.models.plan import NetworkPlan
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class HeadGroup:
-  """Heads of which the same is computed.
+  """Heads of which the same statistics are computed.
 
   Attributes:
-    heads: keys of the images that they predict.
-    statistics: what to compute of each pixel's distribution.
-    temperatures: of each head, which divides its logits; None: all are 1.
+    heads: keys of the images that the heads predict.
+    statistics: statistics to compute of each pixel's distribution.
+    temperatures: the temperature of each head, which divides its logits; None: all are 1.
   """
 
   heads: tuple[ImageKey, ...]
@@ -33,8 +33,13 @@ class HeadGroup:
 class Labeler:
   """A network with a checkpoint's weights that predicts images from crops of one size.
 
-  Only the heads asked for are computed, one after the other: the logits of one are all that exist
-  at a time.
+  Only the heads asked for are computed, one after the other, so that one head's logits are in
+  memory at a time.
+
+  Attributes:
+    groups: the groups of heads that are computed, without empty ones.
+    batch: number of crops that are computed at once.
+    blocks: number of blocks in a crop, in rows and columns.
   """
 
   def __init__(
@@ -49,11 +54,11 @@ class Labeler:
     """Builds the graph in which the checkpoint's values are constants, and starts a session.
 
     Args:
-      plan: the network.
-      checkpoint: fits the plan.
-      groups: the images to predict, and what of them.
-      batch: crops computed at once.
-      blocks: outputs in a crop, in rows and columns: 1 x 1 for single patches.
+      plan: plan of the network.
+      checkpoint: checkpoint of the network; it fits the plan.
+      groups: the images to predict, and their statistics.
+      batch: number of crops that are computed at once.
+      blocks: number of blocks in a crop, in rows and columns: (1, 1) for single patches.
 
     Raises:
       ValueError: the checkpoint is damaged.
@@ -87,7 +92,16 @@ class Labeler:
   def _make_outputs(
     self, features: tf.Tensor, group: HeadGroup, true_classes: tf.Tensor
   ) -> dict[AnyStatistic, tf.Tensor]:
-    """Each statistic [head, batch, row, column]; of DISTRIBUTION with a further axis, class."""
+    """Makes a group's statistics, by statistic.
+
+    Args:
+      features: the features that the heads read, [batch, row, column, depth].
+      group: the heads and statistics.
+      true_classes: true classes, uint8 [head, batch, row, column].
+
+    Returns:
+      float32 [head, batch, row, column] each; DISTRIBUTION has a further axis, class.
+    """
     depth = features.shape.as_list()[-1]
     variables = [model_util.head_variables(depth, key) for key in group.heads]
     stacked = model_util.HeadVariables(*(tf.stack(v) for v in zip(*variables, strict=True)))
@@ -134,11 +148,11 @@ class Labeler:
 
     Args:
       inputs: float32 [batch, row, column, z, channel, mask], intensities in [0, 1].
-      true_classes: of each group, uint8 [head, batch, row, column]; 0 where unknown.
+      true_classes: true classes for each group, uint8 [head, batch, row, column]; 0 where unknown.
 
     Returns:
-      Of each group for each of its statistics float32 [head, batch, row, column]; DISTRIBUTION has
-      a further axis, class.
+      For each group, by statistic, float32 [head, batch, row, column]; DISTRIBUTION has a further
+      axis, class.
 
     Raises:
       ValueError: the machine lacks the memory, or a check of --tensorcheck_enable_checks failed.

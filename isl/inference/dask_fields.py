@@ -1,4 +1,4 @@
-"""Fields of view spread over processes and machines, by Dask."""
+"""Spreads the labeling of fields of view over processes and machines, by Dask."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ from isl.inference.field_run import FieldRun, Settings
 
 _SECONDS_TO_CONNECT = 10
 _SECONDS_BETWEEN_LINES = 10
-# How TensorFlow and NumPy are told how many threads to take.
+# The environment variables that tell TensorFlow and NumPy how many threads to use.
 _THREAD_VARIABLES = ('TF_NUM_INTRAOP_THREADS', 'OMP_NUM_THREADS', 'OPENBLAS_NUM_THREADS')
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Done:
-  """A field of view that need not be waited for any more.
+  """A field of view that a worker has labeled, or failed to label.
 
   Attributes:
-    number: of the field of view.
-    result: its record, or why there is none.
-    worker: who did it.
+    number: the field of view's number, from 0.
+    result: the field of view's record, or the error because of which there is none.
+    worker: address of the worker; '' if several began the field of view and were all lost.
   """
 
   number: int
@@ -42,10 +42,13 @@ class Done:
 
 
 class Workers:
-  """Dask's workers, as a context manager: those of a cluster, or processes of this machine."""
+  """The workers of a Dask cluster, or processes of this machine, as a context manager."""
 
   def __init__(self, workers: DaskWorkers):
-    """Starts nothing yet.
+    """Checks that Dask is installed; starts nothing yet.
+
+    Args:
+      workers: which workers label fields of view.
 
     Raises:
       ValueError: Dask is not installed.
@@ -64,12 +67,12 @@ class Workers:
     self._is_loaded = False
 
   def __enter__(self) -> Self:
-    """Connects, or starts processes.
+    """Connects to the cluster's scheduler, or starts processes on this machine.
 
     Raises:
       ValueError: the scheduler cannot be reached.
     """
-    # They tell of every process that comes and goes; some have levels of their own.
+    # Dask's loggers tell of every process that comes and goes; some have levels of their own.
     for name in list(python_logging.root.manager.loggerDict):
       if name.split('.')[0] == 'distributed':
         python_logging.getLogger(name).setLevel(python_logging.CRITICAL)
@@ -91,7 +94,7 @@ class Workers:
     traceback: TracebackType | None,
   ) -> None:
     if self._is_loaded:
-      # Workers that come to a scheduler later are others' again.
+      # So that workers that join the scheduler later do not load isl.
       with contextlib.suppress(Exception):
         from isl.inference import dask_start
 
@@ -101,15 +104,15 @@ class Workers:
   def label(self, settings: Settings, fields: Sequence[FieldFiles]) -> Iterator[Done]:
     """Labels fields of view, and yields each as soon as it is done.
 
-    What a lost worker had begun, another does.
+    A field of view that a lost worker had begun is begun again by another.
 
     Args:
-      settings: of the run; its paths are those of all machines.
-      fields: of view.
+      settings: settings of the run, with paths that all machines have.
+      fields: the fields of view.
 
     Raises:
       ValueError: a worker has no isl, or another version.
-      OSError: the scheduler is lost.
+      OSError: the connection to the scheduler is lost.
     """
     import distributed
 
@@ -134,7 +137,11 @@ class Workers:
       pending -= finished
 
   def _say_who_is_lost(self, there: set[str]) -> set[str]:
-    """Logs which of some workers are not there any more; returns those that are there."""
+    """Logs which workers have been lost; returns the addresses of those that are there.
+
+    Args:
+      there: addresses of the workers that were there the last time.
+    """
     try:
       now = self._names()
     except OSError as e:
@@ -161,11 +168,15 @@ class Workers:
     return Done(number=number, result=result, worker=worker)
 
   def _names(self) -> set[str]:
-    """Addresses of the workers that there are."""
+    """The addresses of the workers that are there."""
     return set(self._client.scheduler_info(n_workers=-1)['workers'])
 
   def _wait_for_workers(self) -> None:
-    """Waits for the first, and checks all that there are."""
+    """Waits for the first worker, then checks the version of all workers that are there.
+
+    Raises:
+      ValueError: a worker has no isl, or another version.
+    """
     import distributed
 
     from isl.inference import dask_start
@@ -176,11 +187,11 @@ class Workers:
         self._client.wait_for_workers(1, timeout=_SECONDS_BETWEEN_LINES)
     try:
       versions = self._client.run(dask_start.version)
-      # Before this module is, which loads TensorFlow.
+      # Before this module is loaded on the workers, which loads TensorFlow.
       self._client.register_plugin(dask_start.Start(__name__, __version__))
       self._is_loaded = True
     except Exception as e:
-      # Whatever a worker raises that cannot import what it is to run.
+      # A worker that cannot import isl may raise anything.
       raise ValueError(
         f'the workers of Dask cannot run isl {__version__}: {e}; expected the same environment'
         ' as here'
@@ -194,18 +205,18 @@ class Workers:
 
 @contextlib.contextmanager
 def _local_cluster(count: int) -> Iterator[str]:
-  """Processes of this machine, which divide its cores; yields their scheduler's address."""
+  """Starts processes on this machine, which divide its cores; yields their scheduler's address."""
   import distributed
 
   threads = str(max(1, len(os.sched_getaffinity(0)) // count))
-  # Of what a killed process leaves behind; the system tidies it up.
+  # The warning is of what a killed process leaves behind, which the system tidies up.
   os.environ.setdefault('PYTHONWARNINGS', 'ignore:resource_tracker:UserWarning')
   logging.info('Starting %d processes of %s threads', count, threads)
   with distributed.LocalCluster(
     n_workers=count,
     threads_per_worker=1,
     processes=True,
-    # What a field of view takes is known, and what Dask would do about it is to end the process.
+    # Dask would end processes above a limit; the memory that a field of view takes is known.
     memory_limit=0,
     dashboard_address=None,
     silence_logs=python_logging.CRITICAL,
@@ -235,28 +246,43 @@ def _lost_scheduler() -> OSError:
   )
 
 
-# In the workers.
+# From here on: what runs in the workers.
 
 _lock = threading.Lock()
 _current: tuple[str, FieldRun] | None = None
 
 
 def _label(key: str, settings: Settings, field: FieldFiles) -> tuple[FieldRecord | Exception, str]:
-  """Labels a field of view; returns its record, or what went wrong, and who did it."""
+  """Labels a field of view on a worker.
+
+  Args:
+    key: identifies the run.
+    settings: settings of the run.
+    field: the field of view.
+
+  Returns:
+    The field of view's record, or the error because of which there is none, and the worker's
+    address.
+  """
   import distributed
 
-  # A process has one network, and may have several threads.
+  # A process has one network, and may have several threads that label.
   with _lock:
     try:
       result: FieldRecord | Exception = _field_run(key, settings).label(field, None)
     except (ValueError, OSError) as e:
-      # Not itself, since what it holds may not be sendable.
+      # A copy of the error, since parts of the original may not be sendable.
       result = (OSError if isinstance(e, OSError) else ValueError)(str(e))
   return result, distributed.get_worker().address
 
 
 def _field_run(key: str, settings: Settings) -> FieldRun:
-  """This process's, which has loaded the checkpoint once."""
+  """The FieldRun of this process, which loads the checkpoint once for a run.
+
+  Raises:
+    ValueError: the run's BASE is not there, or the checkpoint is damaged.
+    OSError: a file cannot be read.
+  """
   global _current
   if _current is None or _current[0] != key:
     if _current is not None:

@@ -1,4 +1,4 @@
-"""What Dask's workers do before they label anything."""
+"""Prepares Dask's workers before they label anything: isl's version, and loading TensorFlow."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from isl.system import quiet
 
 
 class Start(distributed.WorkerPlugin):
-  """Loads what labels fields of view, quietly; in workers that come later, too."""
+  """Loads the module that labels fields of view, quietly; also in workers that come later."""
 
   name = 'isl'
 
   def __init__(self, module: str, version: str):
-    """Takes the module to load, and the version of isl that it must be of."""
+    """Takes the name of the module to load, and the version of isl that the worker must have."""
     self._module = module
     self._version = version
 
   def setup(self, worker: distributed.Worker) -> None:
-    """Loads it.
+    """Loads the module.
 
     Raises:
-      RuntimeError: it is of another version, with which no worker starts.
+      RuntimeError: the worker has another version of isl; such a worker does not start.
     """
     del worker
     if quiet.load(self._module) != self._version:
@@ -29,5 +29,5 @@ class Start(distributed.WorkerPlugin):
 
 
 def version() -> str:
-  """The worker's isl."""
+  """The version of isl on this worker."""
   return quiet.load('isl')

@@ -1,6 +1,6 @@
 """INFER_FULL: labels whole fields of view.
 
-Reads images, predicts every label of every field of view with a checkpoint, and writes
+It reads images, predicts every label of every field of view with a checkpoint, and writes
 
     BASE/{eval_eval,eval_train}_infer/{global step}/
       target_error_panel.png  input_error_panel.png
@@ -8,10 +8,11 @@ Reads images, predicts every label of every field of view with a checkpoint, and
       reliability_*.png  thumbnails/  field.json
       metrics.csv  metrics.json  run.json  report.html
 
-Several fields of view have a folder each for the first three lines. Those that are done already,
-from the same images, checkpoint and flags, are not done again.
+If there are several fields of view, each has a folder for the files of the first three lines.
+Fields of view that are done already, from the same images, checkpoint and flags, are not done
+again.
 
-With --calibrate, it fits the checkpoint's temperatures instead, see calibration.py.
+With --calibrate, it fits the checkpoint's temperatures instead, see isl/inference/calibration.py.
 """
 
 from __future__ import annotations
@@ -40,10 +41,11 @@ from isl.system.progress import Progress
 
 
 def run(experiment: Experiment) -> list[str]:
-  """Labels every field of view with the newest checkpoint; on request again with every newer one.
+  """Labels every field of view with the newest checkpoint, or with every new one if asked to.
 
   Returns:
-    A line on each of several fields of view that could not be labeled with the last checkpoint.
+    A line on each field of view that could not be labeled with the last checkpoint, if there are
+    several.
 
   Raises:
     ValueError: the checkpoint or the only field of view is missing, damaged or does not fit.
@@ -53,7 +55,7 @@ def run(experiment: Experiment) -> list[str]:
     workers = None
     if experiment.dask is not None:
       workers = stack.enter_context(dask_fields.Workers(experiment.dask))
-      # Workers stand elsewhere.
+      # Workers have other working directories.
       experiment = _with_absolute_paths(experiment)
     failed: list[str] = []
     for checkpoint in watching.new_checkpoints(
@@ -86,7 +88,7 @@ class _Run:
   """The inference of all fields of view with one checkpoint."""
 
   def __init__(self, experiment: Experiment, checkpoint: Checkpoint):
-    """Checks that everything fits, before anything is computed."""
+    """Finds the fields of view and checks that all fits, before anything is computed."""
     self._experiment = experiment
     self._checkpoint_fingerprint = checkpoint.fingerprint()
     self._fields = field_reading.fields_of(experiment)
@@ -121,7 +123,7 @@ class _Run:
     return dict(fitted.temperatures)
 
   def _what(self) -> dict[str, Any]:
-    """What run.json and the page say of the run."""
+    """What run.json and report.html say of the run as a whole, by name."""
     description = self._description
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds')
     return {
@@ -137,10 +139,17 @@ class _Run:
     }
 
   def label_fields(self, workers: dask_fields.Workers | None) -> list[str]:
-    """Labels every field of view, here or elsewhere, writing its files as soon as it is done.
+    """Labels every field of view; its files are written as soon as it is done.
+
+    Args:
+      workers: Dask's workers that label; None: this process labels.
 
     Returns:
-      A line on each that failed; where there is only one field of view, its exception is raised.
+      A line on each field of view that failed. If there is only one, its exception is raised.
+
+    Raises:
+      ValueError: the only field of view is damaged or does not fit.
+      OSError: a file of the only field of view cannot be read, or one of the run not written.
     """
     logging.info('Checkpoint %s, step %d', self._checkpoint.prefix, self._description.global_step)
     titles = [title.capitalize() for title, _ in field_reading.numbered(self._fields)]
@@ -162,7 +171,11 @@ class _Run:
     return [f'field of view {f.name!r} failed: {f.reason}' for f in self._results.failures]
 
   def _label_here(self) -> Iterator[tuple[int, FieldRecord | Exception]]:
-    """Labels them in this process; yields each one's number and record, or what went wrong."""
+    """Labels the fields of view in this process.
+
+    Yields:
+      The number of each field of view, and its record or the error because of which it has none.
+    """
     try:
       for number, (title, field) in enumerate(field_reading.numbered(self._fields)):
         logging.info('%s: %s', title.capitalize(), field.name)
@@ -178,7 +191,12 @@ class _Run:
   def _label_with(
     self, workers: dask_fields.Workers
   ) -> Iterator[tuple[int, FieldRecord | Exception]]:
-    """Likewise in others."""
+    """Labels the fields of view in other processes.
+
+    Yields:
+      The number of each field of view, as soon as it is done, and its record or the error because
+      of which it has none.
+    """
     titles = [title.capitalize() for title, _ in field_reading.numbered(self._fields)]
     with Progress('fields of view', len(self._fields), 'field') as progress:
       for done in workers.label(self._settings, self._fields):

@@ -1,4 +1,4 @@
-"""What a run of inference says of all its fields of view: tables, a record, a page to look at."""
+"""Writes what a run of inference says of all its fields of view: tables, run.json, report.html."""
 
 from __future__ import annotations
 
@@ -18,27 +18,38 @@ _SCORES = tuple(field.name for field in dataclasses.fields(metrics.Scores))
 
 
 class RunResults:
-  """Gathers fields of view, and writes the tables of those that there are so far."""
+  """Gathers fields of view' records, and writes tables and a page of those gathered so far."""
 
   def __init__(self, folder: pathlib.Path, what: Mapping[str, Any]):
-    """Writes nothing yet.
+    """Starts without fields of view; writes nothing yet.
 
     Args:
-      folder: the run's.
+      folder: folder of the run.
       what: what was run, for run.json and the page: checkpoint, flags, versions..
     """
     self._folder = folder
     self._what = what
-    # By the fields' numbers: they may be done in another order.
+    # By number, because fields of view may be done in another order.
     self._records_by_number: dict[int, tuple[pathlib.Path, FieldRecord]] = {}
     self._failures_by_number: dict[int, Failure] = {}
 
   def add(self, number: int, folder: pathlib.Path, record: FieldRecord) -> None:
-    """Takes in a field of view that is done, and the folder that its paths are seen from."""
+    """Takes in a field of view that is done.
+
+    Args:
+      number: the field of view's number, from 0.
+      folder: the folder that the record's paths are relative to.
+      record: the field of view's record.
+    """
     self._records_by_number[number] = folder, record
 
   def fail(self, number: int, failure: Failure) -> None:
-    """Takes in one that could not be done."""
+    """Takes in a field of view that failed.
+
+    Args:
+      number: the field of view's number, from 0.
+      failure: the field of view's name, and why it failed.
+    """
     self._failures_by_number[number] = failure
 
   @property
@@ -47,7 +58,7 @@ class RunResults:
 
   @property
   def failures(self) -> list[Failure]:
-    """The fields of view that could not be done, in their order."""
+    """The fields of view that failed, in the order of their numbers."""
     return [failure for _, failure in sorted(self._failures_by_number.items())]
 
   def _relative(self, folder: pathlib.Path, name: str) -> str:
@@ -57,11 +68,11 @@ class RunResults:
     """Writes metrics.csv, metrics.json and run.json.
 
     Raises:
-      OSError: one cannot be written.
+      OSError: one of the files cannot be written.
     """
     with (
       files.whole_file(self._folder / 'metrics.csv') as partial,
-      # A field's name is of files' names, which on Linux may be any bytes.
+      # A field of view's name comes from files' names, which on Linux may be any bytes.
       partial.open('w', newline='', encoding='utf-8', errors='backslashreplace') as stream,
     ):
       writer = csv.writer(stream)
@@ -108,7 +119,7 @@ class RunResults:
     """Writes report.html.
 
     Raises:
-      OSError: it cannot be written.
+      OSError: the file cannot be written.
     """
     what = {name: str(value) for name, value in self._what.items() if not isinstance(value, dict)}
     page = Report(

@@ -1,8 +1,8 @@
-"""Cutting a crop into tiles that are computed one by one, and where their outputs belong.
+"""Divides a crop into tiles that are computed one by one, and says where their outputs belong.
 
-Coordinates are pixels of the crop, with one convention: an output is where its input starts. The
-patch whose top left is at (row, column) of the crop gives the block at (row, column) of the output
-image, which as a whole lies `Geometry.margin` pixels inside the crop.
+Coordinates are in pixels, with one convention: an output is where its input starts. The patch whose
+top left is at (row, column) of the crop gives the block at (row, column) of the output image, which
+as a whole lies `Geometry.margin` pixels inside the crop.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from isl.core.experiment import Geometry, Padding
 class Tile:
   """A part of the output that is computed at once.
 
-  Tiles of a crop all have one size, so that the network is built for one. Where they don't divide
-  the crop, the last of a row or column reaches back over its neighbour's; each pixel belongs to
-  one of them.
+  All tiles of a crop have the same size, so that the network's graph is built for one. If they do
+  not divide the crop evenly, the last tile of a row or column reaches back over its neighbour; each
+  pixel belongs to one tile.
 
   Attributes:
-    row: of the output's first row, and of the input's, in pixels.
-    column: likewise.
-    rows: rows of the output that belong to this tile.
-    columns: columns likewise.
+    row: row at which the tile's output begins in the output image, and its input in the crop.
+    column: column at which the tile's output begins in the output image, and its input in the crop.
+    rows: rows of the output image that belong to this tile.
+    columns: columns of the output image that belong to this tile.
   """
 
   row: int
@@ -37,22 +37,32 @@ class Tile:
   columns: slice
 
   def input_window(self, geometry: Geometry, blocks: tuple[int, int]) -> tuple[slice, slice]:
-    """(rows, columns) of the crop that a tile of `blocks` outputs reads."""
+    """The (rows, columns) of the crop that this tile reads.
+
+    Args:
+      geometry: sizes of the network's patches and outputs.
+      blocks: number of blocks in a tile, in rows and columns.
+    """
     height, width = (geometry.input_size(n) for n in blocks)
     return slice(self.row, self.row + height), slice(self.column, self.column + width)
 
   def output_window(self, geometry: Geometry, blocks: tuple[int, int]) -> tuple[slice, slice]:
-    """(rows, columns) of the output image that a tile of `blocks` outputs computes."""
+    """The (rows, columns) of the output image that this tile computes.
+
+    Args:
+      geometry: sizes of the network's patches and outputs.
+      blocks: number of blocks in a tile, in rows and columns.
+    """
     height, width = (n * geometry.output for n in blocks)
     return slice(self.row, self.row + height), slice(self.column, self.column + width)
 
   def num_blocks(self, output: int) -> int:
-    """Blocks of `output` pixels' side that belong to this tile."""
+    """The number of blocks, `output` pixels wide, that belong to this tile."""
     rows, columns = self.rows.stop - self.rows.start, self.columns.stop - self.columns.start
     return rows // output * (columns // output)
 
   def own(self, output: np.ndarray) -> np.ndarray:
-    """The part of this tile's output [.., row, column] that belongs to it."""
+    """The part that belongs to this tile of its output, [.., row, column]."""
     rows = slice(self.rows.start - self.row, self.rows.stop - self.row)
     columns = slice(self.columns.start - self.column, self.columns.stop - self.column)
     return output[..., rows, columns]
@@ -60,17 +70,17 @@ class Tile:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Grid:
-  """How the blocks that are computed lie on a crop. Pairs are (rows, columns), in pixels.
+  """Where the blocks that are computed lie on a crop. Pairs are (rows, columns).
 
   Without padding, the first block's input begins where the crop does. With padding, the grid begins
   `pad` pixels in front of the crop, and its outputs, which then cover more than the crop, are cut.
-  Blocks are where they would be without: `pad` is a multiple of two outputs, so that even the
-  parity of their numbers, and with it how they are computed, stays.
+  Blocks inside are at the same places with and without padding: `pad` is a multiple of two outputs,
+  so that even the parity of their numbers, and with it how they are computed, stays the same.
 
   Attributes:
-    geometry: the network's.
-    size: of the crop.
-    padding: what is around it.
+    geometry: sizes of the network's patches and outputs.
+    size: (rows, columns) of the crop, in pixels.
+    padding: what is put around the crop.
   """
 
   geometry: Geometry
@@ -79,7 +89,7 @@ class Grid:
 
   @property
   def pad(self) -> int:
-    """From the grid's beginning to the crop's."""
+    """Pixels from the grid's beginning to the crop's; 0 without padding."""
     if self.padding is Padding.NONE:
       return 0
     step = 2 * self.geometry.output
@@ -87,17 +97,17 @@ class Grid:
 
   @property
   def cut(self) -> int:
-    """What the outputs have in front of the crop."""
+    """Pixels that the outputs have in front of the crop, which are cut off."""
     return max(self.pad - self.geometry.margin, 0)
 
   @property
   def offset(self) -> int:
-    """From the crop's beginning to the first output that is kept."""
+    """Pixels from the crop's beginning to the first output that is kept."""
     return 0 if self.pad else self.geometry.margin
 
   @property
   def blocks(self) -> tuple[int, int]:
-    """How many blocks there are in rows and columns; 0 where the crop is too small for one."""
+    """The number of blocks in rows and columns; 0 where the crop is too small for one."""
     output = self.geometry.output
     if self.pad:
       rows, columns = (math.ceil((n + self.cut) / output) for n in self.size)
@@ -106,28 +116,28 @@ class Grid:
 
   @property
   def inner_blocks(self) -> tuple[int, int]:
-    """Those that do not depend on padding."""
+    """The number of blocks in rows and columns that do not depend on padding."""
     rows, columns = (self.geometry.num_blocks(n) for n in self.size)
     return rows, columns
 
   @property
   def output_size(self) -> tuple[int, int]:
-    """Of the outputs that are kept: with padding the crop's."""
+    """(rows, columns) of the outputs that are kept, in pixels; with padding, the crop's size."""
     if self.pad:
       return self.size
     rows, columns = (n * self.geometry.output for n in self.blocks)
     return rows, columns
 
   def kept(self, window: slice, direction: int) -> tuple[slice, slice]:
-    """What is kept of outputs.
+    """Finds the part of a window of outputs that is kept, in one direction.
 
     Args:
-      window: of the grid's outputs, in a direction.
+      window: a window of the grid's outputs, in pixels.
       direction: 0 for rows, 1 for columns.
 
     Returns:
-      Where it lies among those that are kept, and where it lies in the window; both are empty if
-      nothing is.
+      Where the part lies among the outputs that are kept, and where it lies in the window, in
+      pixels; both are empty if nothing is kept.
     """
     length = self.output_size[direction]
     start = min(max(window.start - self.cut, 0), length)
@@ -137,13 +147,14 @@ class Grid:
 
 
 def tile_blocks(num_blocks: int, tile_size: int) -> int:
-  """The blocks of a tile in a direction: as few tiles as possible, and these as small as possible.
+  """The number of blocks of a tile in one direction.
 
-  Even, where that is possible: of an odd number the network's second phase is padded.
+  It makes as few tiles as possible, and these as small as possible. It is even where that is
+  possible: with an odd number, the network's second phase is padded.
 
   Args:
-    num_blocks: that the tiles have to cover.
-    tile_size: blocks that a tile has at most.
+    num_blocks: number of blocks that the tiles have to cover.
+    tile_size: number of blocks that a tile has at most.
   """
   blocks = math.ceil(num_blocks / math.ceil(num_blocks / tile_size))
   return min(blocks + blocks % 2, tile_size, num_blocks)
@@ -154,12 +165,12 @@ def split(
   blocks: tuple[int, int],
   output: int,
 ) -> list[Tile]:
-  """The tiles of `blocks` outputs that cover `num_blocks`, row by row.
+  """Divides a crop without padding into tiles, row by row.
 
   Args:
-    num_blocks: outputs in the crop, in rows and columns.
-    blocks: outputs in a tile, not more than these.
-    output: side of an output in pixels.
+    num_blocks: number of blocks in the crop, in rows and columns.
+    blocks: number of blocks in a tile, in rows and columns; not more than in the crop.
+    output: side of a block's output, in pixels.
   """
   rows, columns = (
     _split_direction(total, part, [0, total], output)
@@ -169,14 +180,14 @@ def split(
 
 
 def split_grid(grid: Grid, blocks: tuple[int, int]) -> list[Tile]:
-  """The tiles of `blocks` outputs that cover a grid, row by row.
+  """Divides a grid into tiles, row by row.
 
-  With padding, those that do not depend on it are where they are without; then come others, that
-  reach over these. Sums of floats depend in their last bits on where in a tile a block lies.
+  With padding, the blocks that do not depend on it are in the same tiles as without; the other
+  tiles reach over these. Sums of floats depend in their last bits on where in a tile a block lies.
 
   Args:
-    grid: the blocks.
-    blocks: outputs in a tile; see `inner_blocks` for how many.
+    grid: the grid of blocks.
+    blocks: number of blocks in a tile, in rows and columns; see `Grid.inner_blocks`.
   """
   lead = grid.pad // grid.geometry.output
   rows, columns = (
@@ -201,13 +212,16 @@ def _tiles(rows: list[tuple[int, slice]], columns: list[tuple[int, slice]]) -> l
 def _split_direction(
   total: int, part: int, ends: list[int], output: int
 ) -> list[tuple[int, slice]]:
-  """(start, what belongs to it) of each tile in a direction, in pixels.
+  """Divides blocks into tiles in one direction.
 
   Args:
-    total: blocks in it.
-    part: blocks in a tile.
-    ends: between two of these, blocks are split for themselves.
-    output: side of a block in pixels.
+    total: number of blocks in this direction.
+    part: number of blocks in a tile.
+    ends: numbers of blocks at which sections begin and end, each of which is divided by itself.
+    output: side of a block's output, in pixels.
+
+  Returns:
+    For each tile, in pixels: where it begins, and the pixels that belong to it.
   """
   tiles = []
   for begin, end in itertools.pairwise(ends):

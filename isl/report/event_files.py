@@ -1,4 +1,4 @@
-"""Numbers and pictures for TensorBoard, as event files."""
+"""Writes TensorBoard's event files: curves, histograms and pictures."""
 
 from __future__ import annotations
 
@@ -18,25 +18,25 @@ import tensorflow.compat.v1 as tf
 from isl.system import files
 
 _BUCKETS = 30
-# The fastest; panels are large, and are read on the machine that wrote them.
+# The fastest compression: panels are large, and are read on the machine that wrote them.
 _PNG_OPTIONS = (cv2.IMWRITE_PNG_COMPRESSION, 1)
 
 
 class SummaryWriter:
   """Writes an event file, as a context manager or until `close`.
 
-  All that was added is in the file when a method returns. TensorFlow's own writers do that in
-  another thread, and drop without a word what a full disk doesn't take.
+  When a method returns, what it added is in the file. TensorFlow's own writers write in another
+  thread, and drop silently what a full disk does not take.
   """
 
   def __init__(self, directory: str | os.PathLike[str]):
     """Makes the folder and the file in it.
 
     Args:
-      directory: where TensorBoard looks for the run; several writers may share it.
+      directory: the folder in which TensorBoard looks for the run; several writers may share it.
 
     Raises:
-      OSError: it cannot be written.
+      OSError: the file cannot be written.
     """
     now = time.time()
     name = f'events.out.tfevents.{now:.6f}.{socket.gethostname()}.{os.getpid()}'
@@ -44,7 +44,7 @@ class SummaryWriter:
     files.check_writable(self._path)
     with self._naming():
       self._writer = tf.io.TFRecordWriter(os.fspath(self._path))
-    # With this, a reader knows the format.
+    # From this event, a reader knows the format.
     self._write(tf.Event(wall_time=now, file_version='brain.Event:2'))
 
   def __enter__(self) -> SummaryWriter:
@@ -59,7 +59,7 @@ class SummaryWriter:
     self.close()
 
   def start(self, step: int) -> None:
-    """Says that a run goes on: what older files of the folder have from this step on is void.
+    """Marks that a run goes on: events in the folder's older files from this step on are void.
 
     Raises:
       OSError: the file cannot be written.
@@ -69,6 +69,10 @@ class SummaryWriter:
 
   def scalars(self, step: int, values: Mapping[str, SupportsFloat]) -> None:
     """Adds a point to the curve of each tag.
+
+    Args:
+      step: the global step.
+      values: the point's value, by tag.
 
     Raises:
       OSError: the file cannot be written.
@@ -83,9 +87,9 @@ class SummaryWriter:
 
     Args:
       step: the global step.
-      tag: its name in TensorBoard.
-      picture: uint16 RGB [row, column, 3], as visualize draws it; kept in 8 bit, which is what a
-        browser shows.
+      tag: the picture's name in TensorBoard.
+      picture: uint16 RGB [row, column, 3], as `visualize` draws it; written in 8 bit, which is what
+        a browser shows.
 
     Raises:
       OSError: the file cannot be written.
@@ -112,7 +116,7 @@ class SummaryWriter:
 
     Args:
       step: the global step.
-      values: by tag, floats of any shape. Those that are not finite are left out.
+      values: by tag, floats of any shape. Values that are not finite are left out.
 
     Raises:
       OSError: the file cannot be written.
@@ -123,7 +127,11 @@ class SummaryWriter:
     self._add(summary, step)
 
   def serialized(self, step: int, summary: bytes) -> None:
-    """Adds what a graph's summary operations give.
+    """Adds what a graph's summary operations gave.
+
+    Args:
+      step: the global step.
+      summary: a serialized tf.Summary.
 
     Raises:
       OSError: the file cannot be written.
@@ -131,10 +139,10 @@ class SummaryWriter:
     self._add(tf.Summary.FromString(summary), step)
 
   def close(self) -> None:
-    """Completes the file.
+    """Completes and closes the file.
 
     Raises:
-      OSError: it cannot be written.
+      OSError: the file cannot be written.
     """
     with self._naming():
       self._writer.close()
@@ -149,7 +157,7 @@ class SummaryWriter:
 
   @contextlib.contextmanager
   def _naming(self) -> Iterator[None]:
-    """TensorFlow's errors as those of the system, naming the file."""
+    """Turns TensorFlow's errors in the `with` block into an OSError that names the file."""
     try:
       yield
     except tf.errors.OpError as e:
@@ -157,13 +165,13 @@ class SummaryWriter:
 
 
 def _histogram(values: np.ndarray) -> tf.HistogramProto:
-  """Of floats [value]."""
+  """Makes the histogram of the finite ones of floats, [value]."""
   # In double precision: squares of large floats overflow.
   values = values[np.isfinite(values)].astype(np.float64)
   if not values.size:
     return tf.HistogramProto(bucket_limit=[0.0], bucket=[0.0])
   low, high = float(values.min()), float(values.max())
-  # Where all are equal, or too near for thirty limits between, NumPy would widen the range.
+  # If all are equal, or too near for thirty limits between them, NumPy would widen the range.
   num_buckets = _BUCKETS if np.diff(np.linspace(low, high, _BUCKETS + 1)).min() > 0 else 1
   if num_buckets > 1:
     counts, edges = np.histogram(values, num_buckets, (low, high))

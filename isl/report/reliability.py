@@ -1,4 +1,4 @@
-"""Draws whether predicted distributions mean what they say, as a small picture."""
+"""Draws the reliability diagram of predicted distributions: observed against nominal coverage."""
 
 from __future__ import annotations
 
@@ -26,21 +26,22 @@ _IDEAL: dict[str, Any] = {'color': '0.4', 'linewidth': 1, 'linestyle': '--'}
 def diagram_png(reliability: Reliability, title: str) -> bytes:
   """Draws observed against nominal coverage, and the histogram of the PIT.
 
-  Of a calibrated forecast the coverage is on the diagonal and the histogram flat. Below the
+  The PIT (probability integral transform) is the share of a pixel's distribution up to the truth.
+  For a calibrated forecast, the coverage is on the diagonal and the histogram is flat. Below the
   diagonal, and with a histogram like a U, distributions are too narrow; above, and with a hump, too
   wide. A slope means that they are too dark or too bright: a PIT of 1 is a truth brighter than all
   that was predicted.
 
   Args:
-    reliability: what was observed.
-    title: in one line; the label's name, say.
+    reliability: the observed coverage and PIT.
+    title: the picture's title, in one line: the label's name, for example.
 
   Returns:
-    A PNG of `SIZE`; the same bytes for the same arguments.
+    The bytes of a PNG of `SIZE`, always the same for the same arguments.
   """
   width, height = (pixels / _DOTS_PER_INCH for pixels in SIZE)
   figure = Figure(figsize=(width, height), dpi=_DOTS_PER_INCH, layout='constrained')
-  # Dollars in a label's name are no formula.
+  # With parse_math, dollars in a label's name would begin a formula.
   figure.suptitle(_drawable(title)[:_LONGEST_TITLE], fontsize=10, parse_math=False)
   left, right = figure.subplots(1, 2)
   _draw_coverage(left, reliability)
@@ -49,13 +50,13 @@ def diagram_png(reliability: Reliability, title: str) -> bytes:
     axes.tick_params(labelsize=8)
     axes.spines[['top', 'right']].set_visible(False)
   stream = io.BytesIO()
-  # Without matplotlib's version.
+  # Without matplotlib's version, which would change the bytes.
   FigureCanvasAgg(figure).print_png(stream, metadata={'Software': None})
   return stream.getvalue()
 
 
 def _drawable(text: str) -> str:
-  """With the codes of what the font lacks, which matplotlib would warn of."""
+  """Replaces characters that the font lacks, of which matplotlib would warn, by their codes."""
   font = font_manager.get_font(font_manager.findfont(font_manager.FontProperties()))
   return ''.join(
     c if font.get_char_index(ord(c)) else c.encode('unicode_escape').decode('ascii') for c in text
