@@ -1,4 +1,7 @@
-"""The Experiment that the command line's flags make."""
+"""Makes the Experiment that the command line's flags describe, and checks flags with each other.
+
+isl/program_flags.py defines the flags.
+"""
 
 from __future__ import annotations
 
@@ -39,10 +42,10 @@ _TRAINING = (Mode.TRAIN, Mode.PS)
 
 
 def _path(text: str) -> pathlib.Path:
-  """A path as flags give it.
+  """Makes a path of a flag's text; ~ is the home directory.
 
   Raises:
-    ValueError: it begins with the home of somebody who is not known here.
+    ValueError: the path begins with the home of a user who is unknown here.
   """
   try:
     return pathlib.Path(text).expanduser()
@@ -51,15 +54,15 @@ def _path(text: str) -> pathlib.Path:
 
 
 def _given(name: str) -> Any:
-  """A flag's value, or None if the command line doesn't have it."""
+  """A flag's value; None if the command line does not have the flag."""
   return FLAGS[name].value if FLAGS[name].present else None
 
 
 def _image_directories(mode: Mode) -> tuple[pathlib.Path, ...]:
-  """The folders that the mode reads.
+  """The folders of images that the mode reads; none for modes that read no images.
 
   Raises:
-    ValueError: none is given.
+    ValueError: no folder is given, and the mode needs one.
   """
   if mode not in _READING or not FLAGS.read_pngs:
     return ()
@@ -74,10 +77,10 @@ def _image_directories(mode: Mode) -> tuple[pathlib.Path, ...]:
 
 
 def _shards(mode: Mode) -> ShardReading | None:
-  """The shards that the mode reads; None: it reads images.
+  """The shards that the mode reads; None for modes that read images, or neither.
 
   Raises:
-    ValueError: no pattern is given, or it makes no names, or none is for this mode.
+    ValueError: no pattern is given, or it makes no names, or no shard is for this mode.
   """
   if mode not in _READING or FLAGS.read_pngs:
     return None
@@ -107,10 +110,10 @@ def _shards(mode: Mode) -> ShardReading | None:
 
 
 def _cluster(mode: Mode) -> Cluster | None:
-  """The machines that train together; None: this process alone.
+  """The machines that train together; None: this process trains alone.
 
   Raises:
-    ValueError: flags or TF_CONFIG describe none that could.
+    ValueError: the flags or TF_CONFIG do not describe a cluster, or contradict each other.
   """
   if mode not in (Mode.TRAIN, Mode.PS):
     return None
@@ -143,10 +146,10 @@ def _cluster(mode: Mode) -> Cluster | None:
 
 
 def _check_master(found: Cluster | None) -> None:
-  """Compares --master and --ps_tasks with the cluster.
+  """Checks that --master and --ps_tasks agree with the cluster.
 
   Raises:
-    ValueError: they differ.
+    ValueError: one of them differs.
   """
   own = f'grpc://{found.address}' if found else None
   if FLAGS.master not in ('', 'local', own):
@@ -166,10 +169,10 @@ def _dask() -> DaskWorkers | None:
 
 
 def make_experiment() -> Experiment:
-  """The run that the command line describes.
+  """Makes the Experiment that the command line describes.
 
   Raises:
-    ValueError: its flags contradict each other, or one is missing.
+    ValueError: flags contradict each other, one is missing, or one has an impossible value.
   """
   mode, metric = Mode[FLAGS.mode], Metric[FLAGS.metric]
   _check_together(mode, metric)

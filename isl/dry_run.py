@@ -1,4 +1,4 @@
-"""--dry_run: says what was found, what would be read of it, and what would be written."""
+"""--dry_run: prints what was found, what would be read of it, and what would be written."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ _INDENT = '  '
 
 
 def run(experiment: Experiment) -> list[str]:
-  """Prints all of it.
+  """Prints what the run would read and write.
 
   Returns:
-    A line on each of several fields of view that could not be used.
+    A line on each field of view that could not be used, if there are several.
 
   Raises:
     ValueError: the checkpoint or the only field of view is missing, damaged or does not fit.
@@ -49,14 +49,14 @@ def run(experiment: Experiment) -> list[str]:
 
 
 class _Network:
-  """What a run would use.
+  """The network and the folder that a run would use.
 
   Attributes:
-    folder: that it would write to.
+    folder: the folder that the run would write to.
   """
 
   def __init__(self, experiment: Experiment):
-    """Opens the checkpoint; raises like the run."""
+    """Opens the checkpoint, if there is one; raises OSError or ValueError as the run would."""
     self._experiment = experiment
     self._labeler: field_labeling.FieldLabeler | None = None
     if experiment.mode is Mode.TRAIN:
@@ -82,7 +82,7 @@ class _Network:
     return self._plan.spec.geometry
 
   def lines(self) -> Iterator[str]:
-    """On the checkpoint and the network."""
+    """Yields lines about the checkpoint and the network."""
     if self._checkpoint is None:
       yield 'Checkpoint: none, random weights'
     else:
@@ -95,10 +95,15 @@ class _Network:
     )
 
   def field_lines(self, field: FieldFiles, *, alone: bool) -> Iterator[str]:
-    """On a field of view, and on what would be written of it.
+    """Yields lines about a field of view, and about what would be written of it.
+
+    Args:
+      field: the field of view.
+      alone: whether it is the run's only one, whose files are in the run's folder itself.
 
     Raises:
-      ValueError, OSError: it cannot be used.
+      ValueError: the field of view does not fit the network, or is damaged.
+      OSError: a file cannot be read.
     """
     selected = field.select(self._inputs.channels, self._targets.channels)
     sizes = {source.size for source in selected.sources.values()}
@@ -158,7 +163,7 @@ class _Network:
     return [str(path) for path in (*panels, *written.paths, folder / 'field.json')]
 
   def run_files(self) -> tuple[str, ...]:
-    """What would be written of the run as a whole."""
+    """The names of the files that would be written for the run as a whole."""
     if self._experiment.mode is Mode.TRAIN:
       return 'model.ckpt-*', 'checkpoint', 'channels.json', 'run.json', 'events.out.tfevents.*'
     if self._experiment.inference.calibrate:
@@ -169,7 +174,7 @@ class _Network:
 
 
 def _input_lines(selected: FieldFiles, inputs: StackSpec, channel: str) -> Iterator[str]:
-  """Which depth of an input channel fills which of the network's positions."""
+  """Yields lines on which depths of an input channel fill which of the network's positions."""
   names = recorded_channels(channel)
   keys = [k for k in selected.sources if isinstance(k.z, int) and k.channel in names]
   shown = channel if keys[0].channel == channel else f'{channel} ({keys[0].channel})'

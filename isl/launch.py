@@ -3,8 +3,8 @@ r"""The program: reads the command line and runs what it asks for.
     isl-launch --mode EVAL_EVAL --metric INFER_FULL --restore_directory CHECKPOINTS --read_pngs \
       --dataset_eval_directory IMAGES --base_directory OUT
 
-The same as `python -m isl.launch FLAGS` and `bazel run isl:launch -- FLAGS`. The flags
-(`command_line.py`) become an Experiment, which the modes read.
+This is the same as `python -m isl.launch FLAGS` and `bazel run isl:launch -- FLAGS`. The flags
+(isl/program_flags.py) become an Experiment (isl/command_line.py), which the modes read.
 """
 
 from __future__ import annotations
@@ -21,14 +21,18 @@ from isl.core.experiment import Experiment, Metric, Mode
 from isl.program_flags import FLAGS
 from isl.system import quiet
 
-# The exit status where some fields of view could not be labeled, and the others were.
+# The exit status if some of several fields of view could not be labeled.
 _SOME_FAILED = 3
 
 
 def _run_mode(experiment: Experiment) -> list[str]:
-  """Does what is asked for; returns what could not be done of it, a line each."""
+  """Runs the mode that an experiment asks for.
+
+  Returns:
+    A line on each field of view that failed.
+  """
   with quiet.quiet_stderr():
-    # Not at the top: it takes seconds, for which a misspelt flag should not have to wait.
+    # Not at the top: TensorFlow takes seconds, which a misspelt flag should not have to wait for.
     import tensorflow.compat.v1 as tf
 
     from isl import dry_run
@@ -39,7 +43,7 @@ def _run_mode(experiment: Experiment) -> list[str]:
     from isl.models import tensorcheck
     from isl.training import cluster_session, train
 
-  # It warns of functions that its own Saver uses, over several lines.
+  # TensorFlow warns of functions that its own Saver uses, over several lines.
   tf.logging.set_verbosity(tf.logging.ERROR)
   tensorcheck.enable(FLAGS.tensorcheck_enable_checks)
   if experiment.mode is Mode.DESCRIBE:
@@ -63,10 +67,10 @@ def _run_mode(experiment: Experiment) -> list[str]:
 
 
 def main(argv: Sequence[str]) -> None:
-  """Runs the mode that the flags name; what a user can mend is said in one line."""
+  """Runs the mode that the flags name; an error that a user can mend is told in one line."""
   if not FLAGS['verbosity'].present:
     logging.set_verbosity(logging.INFO)
-  # TensorFlow's own chatter on machines without a GPU would hide what a user has to read.
+  # TensorFlow's log lines on machines without a GPU would hide what a user has to read.
   os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
   try:
     if len(argv) > 1:
@@ -98,8 +102,8 @@ def _parse(argv: Sequence[str]) -> list[str]:
 
 
 def run() -> None:
-  """The console script."""
-  # Bazel starts the program elsewhere; relative paths count from where the user stands.
+  """Runs the program, as the console script isl-launch."""
+  # Bazel starts the program in another folder; relative paths are meant from the user's.
   if here := os.environ.get('BUILD_WORKING_DIRECTORY'):
     os.chdir(here)
   app.run(main, flags_parser=_parse)

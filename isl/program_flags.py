@@ -1,4 +1,8 @@
-"""The program's flags: names, defaults and meanings."""
+"""The program's flags: names, defaults and meanings, in the groups of --helpfull.
+
+`FLAGS` has their values for isl/launch.py and isl/command_line.py; all other modules read an
+Experiment. `Group` is what the flags are defined with.
+"""
 
 from __future__ import annotations
 
@@ -41,33 +45,33 @@ class Group:
     flags.declare_key_flag(name)
 
   def text(self, name: str, default: str | None, meaning: str) -> None:
-    """A string."""
+    """Defines a flag that is a text."""
     self._define(flags.DEFINE_string, name, default, meaning)
 
   def switch(self, name: str, default: bool, meaning: str) -> None:
-    """--name or --noname."""
+    """Defines a flag that is given as --name or --noname."""
     self._define(flags.DEFINE_boolean, name, default, meaning)
 
   def integer(self, name: str, default: int | None, meaning: str, *, least: int = 1) -> None:
-    """A whole number of at least `least`."""
+    """Defines a flag that is a whole number of at least `least`."""
     self._define(flags.DEFINE_integer, name, default, meaning, lower_bound=least)
 
   def number(self, name: str, default: float, meaning: str) -> None:
-    """A finite number of at least 0."""
+    """Defines a flag that is a finite number of at least 0."""
     self._define(flags.DEFINE_float, name, default, meaning, lower_bound=0.0)
     flags.register_validator(name, math.isfinite, 'must be a finite number')
 
   def choice(self, name: str, default: str, allowed: Iterable[str], meaning: str) -> None:
-    """One of `allowed`."""
+    """Defines a flag that is one of the texts `allowed`."""
     self._define(flags.DEFINE_enum, name, default, list(allowed), meaning)
 
   def names(self, name: str, default: list[str] | None, meaning: str) -> None:
-    """A comma list without repetitions."""
+    """Defines a flag that is a comma list without repetitions."""
     self._define(flags.DEFINE_list, name, default, meaning)
     flags.register_validator(name, _no_name_twice)
 
   def choices(self, name: str, default: list[str], allowed: list[str], meaning: str) -> None:
-    """A comma list of some of `allowed`."""
+    """Defines a flag that is a comma list of some of the texts `allowed`."""
     self.names(name, default, f'{meaning} A comma list of {", ".join(allowed)}.')
 
     def all_allowed(values: list[str]) -> bool:
@@ -245,7 +249,8 @@ _machines.text('master', 'local',
 _machines.integer('ps_tasks', 0, 'Parameter servers.', least=0)
 _machines.integer('task', 0, 'Number of this worker (0: chief) or parameter server.', least=0)
 _machines.names('ps_hosts', None, 'Addresses of the parameter servers, a comma list of host:port.')
-_machines.names('worker_hosts', None, 'Addresses of the workers, likewise; the first is the chief.')
+_machines.names('worker_hosts', None,
+                'Addresses of the workers, a comma list of host:port; the first is the chief.')
 _machines.switch('sync_replicas', False,
                  'A step is the mean of one batch of each worker, for which all wait.')
 _machines.text('dask_scheduler', None,
