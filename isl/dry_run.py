@@ -14,6 +14,7 @@ from isl.images.fields_of_view import FieldFiles, parts_of, recorded_channels
 from isl.images.placement import Placement
 from isl.inference import field_labeling, prediction_files, run_results
 from isl.inference.prediction_files import PredictionStore
+from isl.report import visualize
 from isl.training.start import find_start
 
 _INDENT = '  '
@@ -159,7 +160,7 @@ class _Network:
     written = prediction_files.prediction_files(
       inference.prediction_format, contents, PredictionStore((0, 0))
     )
-    panels = [folder / f'{panel.value.lower()}_error_panel.png' for panel in inference.panels]
+    panels = [folder / visualize.panel_file(panel) for panel in inference.panels]
     return [str(path) for path in (*panels, *written.paths, folder / 'field.json')]
 
   def run_files(self) -> tuple[str, ...]:

@@ -23,12 +23,13 @@ from isl.checkpoints.checkpoint import Checkpoint, find_newest
 from isl.core import statistic
 from isl.core.channels import ImageKey
 from isl.core.experiment import Inference, InferMethod, InputRange, Padding, PredictionFormat
+from isl.core.parts import Part
 from isl.core.statistic import NUM_CLASSES, AnyStatistic, Statistic
 from isl.data import data_provider
 from isl.images.fields_of_view import FieldOfView
 from isl.images.pixels import extremes
 from isl.inference import calibration
-from isl.inference.field_labeling import FieldLabeler, Wanted
+from isl.inference.field_labeling import FieldLabeler
 
 
 class Predictor:
@@ -137,9 +138,9 @@ class Predictor:
         f' {field_of_view.size[0]} rows x {field_of_view.size[1]} columns'
       )
     grid = labeler.grid(field_of_view.name, field_of_view.size)
-    sink = _Arrays(grid.output_size, labeler.targets.keys, wanted)
-    labeler.compute(field_of_view, grid, sink, Wanted(targets=wanted), progress)
-    return sink.by_label()
+    arrays = _Arrays(labeler.targets.keys, wanted, grid.output_size)
+    labeler.compute(field_of_view, [arrays], progress)
+    return arrays.by_label()
 
   def _image_set(
     self, stack: np.ndarray | Mapping[str, np.ndarray], input_range: InputRange | None
@@ -214,32 +215,27 @@ def _check_floats(stack: np.ndarray, input_range: InputRange | None) -> None:
 
 
 class _Arrays:
-  """Takes in predictions, as arrays."""
+  """A sink that gathers predictions in arrays."""
 
   def __init__(
     self,
+    keys: tuple[ImageKey, ...],
+    statistics: tuple[AnyStatistic, ...],
     size: tuple[int, int],
-    keys: Sequence[ImageKey],
-    statistics: Sequence[AnyStatistic],
   ):
-    def shape(wanted: AnyStatistic) -> tuple[int, ...]:
-      return (*size, NUM_CLASSES) if wanted is Statistic.DISTRIBUTION else size
-
+    """Makes them, for the statistics of some labels, each of `size` (rows, columns)."""
+    self.keys = keys
+    self.statistics = statistics
+    shapes = {s: (*size, NUM_CLASSES) if s is Statistic.DISTRIBUTION else size for s in statistics}
     self._arrays = {
-      key: {wanted: np.zeros(shape(wanted), np.float32) for wanted in statistics} for key in keys
+      key: {s: np.zeros(shape, np.float32) for s, shape in shapes.items()} for key in keys
     }
 
-  def true_classes(self, keys: Sequence[ImageKey], rows: slice, columns: slice) -> np.ndarray:
-    """Nothing is known."""
-    return np.zeros((len(keys), rows.stop - rows.start, columns.stop - columns.start), np.uint8)
-
-  def add(
-    self, key: ImageKey, rows: slice, columns: slice, predicted: Mapping[AnyStatistic, np.ndarray]
-  ) -> None:
+  def add(self, part: Part) -> None:
     """Copies a part."""
-    for wanted, values in predicted.items():
+    for wanted, array in self._arrays[part.key].items():
       # Rounding may leave a little more than 1, or less than 0.
-      self._arrays[key][wanted][rows, columns] = np.clip(values, 0, 1)
+      array[part.rows, part.columns] = np.clip(part.predicted[wanted], 0, 1)
 
   def by_label(self) -> dict[str, dict[str, np.ndarray]]:
     """All of it, by names."""

@@ -201,7 +201,7 @@ def test_json_has_the_same_numbers(run):
     for name, value in of_label.items():
       expected = row[name] if isinstance(value, str) else pytest.approx(float(row[name]), rel=1e-5)
       assert value == expected
-    curve = metrics.Reliability.from_dict(calibration)
+    curve = metrics.Reliability(**calibration)
     for percent in (50, 80, 95):
       assert curve.coverage(percent) == of_label[f'coverage_{percent}']
 

@@ -426,7 +426,14 @@ class TruthReader:
     stack = StackSpec(z_values=(key.z,), channels=(key.channel,))
     return self.stack(stack, rows, columns)[:, :, 0, 0, 0]
 
-  def classes(self, stack: StackSpec, rows: slice, columns: slice) -> np.ndarray:
-    """Reads true classes in a window of the outputs: uint8 [image, row, column]; 0 if unknown."""
-    classes = classes_of(self.stack(stack, rows, columns)[..., 0])
-    return np.moveaxis(classes.reshape(*classes.shape[:2], -1), -1, 0)
+  def images(self, stack: StackSpec, rows: slice, columns: slice) -> np.ndarray:
+    """All images of a stack in a part of the outputs, float32 [image, row, column]; 0 if unknown.
+
+    It is an array of its own: the masks' memory is freed.
+    """
+    images = self.stack(stack, rows, columns)[..., 0]
+    return np.moveaxis(images.reshape(*images.shape[:2], -1), -1, 0).copy()
+
+  def is_known(self, key: ImageKey) -> bool:
+    """Whether the field of view has an image of the labels; it has all of the input."""
+    return key.z != MAXPROJECT or has_truth(self.field_of_view, key.channel)

@@ -25,11 +25,14 @@ from isl.core.channels import TRANSMISSION, ImageKey, StackSpec
 from isl.core.experiment import Corruption, Experiment, Geometry, Loss, Metric, Mode, Panel
 from isl.core.statistic import Statistic
 from isl.data import augment, data_provider, field_reading, shard_patches, shard_reading, streams
+from isl.data.data_provider import TruthReader
 from isl.evaluation import best_checkpoint
 from isl.images import finding
 from isl.images.fields_of_view import FieldFiles, FieldOfView
 from isl.inference import field_labeling
 from isl.inference.controller import HeadGroup, Labeler
+from isl.inference.error_panels import ErrorPanel
+from isl.inference.prediction_files import PredictionStore
 from isl.models.plan import NetworkPlan
 from isl.report import visualize
 from isl.report.event_files import SummaryWriter
@@ -297,20 +300,32 @@ class _Panels(_Evaluator):
       field_labeling.make_network_plan(self._experiment, checkpoint),
       self._experiment.inference,
     )
-    layout = visualize.Layout.STITCH
+    step = labeler.description.global_step
     try:
       for number, (title, field) in enumerate(field_reading.numbered(self._fields)):
         logging.info('%s: %s', title.capitalize(), field.name)
         field_of_view = self._read(field, labeler.description, number)
-        prediction = labeler.empty_prediction(field_of_view, layout)
-        labeler.fill(prediction, layout, title)
-        for panel in self._experiment.inference.panels:
-          tag = f'{panel.value.lower()}_error_panel'
+        panels = self._make_panels(labeler, field_of_view)
+        labeler.compute(field_of_view, panels, title)
+        for panel in panels:
+          tag = visualize.panel_tag(panel.panel)
           if len(self._fields) > 1:
             tag += f'/{field.name or "unnamed"}'
-          self._writer.image(labeler.description.global_step, tag, prediction.picture(panel))
+          self._writer.image(step, tag, panel.picture())
     finally:
       labeler.close()
+
+  def _make_panels(
+    self, labeler: field_labeling.FieldLabeler, field_of_view: FieldOfView
+  ) -> list[ErrorPanel]:
+    grid = labeler.grid(field_of_view.name, field_of_view.size)
+    truth = TruthReader(field_of_view, grid.offset, grid.output_size)
+    store = PredictionStore(grid.output_size)
+    layout = visualize.Layout.STITCH
+    return [
+      ErrorPanel(panel, labeler.stack(panel), layout, truth, store)
+      for panel in self._experiment.inference.panels
+    ]
 
   def _read(self, field: FieldFiles, description: Description, number: int) -> FieldOfView:
     """Reads a field of view; for JITTER_STITCH its crop, changed at random.

@@ -14,11 +14,11 @@ from absl import logging
 
 from isl.checkpoints.checkpoint import Checkpoint
 from isl.checkpoints.training_record import check_stretch_targets
-from isl.core.channels import ImageKey, StackSpec
+from isl.core.channels import ImageKey
 from isl.core.experiment import Experiment
-from isl.core.statistic import AnyStatistic, Statistic
+from isl.core.parts import Part
+from isl.core.statistic import Statistic
 from isl.data import data_provider, field_reading
-from isl.data.data_provider import TruthReader
 from isl.images import finding
 from isl.images.fields_of_view import FieldFiles
 from isl.inference import calibration, field_labeling
@@ -51,12 +51,8 @@ def run(experiment: Experiment, checkpoint: Checkpoint) -> None:
       field_of_view = field_reading.read_field(
         experiment, description.inputs, description.targets, field
       )
-      grid = labeler.grid(field.name, field_of_view.size)
-      sampler = _Sampler(
-        TruthReader(field_of_view, grid.offset, grid.output_size), labeler.targets, number, samples
-      )
-      wanted = field_labeling.Wanted(targets=(Statistic.DISTRIBUTION,))
-      labeler.compute(field_of_view, grid, sampler, wanted, title)
+      sampler = _Sampler(labeler.targets.keys, number, samples)
+      labeler.compute(field_of_view, [sampler], title)
       # Of the input alone: a report is of the same field of view with whatever labels.
       inputs[finding.contents_fingerprint(field.select(description.inputs.channels, ()))] = (
         field.name
@@ -104,35 +100,31 @@ def input_fingerprints(found: Sequence[FieldFiles], inputs: Sequence[str]) -> di
 
 
 class _Sampler:
-  """Takes in the distributions of a field of view's labels, and keeps some pixels of each."""
+  """A sink that keeps some pixels of each label of a field of view whose truth is known."""
+
+  statistics = (Statistic.DISTRIBUTION,)
 
   def __init__(
     self,
-    truth: TruthReader,
-    targets: StackSpec,
+    keys: tuple[ImageKey, ...],
     number: int,
     samples: Mapping[str, calibration.PixelSample],
   ):
-    self._truth = truth
-    self._targets = targets
+    """Keeps none yet.
+
+    Args:
+      keys: the labels.
+      number: the field of view's.
+      samples: of all fields of view, by the label's channel.
+    """
+    self.keys = keys
     self._number = number
     self._samples = samples
-    self._known = {
-      key for key in targets.keys if data_provider.has_truth(truth.field_of_view, key.channel)
-    }
 
-  def true_classes(self, keys: Sequence[ImageKey], rows: slice, columns: slice) -> np.ndarray:
-    """Of the labels."""
-    assert tuple(keys) == self._targets.keys
-    return self._truth.classes(self._targets, rows, columns)
-
-  def add(
-    self, key: ImageKey, rows: slice, columns: slice, predicted: Mapping[AnyStatistic, np.ndarray]
-  ) -> None:
-    """Of labels without a truth nothing is learnt."""
-    if key not in self._known:
+  def add(self, part: Part) -> None:
+    """Of a label without a truth nothing is learnt."""
+    if part.truth is None:
       return
-    stack = StackSpec(z_values=(key.z,), channels=(key.channel,))
-    log_p = np.log(np.maximum(predicted[Statistic.DISTRIBUTION], _LEAST))
-    (classes,) = self._truth.classes(stack, rows, columns)
-    self._samples[key.channel].add(self._number, rows, columns, log_p, classes)
+    log_p = np.log(np.maximum(part.predicted[Statistic.DISTRIBUTION], _LEAST))
+    classes = data_provider.classes_of(part.truth)
+    self._samples[part.key.channel].add(self._number, part.rows, part.columns, log_p, classes)

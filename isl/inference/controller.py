@@ -20,7 +20,7 @@ class HeadGroup:
   """Heads of which the same statistics are computed.
 
   Attributes:
-    heads: keys of the images that the heads predict.
+    heads: keys of the images that the heads predict, at least one.
     statistics: statistics to compute of each pixel's distribution.
     temperatures: the temperature of each head, which divides its logits; None: all are 1.
   """
@@ -64,7 +64,7 @@ class Labeler:
       ValueError: the checkpoint is damaged.
     """
     geometry = plan.spec.geometry
-    self.groups = tuple(group for group in groups if group.heads)
+    self.groups = tuple(groups)
     self.batch = batch
     self.blocks = blocks
     rows, columns = (geometry.input_size(n) for n in blocks)

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Protocol
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
 from isl.checkpoints.checkpoint import Checkpoint, Description
-from isl.core.channels import ImageKey, StackSpec, target_stack
+from isl.core.channels import StackSpec, target_stack
 from isl.core.experiment import Experiment, Geometry, Inference, InferMethod, Padding, Panel
-from isl.core.statistic import AnyStatistic, Statistic
+from isl.core.parts import Part, Sink
+from isl.core.statistic import AnyStatistic
 from isl.data import data_provider
+from isl.data.data_provider import TruthReader
 from isl.images.fields_of_view import FieldOfView
 from isl.inference import tiling
 from isl.inference.controller import HeadGroup, Labeler
-from isl.inference.error_panels import PANEL_STATISTICS, FieldPrediction
 from isl.models.plan import NetworkPlan
-from isl.report import metrics, visualize
 from isl.system.progress import Progress
 
 # Single patches that --infer_method=PATCHES computes together; benchmarks/infer.py tries others.
@@ -53,31 +51,6 @@ def find_targets(inference: Inference, checkpoint: Checkpoint) -> StackSpec:
       f' {str(checkpoint.prefix)!r} does not predict; it predicts {", ".join(predicted)}'
     )
   return target_stack(wanted)
-
-
-class Sink(Protocol):
-  """What takes in the predictions of a field of view, part by part, row by row of tiles."""
-
-  def true_classes(self, keys: Sequence[ImageKey], rows: slice, columns: slice) -> np.ndarray:
-    """Classes of images in a part of the output, uint8 [image, row, column]; 0 if unknown."""
-
-  def add(
-    self, key: ImageKey, rows: slice, columns: slice, predicted: Mapping[AnyStatistic, np.ndarray]
-  ) -> None:
-    """Takes in what was computed of one image in a part of the output."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Wanted:
-  """What is computed of a field of view.
-
-  Attributes:
-    targets: statistics of each label.
-    inputs: statistics of the network's own input; empty: it is not predicted.
-  """
-
-  targets: tuple[AnyStatistic, ...]
-  inputs: tuple[AnyStatistic, ...] = ()
 
 
 class FieldLabeler:
@@ -115,7 +88,6 @@ class FieldLabeler:
     self._inference = inference
     self._temperatures = temperatures
     self._labeler: Labeler | None = None
-    self._wanted: Wanted | None = None
     smallest = self._geometry.patch if inference.padding is Padding.NONE else 1
     if 0 < inference.crop_size < smallest:
       raise ValueError(
@@ -162,135 +134,65 @@ class FieldLabeler:
     rows, columns = (tiling.tile_blocks(n, self._inference.tile_size) for n in covered)
     return rows, columns
 
-  def empty_prediction(
-    self,
-    field_of_view: FieldOfView,
-    layout: visualize.Layout,
-    *,
-    with_scores: bool = False,
-    thumbnail: int = 512,
-  ) -> FieldPrediction:
-    """Room for what is predicted of the crop of a field of view, to be filled by `compute`.
+  def stack(self, panel: Panel) -> StackSpec:
+    """The images that an error panel shows, in its order."""
+    return self.targets if panel is Panel.TARGET else self.description.inputs
+
+  def compute(self, field_of_view: FieldOfView, sinks: Sequence[Sink], title: str | None) -> None:
+    """Streams a field's tiles through the network, which computes what the sinks need.
 
     Args:
       field_of_view: the field of view.
-      layout: of the error panels.
-      with_scores: see FieldPrediction.
-      thumbnail: likewise.
-
-    Raises:
-      ValueError: the field of view is smaller than a patch.
-    """
-    return FieldPrediction(
-      field_of_view,
-      inputs=self.description.inputs,
-      targets=self.targets,
-      grid=self.grid(field_of_view.name, field_of_view.size),
-      panels=self._inference.panels,
-      layout=layout,
-      with_scores=with_scores,
-      thumbnail=thumbnail,
-    )
-
-  def fill(self, prediction: FieldPrediction, layout: visualize.Layout, title: str | None) -> None:
-    """Computes what panels, scores and files want of a field of view.
-
-    Args:
-      prediction: made by `empty_prediction`.
-      layout: of the error panels.
+      sinks: take in what comes out, part by part and in this order.
       title: what the progress is shown under; None: it is not.
 
     Raises:
-      ValueError: the machine lacks the memory, or the checkpoint is damaged.
+      ValueError: the field of view is smaller than a patch, the machine lacks the memory, or the
+        checkpoint is damaged.
       OSError: a file cannot be read or written.
     """
-    panels = self._inference.panels
-    drawn = PANEL_STATISTICS[layout]
-    wanted = {Statistic.MEDIAN, *self._inference.statistics, *(drawn if panels else ())}
-    if prediction.is_scored:
-      wanted |= set(metrics.NEEDED)
-    self.compute(
-      prediction.field_of_view,
-      prediction.grid,
-      prediction,
-      Wanted(targets=_in_order(wanted), inputs=_in_order(drawn) if Panel.INPUT in panels else ()),
-      title,
-    )
-
-  def compute(
-    self,
-    field_of_view: FieldOfView,
-    grid: tiling.Grid,
-    sink: Sink,
-    wanted: Wanted,
-    title: str | None,
-  ) -> None:
-    """Streams a field's tiles through the network.
-
-    Args:
-      field_of_view: the field of view.
-      grid: where its blocks lie, see `grid`.
-      sink: takes in what comes out.
-      wanted: what that is.
-      title: what the progress is shown under; None: it is not.
-
-    Raises:
-      ValueError: the machine lacks the memory, or the checkpoint is damaged.
-    """
-    labeler = self._make_labeler(self._tile_blocks(grid), wanted)
+    grid = self.grid(field_of_view.name, field_of_view.size)
+    stacks = [s for s in (self.targets, self.description.inputs) if _needed(sinks, s)]
+    labeler = self._make_labeler(self._tile_blocks(grid), [self._group(sinks, s) for s in stacks])
+    field = _TiledField(field_of_view, grid, labeler.blocks)
     tiles = tiling.split_grid(grid, labeler.blocks)
     with Progress(title, grid.blocks[0] * grid.blocks[1], 'block') as progress:
       for first in range(0, len(tiles), labeler.batch):
         batch = tiles[first : first + labeler.batch]
         # The network takes whole batches; what fills the last one is dropped.
         filled = batch + batch[-1:] * (labeler.batch - len(batch))
-        inputs = [self._read_tile(field_of_view, grid, tile, labeler.blocks) for tile in filled]
-        truth = [
-          np.stack([_true_classes(sink, group.heads, grid, tile, labeler) for tile in filled], 1)
-          for group in labeler.groups
-        ]
-        outputs = labeler(np.stack(inputs), truth)
+        inputs = np.stack([field.input(self.description.inputs, tile) for tile in filled])
+        truths = [np.stack([field.truth(s, tile) for tile in filled], axis=1) for s in stacks]
+        outputs = labeler(inputs, [data_provider.classes_of(truth) for truth in truths])
         for i, tile in enumerate(batch):
-          for group, of_group in zip(labeler.groups, outputs, strict=True):
-            _pass_on(sink, group.heads, grid, tile, {s: v[:, i] for s, v in of_group.items()})
+          for stack, truth, of_stack in zip(stacks, truths, outputs, strict=True):
+            predicted = {statistic: values[:, i] for statistic, values in of_stack.items()}
+            for part in field.parts(stack, tile, predicted, truth[:, i]):
+              for sink in sinks:
+                if part.key in sink.keys:
+                  sink.add(part)
           progress.add(tile.num_blocks(self._geometry.output))
 
-  def _make_labeler(self, blocks: tuple[int, int], wanted: Wanted) -> Labeler:
+  def _group(self, sinks: Sequence[Sink], stack: StackSpec) -> HeadGroup:
+    temperatures = None
+    if self._temperatures is not None and stack is self.targets:
+      temperatures = tuple(self._temperatures.get(c, 1.0) for c in stack.channels)
+    return HeadGroup(heads=stack.keys, statistics=_needed(sinks, stack), temperatures=temperatures)
+
+  def _make_labeler(self, blocks: tuple[int, int], groups: Sequence[HeadGroup]) -> Labeler:
     """The network for tiles of some size; one for all fields of view with the same."""
     if self._labeler is not None:
-      if self._labeler.blocks == blocks and self._wanted == wanted:
+      if self._labeler.blocks == blocks and self._labeler.groups == tuple(groups):
         return self._labeler
       self._labeler.close()
-    temperatures = None
-    if self._temperatures is not None:
-      temperatures = tuple(self._temperatures.get(c, 1.0) for c in self.targets.channels)
     self._labeler = Labeler(
       self.plan,
       self.checkpoint,
-      groups=(
-        HeadGroup(heads=self.targets.keys, statistics=wanted.targets, temperatures=temperatures),
-        HeadGroup(
-          heads=self.description.inputs.keys if wanted.inputs else (), statistics=wanted.inputs
-        ),
-      ),
+      groups=groups,
       batch=1 if self._inference.method is InferMethod.DENSE else PATCHES_AT_ONCE,
       blocks=blocks,
     )
-    self._wanted = wanted
     return self._labeler
-
-  def _read_tile(
-    self,
-    field_of_view: FieldOfView,
-    grid: tiling.Grid,
-    tile: tiling.Tile,
-    blocks: tuple[int, int],
-  ) -> np.ndarray:
-    window = tile.input_window(self._geometry, blocks)
-    rows, columns = (slice(w.start - grid.pad, w.stop - grid.pad) for w in window)
-    return data_provider.padded_input_crop(
-      field_of_view, self.description.inputs, rows, columns, size=grid.size, padding=grid.padding
-    )
 
   def close(self) -> None:
     """Frees the network's memory."""
@@ -298,56 +200,92 @@ class FieldLabeler:
       self._labeler.close()
 
 
-def _in_order(wanted: Iterable[AnyStatistic]) -> tuple[AnyStatistic, ...]:
-  """Always the same order for the same statistics, so that a network can be used again."""
-  return tuple(sorted(set(wanted), key=lambda statistic: statistic.name))
+def _needed(sinks: Sequence[Sink], stack: StackSpec) -> tuple[AnyStatistic, ...]:
+  """What sinks need of a stack's images; always in one order, so that networks can be kept."""
+  needed = {
+    statistic
+    for sink in sinks
+    if not set(sink.keys).isdisjoint(stack.keys)
+    for statistic in sink.statistics
+  }
+  return tuple(sorted(needed, key=lambda statistic: statistic.name))
 
 
-def _true_classes(
-  sink: Sink,
-  keys: Sequence[ImageKey],
-  grid: tiling.Grid,
-  tile: tiling.Tile,
-  labeler: Labeler,
-) -> np.ndarray:
-  """uint8 [head, row, column] of a tile's outputs; 0 where they are not kept."""
-  window = tile.output_window(grid.geometry, labeler.blocks)
-  (rows, in_rows), (columns, in_columns) = (grid.kept(w, i) for i, w in enumerate(window))
-  shape = [w.stop - w.start for w in window]
-  classes = np.zeros((len(keys), *shape), np.uint8)
-  if rows.start < rows.stop and columns.start < columns.stop:
-    classes[:, in_rows, in_columns] = sink.true_classes(keys, rows, columns)
-  return classes
+class _TiledField:
+  """What tiles read of a field of view, and the parts that they compute of it."""
 
+  def __init__(self, field_of_view: FieldOfView, grid: tiling.Grid, blocks: tuple[int, int]):
+    """Reads nothing yet.
 
-def _pass_on(
-  sink: Sink,
-  keys: Sequence[ImageKey],
-  grid: tiling.Grid,
-  tile: tiling.Tile,
-  predicted: Mapping[AnyStatistic, np.ndarray],
-) -> None:
-  """Gives the sink what belongs to a tile and is kept.
+    Args:
+      field_of_view: the field of view.
+      grid: where its blocks lie.
+      blocks: rows and columns of these in a tile.
+    """
+    self._field_of_view = field_of_view
+    self._grid = grid
+    self._blocks = blocks
+    self._truth = TruthReader(field_of_view, grid.offset, grid.output_size)
 
-  Args:
-    sink: takes it.
-    keys: of the heads.
-    grid: where the blocks lie.
-    tile: what was computed.
-    predicted: each statistic, [head, row, column] and, of distributions, class.
-  """
-  (rows, in_rows), (columns, in_columns) = (
-    grid.kept(w, i) for i, w in enumerate((tile.rows, tile.columns))
-  )
-  if rows.start == rows.stop or columns.start == columns.stop:
-    return
-  # From the tile's own part to the whole tile.
-  in_rows, in_columns = (
-    slice(inside.start + own.start - first, inside.stop + own.start - first)
-    for inside, own, first in (
-      (in_rows, tile.rows, tile.row),
-      (in_columns, tile.columns, tile.column),
+  def input(self, stack: StackSpec, tile: tiling.Tile) -> np.ndarray:
+    """What the network reads, float32 [row, column, z, channel, mask]."""
+    grid = self._grid
+    window = tile.input_window(grid.geometry, self._blocks)
+    rows, columns = (slice(w.start - grid.pad, w.stop - grid.pad) for w in window)
+    return data_provider.padded_input_crop(
+      self._field_of_view, stack, rows, columns, size=grid.size, padding=grid.padding
     )
-  )
-  for i, key in enumerate(keys):
-    sink.add(key, rows, columns, {s: v[i, in_rows, in_columns] for s, v in predicted.items()})
+
+  def truth(self, stack: StackSpec, tile: tiling.Tile) -> np.ndarray:
+    """The images where a tile's outputs are, in [0, 1]; 0 where these are not kept, or unknown.
+
+    Returns:
+      float32 [image, row, column].
+    """
+    window = tile.output_window(self._grid.geometry, self._blocks)
+    (rows, in_rows), (columns, in_columns) = (self._grid.kept(w, i) for i, w in enumerate(window))
+    shape = [w.stop - w.start for w in window]
+    truth = np.zeros((len(stack.keys), *shape), np.float32)
+    if rows.start < rows.stop and columns.start < columns.stop:
+      truth[:, in_rows, in_columns] = self._truth.images(stack, rows, columns)
+    return truth
+
+  def parts(
+    self,
+    stack: StackSpec,
+    tile: tiling.Tile,
+    predicted: Mapping[AnyStatistic, np.ndarray],
+    truth: np.ndarray,
+  ) -> Iterator[Part]:
+    """What belongs to a tile and is kept, of one image after the other.
+
+    Args:
+      stack: the images.
+      tile: what was computed.
+      predicted: each statistic, [image, row, column] and, of distributions, class.
+      truth: as `truth` returns it.
+
+    Yields:
+      A part of each image, or none.
+    """
+    (rows, in_rows), (columns, in_columns) = (
+      self._grid.kept(w, i) for i, w in enumerate((tile.rows, tile.columns))
+    )
+    if rows.start == rows.stop or columns.start == columns.stop:
+      return
+    # From the tile's own part to the whole tile.
+    in_rows, in_columns = (
+      slice(inside.start + own.start - first, inside.stop + own.start - first)
+      for inside, own, first in (
+        (in_rows, tile.rows, tile.row),
+        (in_columns, tile.columns, tile.column),
+      )
+    )
+    for i, key in enumerate(stack.keys):
+      yield Part(
+        key=key,
+        rows=rows,
+        columns=columns,
+        predicted={s: values[i, in_rows, in_columns] for s, values in predicted.items()},
+        truth=truth[i, in_rows, in_columns] if self._truth.is_known(key) else None,
+      )

@@ -27,9 +27,9 @@ class LabelRecord:
   Attributes:
     channel: its name.
     prediction: a small picture of its medians.
-    truth: likewise, of what is true, if that is known.
+    truth: a small picture of what is true, if that is known.
     error: how the two differ, if it is known.
-    reliability: a diagram of predicted against observed frequencies, likewise.
+    reliability: a diagram of predicted against observed frequencies, if the truth is known.
     scores: by name; where the truth is not known, none. Infinity and nan, which JSON lacks, are
       text.
     calibration: observed frequencies, see metrics.Reliability.

@@ -5,28 +5,37 @@ from __future__ import annotations
 import dataclasses
 import pathlib
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 import numpy as np
 from absl import logging
 
 from isl.checkpoints.checkpoint import Checkpoint
-from isl.core.experiment import Experiment, Padding
+from isl.core.channels import ImageKey, StackSpec
+from isl.core.experiment import Experiment
+from isl.core.parts import Sink
 from isl.core.version import __version__
 from isl.data import field_reading
+from isl.data.data_provider import TruthReader
 from isl.images import finding
-from isl.images.fields_of_view import FieldFiles
+from isl.images.fields_of_view import FieldFiles, FieldOfView
 from isl.images.placement import Placement
 from isl.inference import field_labeling, field_record, prediction_files
-from isl.inference.error_panels import FieldPrediction
+from isl.inference.error_panels import ErrorPanel
 from isl.inference.field_record import FieldRecord, LabelRecord
+from isl.inference.prediction_files import PredictionFiles, PredictionStore
+from isl.inference.tiling import Grid
 from isl.report import reliability, thumbnails, visualize
+from isl.report.metrics import RunningScores
+from isl.report.thumbnails import Thumbnail, Thumbnails
 from isl.system import files
 
 # Longest side of the report's pictures, in pixels; half of that in a page of so many fields of view
 # that a browser would find it heavy.
 _THUMBNAIL = 512
 _MANY_FIELDS = 48
+# Rows of the input that are read at once for its picture.
+_BAND = 256
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -69,6 +78,7 @@ class FieldRun:
     experiment = settings.experiment
     self._experiment = experiment
     self._num_fields = settings.num_fields
+    self._longest = _THUMBNAIL if settings.num_fields < _MANY_FIELDS else _THUMBNAIL // 2
     simplified = experiment.inference.simplify_panels
     self._layout = visualize.Layout.SIMPLIFIED if simplified else visualize.Layout.FULL
     checkpoint = checkpoint or Checkpoint(settings.prefix)
@@ -129,81 +139,119 @@ class FieldRun:
   ) -> FieldRecord:
     start = time.monotonic()
     field_of_view = field_reading.read_selected(self._experiment, field)
-    prediction = self.labeler.empty_prediction(
-      field_of_view,
-      self._layout,
-      with_scores=True,
-      thumbnail=_THUMBNAIL if self._num_fields < _MANY_FIELDS else _THUMBNAIL // 2,
-    )
-    contents = self._contents(prediction, folder)
-    written = prediction_files.prediction_files(
-      self._experiment.inference.prediction_format, contents, prediction.store
-    )
-    panels = prediction.panel_paths(folder)
-    for path in panels:
+    inference, targets = self._experiment.inference, self.labeler.targets
+    grid = self.labeler.grid(field_of_view.name, field_of_view.size)
+    size = grid.output_size
+    truth = TruthReader(field_of_view, grid.offset, size)
+    store = PredictionStore(size)
+    panels = [
+      ErrorPanel(panel, self.labeler.stack(panel), self._layout, truth, store)
+      for panel in inference.panels
+    ]
+    written = self._prediction_files(field_of_view, grid, folder, store)
+    scores = {
+      key: RunningScores(key, columns=size[1]) for key in targets.keys if truth.is_known(key)
+    }
+    pictures = [Thumbnails(key, size, self._longest) for key in targets.keys]
+    panel_paths = [panel.path_in(folder) for panel in panels]
+    for path in panel_paths:
       files.check_writable(path)
-    with prediction.writing(written):
-      self.labeler.fill(prediction, self._layout, title)
-    prediction.write_panels(folder)
+    sinks: list[Sink] = [*panels, written, *scores.values(), *pictures]
+    with written:
+      self.labeler.compute(field_of_view, sinks, title)
+    for panel in panels:
+      panel.write(folder)
     record = FieldRecord(
       field=field_of_view.name,
       fingerprint=fingerprint,
       image_size=field_of_view.size,
-      output_size=prediction.size,
-      output_offset=contents.placement.offset,
-      padded_margin=contents.margin,
+      output_size=size,
+      output_offset=(grid.offset, grid.offset),
+      padded_margin=grid.padded_margin,
       pixel_size=field_of_view.pixel_size,
       seconds=round(time.monotonic() - start, 3),
-      files=tuple(str(path.relative_to(folder)) for path in (*panels, *written.paths)),
-      input=_write_thumbnail(folder, 'input', prediction.shown_input()),
-      labels=tuple(_write_labels(folder, prediction)),
+      files=tuple(str(path.relative_to(folder)) for path in (*panel_paths, *written.paths)),
+      input=_write_thumbnail(
+        folder, 'input', input_picture(truth, self.labeler.description.inputs, self._longest)
+      ),
+      labels=tuple(
+        _write_label(folder, of_label, scores.get(key))
+        for key, of_label in zip(targets.keys, pictures, strict=True)
+      ),
     )
     record.write(folder)
     return record
 
-  def _contents(
-    self, prediction: FieldPrediction, folder: pathlib.Path
-  ) -> prediction_files.Contents:
-    grid = prediction.grid
-    return prediction_files.Contents(
+  def _prediction_files(
+    self, field_of_view: FieldOfView, grid: Grid, folder: pathlib.Path, store: PredictionStore
+  ) -> PredictionFiles:
+    inference = self._experiment.inference
+    contents = prediction_files.Contents(
       folder=folder,
-      field=prediction.field_of_view.name,
+      field=field_of_view.name,
       keys=self.labeler.targets.keys,
-      statistics=self._experiment.inference.statistics,
-      size=prediction.size,
+      statistics=inference.statistics,
+      size=grid.output_size,
       tile=self.labeler.tile_size(grid),
-      placement=Placement(
-        pixel_size=prediction.field_of_view.pixel_size, offset=(grid.offset, grid.offset)
-      ),
-      margin=0 if grid.padding is Padding.NONE else grid.geometry.margin,
+      placement=Placement(pixel_size=field_of_view.pixel_size, offset=(grid.offset, grid.offset)),
+      margin=grid.padded_margin,
     )
+    return prediction_files.prediction_files(inference.prediction_format, contents, store)
 
 
-def _write_labels(folder: pathlib.Path, prediction: FieldPrediction) -> Iterator[LabelRecord]:
-  """Writes each label's small pictures and diagram; yields its part of the record."""
-  assert prediction.thumbnails is not None
-  for key, thumbnail in prediction.thumbnails.predictions.items():
-    channel, predicted = key.channel, thumbnail.picture()
-    record = LabelRecord(
-      channel=channel,
-      prediction=_write_thumbnail(folder, f'{channel}_prediction', predicted),
-    )
-    if key in prediction.thumbnails.truths:
-      truth = prediction.thumbnails.truths[key].picture()
-      error = visualize.subtractive_error(_floats(predicted), _floats(truth))
-      running = prediction.scores[channel]
-      diagram = f'reliability_{channel}.png'
-      with files.whole_file(folder / diagram) as partial:
-        partial.write_bytes(reliability.diagram_png(running.reliability(), channel))
-      record = dataclasses.replace(
-        record,
-        truth=_write_thumbnail(folder, f'{channel}_truth', truth),
-        error=_write_thumbnail(folder, f'{channel}_error', np.rint(error * 255).astype(np.uint8)),
-        reliability=diagram,
-        scores=field_record.as_scores(dataclasses.asdict(running.scores())),
-        calibration=running.reliability().as_dict(),
-      )
-    yield record
+def input_picture(truth: TruthReader, inputs: StackSpec, longest: int) -> np.ndarray:
+  """A small picture of the first input channel at the middle depth, read band by band.
+
+  Args:
+    truth: of the field of view.
+    inputs: what the network reads.
+    longest: what the picture's longer side may have, in pixels.
+
+  Returns:
+    uint8 [row, column], of where the outputs are.
+  """
+  key = ImageKey(inputs.z_values[len(inputs.z_values) // 2], inputs.channels[0])
+  rows, columns = (slice(0, n) for n in truth.size)
+  thumbnail = Thumbnail(truth.size, longest)
+  for first in range(0, rows.stop, _BAND):
+    band = slice(first, min(first + _BAND, rows.stop))
+    thumbnail.add(band, columns, truth.image(key, band, columns))
+  return thumbnail.picture()
+
+
+def _write_label(
+  folder: pathlib.Path, pictures: Thumbnails, running: RunningScores | None
+) -> LabelRecord:
+  """Writes a label's small pictures and diagram.
+
+  Args:
+    folder: of the field of view.
+    pictures: of the label.
+    running: its scores; None: the truth is not known.
+
+  Returns:
+    The label's part of the record.
+  """
+  (key,), predicted = pictures.keys, pictures.prediction.picture()
+  channel = key.channel
+  record = LabelRecord(
+    channel=channel, prediction=_write_thumbnail(folder, f'{channel}_prediction', predicted)
+  )
+  if pictures.truth is None or running is None:
+    return record
+  truth = pictures.truth.picture()
+  error = visualize.subtractive_error(_floats(predicted), _floats(truth))
+  diagram = f'reliability_{channel}.png'
+  with files.whole_file(folder / diagram) as partial:
+    partial.write_bytes(reliability.diagram_png(running.reliability(), channel))
+  return dataclasses.replace(
+    record,
+    truth=_write_thumbnail(folder, f'{channel}_truth', truth),
+    error=_write_thumbnail(folder, f'{channel}_error', np.rint(error * 255).astype(np.uint8)),
+    reliability=diagram,
+    scores=field_record.as_scores(dataclasses.asdict(running.scores())),
+    calibration=dataclasses.asdict(running.reliability()),
+  )
 
 
 def _floats(picture: np.ndarray) -> np.ndarray:

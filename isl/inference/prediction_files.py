@@ -8,16 +8,17 @@ import dataclasses
 import json
 import pathlib
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 import numpy as np
 
 from isl.core.channels import ImageKey
 from isl.core.experiment import PredictionFormat
+from isl.core.parts import Part
 from isl.core.statistic import NUM_CLASSES, AnyStatistic, Statistic, is_class
 from isl.images import ome_tiff_io, ome_zarr_io, png_folders, png_io
 from isl.images.placement import Placement
-from isl.report import visualize
 from isl.system import files
 
 _FOLDER = 'predictions'
@@ -77,13 +78,20 @@ class Contents:
 
 
 class PredictionFiles(abc.ABC):
-  """Writes a field of view's predictions, as a context manager.
+  """A sink that writes a field of view's predictions; a context manager, too.
 
-  When the `with` block ends well, all files are there; after an exception, none.
+  All parts are added in the `with` block. When it ends well, all files are there; after an
+  exception, none.
+
+  Attributes:
+    keys: the labels.
+    statistics: what is written of each.
   """
 
   def __init__(self, contents: Contents, store: PredictionStore):
     """Makes room in the store for what is written from it."""
+    self.keys = contents.keys
+    self.statistics = contents.statistics
     self._contents = contents
     self._store = store
 
@@ -92,35 +100,53 @@ class PredictionFiles(abc.ABC):
   def paths(self) -> list[pathlib.Path]:
     """Of the files."""
 
-  @abc.abstractmethod
-  def writing(self) -> contextlib.AbstractContextManager[None]:
-    """The block in which all parts are added; at its end the files are written.
+  def __enter__(self) -> Self:
+    """Checks that the files can be written, or begins to write them.
+
+    Raises:
+      OSError: one cannot be written.
+    """
+    self._block = self._writing()
+    self._block.__enter__()
+    return self
+
+  def __exit__(
+    self,
+    kind: type[BaseException] | None,
+    error: BaseException | None,
+    traceback: TracebackType | None,
+  ) -> None:
+    """Finishes the files; after an exception, removes what there is of them.
 
     Raises:
       OSError: a file cannot be written.
     """
+    self._block.__exit__(kind, error, traceback)
 
   @abc.abstractmethod
-  def add(
-    self, key: ImageKey, rows: slice, columns: slice, predicted: Mapping[AnyStatistic, np.ndarray]
-  ) -> None:
-    """Takes in a part of an image: of each statistic, wanted or not, float32 [row, column]."""
+  def _writing(self) -> contextlib.AbstractContextManager[None]:
+    """The block in which all parts are added; at its end the files are written."""
+
+  @abc.abstractmethod
+  def add(self, part: Part) -> None:
+    """Takes in a part of a label."""
 
 
 class _StoredFiles(PredictionFiles):
   """Files that are written when all is in the store."""
 
   @contextlib.contextmanager
-  def writing(self) -> Iterator[None]:
+  def _writing(self) -> Iterator[None]:
     for path in self.paths:
       files.check_writable(path)
     yield
     self._write()
 
-  def add(
-    self, key: ImageKey, rows: slice, columns: slice, predicted: Mapping[AnyStatistic, np.ndarray]
-  ) -> None:
-    """The store has it."""
+  def add(self, part: Part) -> None:
+    pictures: dict[AnyStatistic, np.ndarray] = {
+      s: part.predicted[s] for s in self.statistics if s is not Statistic.DISTRIBUTION
+    }
+    self._store.add(part.key, part.rows, part.columns, pictures)
 
   @abc.abstractmethod
   def _write(self) -> None:
@@ -196,18 +222,18 @@ class _OmeZarrs(PredictionFiles):
   @property
   def paths(self) -> list[pathlib.Path]:
     paths = [self._pictures_path] if self._channels else []
-    if Statistic.DISTRIBUTION in self._contents.statistics:
-      paths += [self._distribution_path(key) for key in self._contents.keys]
+    if Statistic.DISTRIBUTION in self.statistics:
+      paths += [self._distribution_path(key) for key in self.keys]
     return paths
 
   @contextlib.contextmanager
-  def writing(self) -> Iterator[None]:
+  def _writing(self) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
       if self._channels:
         image = self._image(self._pictures_path, self._contents.channels, np.float32)
         self._pictures = stack.enter_context(image)
-      if Statistic.DISTRIBUTION in self._contents.statistics:
-        for key in self._contents.keys:
+      if Statistic.DISTRIBUTION in self.statistics:
+        for key in self.keys:
           names = tuple(f'{key.channel}/CLASS_{k}' for k in range(NUM_CLASSES))
           image = self._image(self._distribution_path(key), names, np.float16)
           self._distributions[key] = stack.enter_context(image)
@@ -226,17 +252,17 @@ class _OmeZarrs(PredictionFiles):
       attributes=self._contents.attributes,
     )
 
-  def add(
-    self, key: ImageKey, rows: slice, columns: slice, predicted: Mapping[AnyStatistic, np.ndarray]
-  ) -> None:
-    for statistic, values in predicted.items():
-      if statistic is Statistic.DISTRIBUTION and key in self._distributions:
-        self._distributions[key].write(
-          slice(None), rows, columns, np.moveaxis(values, -1, 0).astype(np.float16)
+  def add(self, part: Part) -> None:
+    for statistic in self.statistics:
+      values = part.predicted[statistic]
+      if statistic is Statistic.DISTRIBUTION:
+        self._distributions[part.key].write(
+          slice(None), part.rows, part.columns, np.moveaxis(values, -1, 0).astype(np.float16)
         )
-      elif (key, statistic) in self._channels:
+      else:
         assert self._pictures is not None
-        self._pictures.write(self._channels[key, statistic], rows, columns, np.clip(values, 0, 1))
+        channel = self._channels[part.key, statistic]
+        self._pictures.write(channel, part.rows, part.columns, np.clip(values, 0, 1))
 
 
 _WRITERS: dict[PredictionFormat, Callable[[Contents, PredictionStore], PredictionFiles]] = {
@@ -288,13 +314,16 @@ class PredictionStore:
     columns: slice,
     predicted: Mapping[AnyStatistic, np.ndarray],
   ) -> None:
-    """Takes in a part of an image: of each statistic, wanted or not, float32 [row, column]."""
+    """Takes in a part of an image.
+
+    Args:
+      key: the image.
+      rows: where the part lies in it.
+      columns: its columns in the image.
+      predicted: statistics that there is room for, each float32 [row, column].
+    """
     for statistic, values in predicted.items():
-      image = self._images.get((key, statistic))
-      if image is None:
-        continue
-      if statistic is Statistic.CROSS_ENTROPY:
-        values = visualize.clipped_cross_entropy(values)
+      image = self._images[key, statistic]
       if image.dtype == np.float32:
         image[rows, columns] = np.clip(values, 0, 1)
       else:

@@ -11,6 +11,7 @@ import zarr
 
 from isl.core.channels import ImageKey, target_stack
 from isl.core.experiment import PredictionFormat
+from isl.core.parts import Part
 from isl.core.statistic import PICTURE_STATISTICS, AnyStatistic, Quantile, Statistic, is_class
 from isl.images import png_folders, png_io
 from isl.images.placement import Placement
@@ -57,13 +58,14 @@ def _write(folder, prediction_format, predictions, statistics=_STATISTICS):
   contents = _contents(folder, statistics)
   store = PredictionStore(_SIZE)
   written = prediction_files.prediction_files(PredictionFormat[prediction_format], contents, store)
-  with written.writing():
+  assert written.keys == _KEYS
+  assert written.statistics == statistics
+  with written:
     for row, column in itertools.product(range(0, 20, 8), range(0, 30, 8)):
       rows, columns = slice(row, min(row + 8, 20)), slice(column, min(column + 8, 30))
       for key, values in predictions.items():
         part = {s: v[rows, columns] for s, v in values.items()}
-        store.add(key, rows, columns, part)
-        written.add(key, rows, columns, part)
+        written.add(Part(key=key, rows=rows, columns=columns, predicted=part, truth=None))
   return written
 
 
@@ -136,9 +138,10 @@ def test_nothing_asked_for_is_no_file(tmp_path, prediction_format):
 def test_interrupted_writing_leaves_nothing(tmp_path, prediction_format):
   contents, store = _contents(tmp_path), PredictionStore(_SIZE)
   written = prediction_files.prediction_files(PredictionFormat[prediction_format], contents, store)
-  with pytest.raises(KeyboardInterrupt), written.writing():
+  with pytest.raises(KeyboardInterrupt), written:
     for key, values in _predictions(_STATISTICS).items():
-      written.add(key, slice(0, 20), slice(0, 30), values)
+      rows, columns = slice(0, 20), slice(0, 30)
+      written.add(Part(key=key, rows=rows, columns=columns, predicted=values, truth=None))
     raise KeyboardInterrupt
   assert not files_in(tmp_path)
 

@@ -106,6 +106,11 @@ class Grid:
     return 0 if self.pad else self.geometry.margin
 
   @property
+  def padded_margin(self) -> int:
+    """Rows and columns at each border of the outputs that depend on padding."""
+    return 0 if self.padding is Padding.NONE else self.geometry.margin
+
+  @property
   def blocks(self) -> tuple[int, int]:
     """The number of blocks in rows and columns; 0 where the crop is too small for one."""
     output = self.geometry.output

@@ -11,11 +11,12 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 from skimage.metrics import structural_similarity
 
+from isl.core.channels import ImageKey
+from isl.core.parts import Part
 from isl.core.statistic import INTERVALS, NUM_CLASSES, AnyStatistic, Statistic
 
 # What scores are made of.
@@ -73,11 +74,11 @@ class Scores:
       (F - H)^2 / 255, RANKED_PROBABILITY_SCORE. Of a point mass it is the absolute error.
       (Gneiting and Raftery, Strictly proper scoring rules, JASA 2007.)
     coverage_50: share of true intensities in the central 50% interval; ideal is 0.5.
-    coverage_80: likewise of the 80% interval.
-    coverage_95: likewise of the 95% interval.
+    coverage_80: share of them in the central 80% interval; ideal is 0.8.
+    coverage_95: share of them in the central 95% interval; ideal is 0.95.
     width_50: mean width of the central 50% interval, an intensity; narrow is sharp.
-    width_80: likewise of the 80% interval.
-    width_95: likewise of the 95% interval.
+    width_80: mean width of the central 80% interval.
+    width_95: mean width of the central 95% interval.
     coverage_error: mean |observed - nominal coverage| over central intervals of 5, 10, .., 95%.
       (Kuleshov et al., Accurate uncertainties for deep learning, ICML 2018.)
     expected_calibration_error: mean |accuracy - confidence| over 15 equal bins of the likeliest
@@ -102,11 +103,6 @@ class Scores:
   width_95: float
   coverage_error: float
   expected_calibration_error: float
-
-  def as_json(self) -> dict[str, float | None]:
-    """By name; None for nan and infinity, which JSON lacks."""
-    values = dataclasses.asdict(self)
-    return {name: value if math.isfinite(value) else None for name, value in values.items()}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -158,60 +154,50 @@ class Reliability:
     pairs = zip(self.bin_correct, self.bin_confidence, strict=True)
     return sum(abs(correct - confidence) for correct, confidence in pairs) / self.pixels
 
-  def as_dict(self) -> dict[str, Any]:
-    """For JSON."""
-    values = dataclasses.asdict(self)
-    return {k: list(value) if isinstance(value, tuple) else value for k, value in values.items()}
-
-  @classmethod
-  def from_dict(cls, values: Mapping[str, Any]) -> Reliability:
-    """Of what `as_dict` returned, also if it was JSON in between."""
-    read: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
-    return cls(**read)
-
 
 class RunningScores:
-  """Sums over the pixels seen so far, in double precision.
+  """A sink that sums over the pixels of one label seen so far, in double precision.
 
-  Every pixel is added twice: by `add`, in tiles of any shape and order, and by `add_rows`, in bands
-  of whole rows, for the SSIM, whose windows reach over the edges of tiles.
+  The order of the parts matters to the SSIM alone, whose windows reach over their edges: it is of
+  whole rows, which have to come from the top down. Of these, only as many are kept as a part has.
+
+  Attributes:
+    keys: the label, alone.
+    statistics: what scores are made of.
   """
 
-  def __init__(self, *, columns: int) -> None:
+  statistics = NEEDED
+
+  def __init__(self, key: ImageKey, *, columns: int) -> None:
     """Begins with no pixels.
 
     Args:
+      key: the label.
       columns: how many the whole image has.
     """
+    self.keys = (key,)
     self._errors = _Errors()
+    self._rows = _Rows(columns)
     self._ssim = _Ssim(columns)
     self._observed = _Observed()
     self._cross_entropy = 0.0
     self._crps = 0.0
     self._widths = dict.fromkeys(INTERVALS, 0.0)
 
-  def add(self, predicted: Mapping[AnyStatistic, np.ndarray], truth: np.ndarray) -> None:
-    """Adds a tile.
-
-    Args:
-      predicted: at least NEEDED, each float32 [row, column].
-      truth: true intensities in [0, 1], likewise.
-    """
-    self._errors.add(predicted[Statistic.MEDIAN], truth)
+  def add(self, part: Part) -> None:
+    """Adds a part whose truth is known."""
+    predicted, truth = part.predicted, part.truth
+    assert truth is not None, part.key
+    median = predicted[Statistic.MEDIAN]
+    self._errors.add(median, truth)
     self._observed.add(predicted, truth)
     self._cross_entropy += _sum(predicted[Statistic.CROSS_ENTROPY])
     self._crps += _sum(predicted[Statistic.RANKED_PROBABILITY_SCORE])
     for percent, (lower, upper) in INTERVALS.items():
       self._widths[percent] += _sum(predicted[upper]) - _sum(predicted[lower])
-
-  def add_rows(self, median: np.ndarray, truth: np.ndarray) -> None:
-    """Adds a band of rows, of any height, to the SSIM; bands come from the top down.
-
-    Args:
-      median: intensities in [0, 1], float32 [row, column], all columns of the image.
-      truth: likewise.
-    """
-    self._ssim.add(median, truth)
+    whole = self._rows.add(part.rows, part.columns, np.stack([median, truth]))
+    if whole is not None:
+      self._ssim.add(*whole)
 
   def scores(self) -> Scores:
     """Of all pixels added; at least one is needed."""
@@ -276,6 +262,25 @@ class _Errors:
     x, y, xx, yy, xy = map(float, self._sums / self._pixels)
     variances = (xx - x * x) * (yy - y * y)
     return (xy - x * y) / math.sqrt(variances) if variances > 0 else math.nan
+
+
+class _Rows:
+  """Puts parts that lie beside each other together to whole rows."""
+
+  def __init__(self, columns: int) -> None:
+    self._columns = columns
+    self._rows = slice(0, 0)
+    self._pictures = np.empty((2, 0, columns), np.float32)
+    self._missing = 0
+
+  def add(self, rows: slice, columns: slice, pictures: np.ndarray) -> np.ndarray | None:
+    """Takes in a part, [picture, row, column]; returns the rows if it was the last of them."""
+    if rows != self._rows:
+      self._rows, self._missing = rows, self._columns
+      self._pictures = np.empty((*pictures.shape[:2], self._columns), np.float32)
+    self._pictures[:, :, columns] = pictures
+    self._missing -= columns.stop - columns.start
+    return None if self._missing else self._pictures
 
 
 class _Ssim:

@@ -3,8 +3,10 @@
 import csv
 import dataclasses
 import io
+import itertools
 import json
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,11 +15,14 @@ import skimage.measure
 import skimage.metrics
 from scipy import special, stats
 
+from isl.core.channels import ImageKey
+from isl.core.parts import Part
 from isl.core.statistic import INTERVALS, AnyStatistic, Statistic
 from isl.report import metrics
 from isl.report.metrics import Reliability, RunningScores
 
 _LEVELS = np.arange(256) / 255
+_KEY = ImageKey('MAXPROJECT', 'DAPI_CONFOCAL')
 
 
 def _predicted(p, classes):
@@ -46,27 +51,39 @@ def _predicted(p, classes):
   return {statistic: value.astype(np.float32) for statistic, value in values.items()}
 
 
+def _add(running, predicted, truth, rows=None, columns=None):
+  """Adds a part of an image, or all of it; both are given as they are there."""
+  rows, columns = rows or slice(0, truth.shape[0]), columns or slice(0, truth.shape[1])
+  running.add(Part(key=_KEY, rows=rows, columns=columns, predicted=predicted, truth=truth))
+
+
 def _running(p, classes):
   """Of pixels in one row, p [pixel, class] and classes [pixel]."""
   classes = np.atleast_1d(classes)
-  running = RunningScores(columns=len(classes))
+  running = RunningScores(_KEY, columns=len(classes))
   p = np.broadcast_to(p, (len(classes), 256))
   truth = (classes / 255).astype(np.float32)[np.newaxis]
-  running.add(_predicted(p[np.newaxis], classes[np.newaxis]), truth)
+  _add(running, _predicted(p[np.newaxis], classes[np.newaxis]), truth)
   return running
 
 
-def _of_pictures(median, truth, parts=((slice(None), slice(None)),), heights=()):
-  """Scores of medians alone; the distributions are uniform."""
-  rows, columns = truth.shape
-  running = RunningScores(columns=columns)
+def _of_pictures(median, truth, parts=()):
+  """Scores of medians alone, in parts or as a whole; the distributions are uniform."""
+  running = RunningScores(_KEY, columns=truth.shape[1])
   some = _predicted(np.full((1, 1, 256), 1 / 256), np.zeros((1, 1), int))
-  for part in parts:
+  for part in parts or [tuple(slice(0, n) for n in truth.shape)]:
     predicted = {s: np.broadcast_to(v, truth[part].shape) for s, v in some.items()}
-    running.add(predicted | {Statistic.MEDIAN: median[part]}, truth[part])
-  for band in np.split(np.arange(rows), np.cumsum(heights)):
-    running.add_rows(median[band], truth[band])
+    _add(running, predicted | {Statistic.MEDIAN: median[part]}, truth[part], *part)
   return running.scores()
+
+
+def _tiles(shape, heights, widths=()):
+  """Parts of an image, row by row, each row from left to right."""
+  ends = [
+    [0, *np.cumsum(lengths), size] for lengths, size in zip((heights, widths), shape, strict=True)
+  ]
+  rows, columns = ([slice(int(a), int(b)) for a, b in itertools.pairwise(e)] for e in ends)
+  return list(itertools.product(rows, columns))
 
 
 def _random(seed, shape=(37, 23)):
@@ -89,8 +106,8 @@ _TILES = tuple(
 @pytest.mark.parametrize(
   'parts',
   [
-    ((slice(None), slice(None)),),
-    tuple((slice(i, i + 1), slice(None)) for i in range(37)),
+    (),
+    tuple((slice(i, i + 1), slice(0, 23)) for i in range(37)),
     _TILES,
   ],
 )
@@ -142,21 +159,23 @@ def _ssim_of_whole(median, truth):
 
 
 @pytest.mark.parametrize(
-  'heights', [(), (36,), (1,) * 36, (6, 7), (7, 6, 1), (3, 2, 1, 20, 1, 5), (0, 5, 0, 13)]
+  'heights', [(), (36,), (1,) * 36, (6, 7), (7, 6, 1), (3, 2, 1, 20, 1, 5), (5, 13)]
 )
-def test_ssim_of_bands_is_that_of_the_whole(heights):
+@pytest.mark.parametrize('widths', [(), (8, 8), (1, 21)])
+def test_ssim_of_bands_is_that_of_the_whole(heights, widths):
   # Neither dim nor bright, so that constants, contrast and structure all matter.
   truth = _random(1)
   median = 0.7 * truth + 0.2 * _random(0)
   expected = _ssim_of_whole(median, truth)
   assert 0.1 < expected < 0.97
-  assert _of_pictures(median, truth, heights=heights).ssim == pytest.approx(expected, abs=1e-9)
+  parts = _tiles(truth.shape, heights, widths)
+  assert _of_pictures(median, truth, parts).ssim == pytest.approx(expected, abs=1e-9)
 
 
 def test_ssim_of_a_band_that_is_split(monkeypatch):
   monkeypatch.setattr(metrics, '_SSIM_PIXELS', 200)
   median, truth = _random(0), _random(1)
-  assert _of_pictures(median, truth, heights=(30,)).ssim == pytest.approx(
+  assert _of_pictures(median, truth, _tiles(truth.shape, (30,))).ssim == pytest.approx(
     _ssim_of_whole(median, truth), abs=1e-9
   )
 
@@ -164,7 +183,7 @@ def test_ssim_of_a_band_that_is_split(monkeypatch):
 @pytest.mark.parametrize('shape', [(7, 7), (7, 30), (30, 7)])
 def test_ssim_of_the_smallest_images(shape):
   median, truth = _random(0, shape), _random(1, shape)
-  assert _of_pictures(median, truth, heights=(2,)).ssim == pytest.approx(
+  assert _of_pictures(median, truth, _tiles(shape, (2,))).ssim == pytest.approx(
     _ssim_of_whole(median, truth), abs=1e-9
   )
 
@@ -255,8 +274,8 @@ def test_probability_above_one_by_rounding():
   predicted = _predicted(_point(9)[np.newaxis, np.newaxis], np.array([[9]]))
   above = np.array([[1.0000002]], np.float32)
   predicted |= dict.fromkeys((Statistic.PROBABILITY_UP_TO, Statistic.MODE_PROBABILITY), above)
-  running = RunningScores(columns=1)
-  running.add(predicted, np.array([[9 / 255]], np.float32))
+  running = RunningScores(_KEY, columns=1)
+  _add(running, predicted, np.array([[9 / 255]], np.float32))
   reliability = running.reliability()
   np.testing.assert_allclose(reliability.pit, np.linspace(0, 1, 41), atol=1e-12)
   assert reliability.bin_pixels == (0,) * 14 + (1,)
@@ -328,8 +347,8 @@ def test_expected_calibration_error():
 def test_truth_between_two_classes_is_of_the_nearer():
   predicted = _predicted(_point(9)[np.newaxis, np.newaxis], np.array([[9]]))
   for shift, correct in ((0.4, 1), (0.6, 0)):
-    running = RunningScores(columns=1)
-    running.add(predicted, np.array([[(9 + shift) / 255]], np.float32))
+    running = RunningScores(_KEY, columns=1)
+    _add(running, predicted, np.array([[(9 + shift) / 255]], np.float32))
     assert sum(running.reliability().bin_correct) == correct
 
 
@@ -343,33 +362,44 @@ def _tile(shape=(20, 30)):
   return _predicted(p, classes), (classes / 255).astype(np.float32)
 
 
-def test_parts_add_up_in_any_order():
+def _in_parts(predicted, truth, parts):
+  running = RunningScores(_KEY, columns=truth.shape[1])
+  for part in parts:
+    _add(running, {s: v[part] for s, v in predicted.items()}, truth[part], *part)
+  return dataclasses.asdict(running.scores())
+
+
+def test_parts_add_up():
   predicted, truth = _tile()
-  whole = RunningScores(columns=30)
-  whole.add(predicted, truth)
-  parts = RunningScores(columns=30)
-  for rows in (slice(13, 20), slice(0, 1), slice(1, 13)):
-    for columns in (slice(0, 10), slice(10, 30)):
-      part = {s: v[rows, columns] for s, v in predicted.items()}
-      parts.add(part, truth[rows, columns])
-  for running in (whole, parts):
-    running.add_rows(predicted[Statistic.MEDIAN], truth)
-  expected = dataclasses.asdict(whole.scores())
+  expected = _in_parts(predicted, truth, [(slice(0, 20), slice(0, 30))])
   assert all(math.isfinite(value) for value in expected.values())
-  assert dataclasses.asdict(parts.scores()) == pytest.approx(expected, rel=1e-9)
   assert all(type(value) in (int, float) for value in expected.values())
+  found = _in_parts(predicted, truth, _tiles(truth.shape, (1, 12), (10,)))
+  assert found == pytest.approx(expected, rel=1e-9)
+  # In any order, but for the SSIM, which is of whole rows from the top down.
+  rows = (slice(13, 20), slice(0, 1), slice(1, 13))
+  found = _in_parts(predicted, truth, itertools.product(rows, (slice(10, 30), slice(0, 10))))
+  del found['ssim'], expected['ssim']
+  assert found == pytest.approx(expected, rel=1e-9)
+
+
+def test_it_needs_what_scores_are_made_of_of_its_label():
+  running = RunningScores(_KEY, columns=5)
+  assert running.keys == (_KEY,)
+  assert running.statistics == metrics.NEEDED
 
 
 def test_nothing_has_no_scores():
   with pytest.raises(AssertionError, match='no pixels'):
-    RunningScores(columns=5).scores()
+    RunningScores(_KEY, columns=5).scores()
 
 
 def test_infinity_and_nan_survive():
   scores = _of_pictures(np.zeros((3, 3), np.float32), np.zeros((3, 3), np.float32))
   assert scores.psnr == math.inf
-  values = json.loads(json.dumps(scores.as_json(), allow_nan=False))
-  assert [name for name, value in values.items() if value is None] == ['pearson_r', 'ssim', 'psnr']
+  values = dataclasses.asdict(scores)
+  infinite = [name for name, value in values.items() if not math.isfinite(value)]
+  assert infinite == ['pearson_r', 'ssim', 'psnr']
   assert values['mae'] == 0
   stream = io.StringIO()
   csv.writer(stream).writerow(dataclasses.asdict(scores).values())
@@ -379,9 +409,10 @@ def test_infinity_and_nan_survive():
 
 def test_reliability_survives_json():
   predicted, truth = _tile()
-  running = RunningScores(columns=30)
-  running.add(predicted, truth)
+  running = RunningScores(_KEY, columns=30)
+  _add(running, predicted, truth)
   reliability = running.reliability()
-  text = json.dumps(reliability.as_dict(), allow_nan=False)
-  assert Reliability.from_dict(json.loads(text)) == reliability
+  values = json.loads(json.dumps(dataclasses.asdict(reliability), allow_nan=False))
+  read: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+  assert Reliability(**read) == reliability
   assert sum(reliability.bin_pixels) == reliability.pixels == truth.size

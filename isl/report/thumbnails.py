@@ -5,6 +5,10 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
+from isl.core.channels import ImageKey
+from isl.core.parts import Part
+from isl.core.statistic import Statistic
+
 # Colours at full resolution, or else the edges in error pictures bleed.
 _JPEG_OPTIONS = (
   *(cv2.IMWRITE_JPEG_QUALITY, 90),
@@ -24,13 +28,12 @@ class Thumbnail:
     size: (rows, columns) of the thumbnail, in pixels.
   """
 
-  def __init__(self, size: tuple[int, int], longest: int = 512, *, is_rgb: bool = False) -> None:
+  def __init__(self, size: tuple[int, int], longest: int) -> None:
     """Begins an empty one.
 
     Args:
       size: (rows, columns) of the image, in pixels.
       longest: what the thumbnail's longer side may have, in pixels.
-      is_rgb: whether the image has colours.
 
     Raises:
       ValueError: a size is not positive.
@@ -44,18 +47,18 @@ class Thumbnail:
     self._image_size = size
     self._missing = size[0] * size[1]
     # In double precision, so that the order of the parts does not show.
-    self._sums = np.zeros((*self.size, 3) if is_rgb else self.size)
+    self._sums = np.zeros(self.size)
 
   def add(self, rows: slice, columns: slice, values: np.ndarray) -> None:
     """Adds a part of the image. The parts, in any order, cover each pixel once.
 
     Args:
       rows: where the part lies in the image.
-      columns: likewise.
-      values: its intensities in [0, 1], float32 [row, column] or, of RGB, [row, column, color].
+      columns: its columns in the image.
+      values: its intensities in [0, 1], float32 [row, column].
     """
     extent = (rows.stop - rows.start, columns.stop - columns.start)
-    assert values.shape == (*extent, *self._sums.shape[2:]), (values.shape, rows, columns)
+    assert values.shape == extent, (values.shape, rows, columns)
     assert 0 <= rows.start < rows.stop <= self._image_size[0], (rows, self._image_size)
     assert 0 <= columns.start < columns.stop <= self._image_size[1], (columns, self._image_size)
     row_cells, row_starts = self._cells(rows)
@@ -68,15 +71,15 @@ class Thumbnail:
     """The thumbnail, when all parts have been added.
 
     Returns:
-      uint8 [row, column] or [row, column, color]: a cell's mean times 255, rounded.
+      uint8 [row, column]: a cell's mean times 255, rounded.
     """
     assert self._missing == 0, f'{self._missing} pixels of the image are missing'
     rows, columns = (
       np.minimum(self.factor, length - self.factor * np.arange(cells))
       for length, cells in zip(self._image_size, self.size, strict=True)
     )
-    pixels = np.outer(rows, columns).reshape(*self.size, *[1] * (self._sums.ndim - 2))
-    return np.rint(np.clip(self._sums / pixels, 0, 1) * 255).astype(np.uint8)
+    means = self._sums / np.outer(rows, columns)
+    return np.rint(np.clip(means, 0, 1) * 255).astype(np.uint8)
 
   def _cells(self, pixels: slice) -> tuple[slice, np.ndarray]:
     """The cells that a range of rows or columns touches, and where in the range each begins."""
@@ -85,20 +88,47 @@ class Thumbnail:
     return cells, np.maximum(starts, 0)
 
 
-def encode(picture: np.ndarray, suffix: str = '.jpg') -> bytes:
-  """A picture as the contents of a file.
+class Thumbnails:
+  """A sink that makes small pictures of one label, as predicted and as it is.
+
+  Attributes:
+    keys: the label, alone.
+    statistics: what the prediction's picture is of.
+    prediction: the medians.
+    truth: the intensities that were recorded; None: none are known.
+  """
+
+  statistics = (Statistic.MEDIAN,)
+
+  def __init__(self, key: ImageKey, size: tuple[int, int], longest: int) -> None:
+    """Begins with empty pictures.
+
+    Args:
+      key: the label.
+      size: (rows, columns) of the predicted image, in pixels.
+      longest: what a picture's longer side may have, in pixels.
+    """
+    self.keys = (key,)
+    self.prediction = Thumbnail(size, longest)
+    self.truth: Thumbnail | None = None
+    self._size, self._longest = size, longest
+
+  def add(self, part: Part) -> None:
+    """Adds a part to both pictures."""
+    self.prediction.add(part.rows, part.columns, part.predicted[Statistic.MEDIAN])
+    if part.truth is not None:
+      self.truth = self.truth or Thumbnail(self._size, self._longest)
+      self.truth.add(part.rows, part.columns, part.truth)
+
+
+def encode(picture: np.ndarray) -> bytes:
+  """A picture as the contents of a JPEG.
 
   Args:
     picture: uint8, grey [row, column] or RGB [row, column, color].
-    suffix: '.jpg', which is small, or '.png', which is exact.
-
-  Raises:
-    ValueError: the suffix is another.
   """
   assert picture.dtype == np.uint8 and picture.size, (picture.dtype, picture.shape)
-  if suffix not in ('.jpg', '.png'):
-    raise ValueError(f"suffix must be '.jpg' or '.png', got {suffix!r}")
   # OpenCV's order is BGR.
   pixels = picture if picture.ndim == 2 else np.ascontiguousarray(picture[..., ::-1])
-  _, encoded = cv2.imencode(suffix, pixels, _JPEG_OPTIONS if suffix == '.jpg' else ())
+  _, encoded = cv2.imencode('.jpg', pixels, _JPEG_OPTIONS)
   return encoded.tobytes()

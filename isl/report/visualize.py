@@ -11,11 +11,12 @@ from __future__ import annotations
 import dataclasses
 import enum
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import numpy as np
 
-from isl.core.statistic import NUM_CLASSES
+from isl.core.experiment import Panel
+from isl.core.statistic import NUM_CLASSES, Statistic
 
 # A border's width in pixels. Boxes abut, so between two pictures there are two borders.
 BORDER = 4
@@ -38,54 +39,83 @@ PREDICTION_ORANGE: Colour = (1.0, 0.5, 0.0)
 TRUTH_BLUE: Colour = (0.0, 0.5, 1.0)
 
 
+def panel_tag(panel: Panel) -> str:
+  """The name of an error panel, as TensorBoard shows it: target_error_panel, say."""
+  return f'{panel.value.lower()}_error_panel'
+
+
+def panel_file(panel: Panel) -> str:
+  """The name of the file that holds an error panel."""
+  return f'{panel_tag(panel)}.png'
+
+
+class Target(enum.Enum):
+  """What is drawn beside the predictions of an image."""
+
+  TRUTH = 'truth'
+  MASK = 'mask'
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class PredictedImage:
   """One image as predicted and as it is: floats in [0, 1], each [row, column], all of one size.
 
   Attributes:
-    median: median of each pixel's predicted distribution.
-    mode: its mode.
-    mean: its mean.
-    standard_deviation: its standard deviation.
-    entropy: its entropy, 1 for a uniform distribution.
-    cross_entropy: -ln(p[true class] + 1e-6) / ln K, clipped to [0, 1].
+    statistics: what was computed of each pixel's predicted distribution, as `shown` returns it.
     truth: the target; black if there is none.
     mask: the target's presence: 1 where there is one, otherwise 0.
   """
 
-  median: np.ndarray
+  statistics: Mapping[Statistic, np.ndarray]
   truth: np.ndarray
   mask: np.ndarray
-  mode: np.ndarray | None = None
-  mean: np.ndarray | None = None
-  standard_deviation: np.ndarray | None = None
-  entropy: np.ndarray | None = None
-  cross_entropy: np.ndarray | None = None
 
   def __post_init__(self) -> None:
     """Checks the arrays.
 
     Raises:
-      ValueError: one is not of floats, or not of the median's size.
+      ValueError: one is not of floats, or they are not of one size.
     """
-    if self.median.ndim != 2:
-      raise ValueError(f'median must be [row, column], got the shape {self.median.shape}')
-    for field in dataclasses.fields(self):
-      image = getattr(self, field.name)
-      if image is None:
-        continue
+    images = {_name(statistic): image for statistic, image in self.statistics.items()}
+    images |= {'truth': self.truth, 'mask': self.mask}
+    first, shape = next((name, image.shape) for name, image in images.items())
+    if len(shape) != 2:
+      raise ValueError(f'{first} must be [row, column], got the shape {shape}')
+    for name, image in images.items():
       if image.dtype.kind != 'f':
-        raise ValueError(f'{field.name} must be floats in [0, 1], got {image.dtype}')
-      if image.shape != self.median.shape:
-        raise ValueError(
-          f"{field.name} must have the median's shape {self.median.shape}, got {image.shape}"
-        )
+        raise ValueError(f'{name} must be floats in [0, 1], got {image.dtype}')
+      if image.shape != shape:
+        raise ValueError(f"{name} must have the {first}'s shape {shape}, got {image.shape}")
 
   @property
   def size(self) -> tuple[int, int]:
     """(rows, columns)."""
-    rows, columns = self.median.shape
+    rows, columns = self.truth.shape
     return rows, columns
+
+  def image(self, what: Statistic | Target) -> np.ndarray:
+    """What a column draws, [row, column].
+
+    Raises:
+      KeyError: it is a statistic that is missing.
+    """
+    if isinstance(what, Statistic):
+      return self.statistics[what]
+    return self.truth if what is Target.TRUTH else self.mask
+
+
+def _name(what: Statistic | Target) -> str:
+  return what.value.lower()
+
+
+def shown(statistic: Statistic, values: np.ndarray) -> np.ndarray:
+  """A computed statistic as a panel shows it: all but CROSS_ENTROPY, which has no bound, as it is.
+
+  Args:
+    statistic: what was computed.
+    values: of any number of pixels, float32 of any shape.
+  """
+  return clipped_cross_entropy(values) if statistic is Statistic.CROSS_ENTROPY else values
 
 
 def clipped_cross_entropy(cross_entropy: np.ndarray) -> np.ndarray:
@@ -115,7 +145,7 @@ def additive_error(image: np.ndarray, truth: np.ndarray) -> np.ndarray:
 
   Args:
     image: a predicted statistic, floats in [0, 1], [row, column].
-    truth: the target likewise.
+    truth: the target, floats in [0, 1], [row, column].
 
   Returns:
     RGB in [0, 1], [row, column, 3].
@@ -130,7 +160,7 @@ def subtractive_error(image: np.ndarray, truth: np.ndarray) -> np.ndarray:
 
   Args:
     image: a predicted statistic, floats in [0, 1], [row, column].
-    truth: the target likewise.
+    truth: the target, floats in [0, 1], [row, column].
 
   Returns:
     RGB in [0, 1], [row, column, 3].
@@ -144,31 +174,34 @@ class Column:
   """What one box of each strip shows.
 
   Attributes:
-    image: the attribute of PredictedImage that is drawn.
+    image: what is drawn.
     border: its border's colour.
     draw: (image, truth), both [row, column], to a picture, [row, column, 1 or 3].
   """
 
-  image: str
+  image: Statistic | Target
   border: Colour
   draw: Callable[[np.ndarray, np.ndarray], np.ndarray] = as_is
 
 
-def _statistics(*names: str) -> tuple[Column, ...]:
-  return tuple(Column(name, PURPLE) for name in names)
+_COMPARED = (Statistic.MODE, Statistic.MEDIAN, Statistic.MEAN)
+_DISTRIBUTION = (*_COMPARED, Statistic.STANDARD_DEVIATION)
 
 
-def _additive_errors(*names: str) -> tuple[Column, ...]:
-  return tuple(Column(name, WHITE, additive_error) for name in names)
+def _statistics(*statistics: Statistic) -> tuple[Column, ...]:
+  return tuple(Column(statistic, PURPLE) for statistic in statistics)
 
 
-def _subtractive_errors(*names: str) -> tuple[Column, ...]:
-  return tuple(Column(name, BLACK, subtractive_error) for name in names)
+def _additive_errors(*statistics: Statistic) -> tuple[Column, ...]:
+  return tuple(Column(statistic, WHITE, additive_error) for statistic in statistics)
 
 
-_TRUTH = Column('truth', TURQUOISE)
-_CROSS_ENTROPY = Column('cross_entropy', RED)
-_MASK = Column('mask', MANGO)
+def _subtractive_errors(*statistics: Statistic) -> tuple[Column, ...]:
+  return tuple(Column(statistic, BLACK, subtractive_error) for statistic in statistics)
+
+
+_TRUTH = Column(Target.TRUTH, TURQUOISE)
+_MASK = Column(Target.MASK, MANGO)
 
 
 class Layout(enum.Enum):
@@ -178,20 +211,20 @@ class Layout(enum.Enum):
   training is evaluated.
   """
 
-  SIMPLIFIED = (*_statistics('median'), _TRUTH, *_subtractive_errors('median'))
+  SIMPLIFIED = (*_statistics(Statistic.MEDIAN), _TRUTH, *_subtractive_errors(Statistic.MEDIAN))
   FULL = (
-    *_statistics('mode', 'median', 'mean', 'standard_deviation'),
+    *_statistics(*_DISTRIBUTION),
     _TRUTH,
-    *_additive_errors('mode', 'median', 'mean'),
-    *_subtractive_errors('mode', 'median', 'mean'),
+    *_additive_errors(*_COMPARED),
+    *_subtractive_errors(*_COMPARED),
     _MASK,
   )
   STITCH = (
-    *_statistics('mode', 'median', 'mean', 'standard_deviation', 'entropy'),
+    *_statistics(*_DISTRIBUTION, Statistic.ENTROPY),
     _TRUTH,
-    _CROSS_ENTROPY,
-    *_additive_errors('mode', 'median', 'mean'),
-    *_subtractive_errors('mode', 'median', 'mean'),
+    Column(Statistic.CROSS_ENTROPY, RED),
+    *_additive_errors(*_COMPARED),
+    *_subtractive_errors(*_COMPARED),
     _MASK,
   )
 
@@ -199,6 +232,12 @@ class Layout(enum.Enum):
   def columns(self) -> tuple[Column, ...]:
     """What the boxes of a strip show, from left to right."""
     return self.value
+
+  @property
+  def statistics(self) -> tuple[Statistic, ...]:
+    """What its columns draw of the predictions, each once."""
+    images = (column.image for column in self.columns)
+    return tuple(dict.fromkeys(image for image in images if isinstance(image, Statistic)))
 
 
 def panel_size(num_images: int, rows: int, columns: int, layout: Layout) -> tuple[int, int]:
@@ -231,9 +270,9 @@ def bands(predicted: PredictedImage, layout: Layout) -> Iterator[np.ndarray]:
   Raises:
     ValueError: `predicted` lacks an image that the layout draws.
   """
-  for column in layout.columns:
-    if getattr(predicted, column.image) is None:
-      raise ValueError(f'{column.image} is needed by the layout {layout.name}, but is missing')
+  for statistic in layout.statistics:
+    if statistic not in predicted.statistics:
+      raise ValueError(f'{_name(statistic)} is needed by the layout {layout.name}, but is missing')
   rows, columns = predicted.size
   border = _borders(BORDER, columns, layout)
   yield border
@@ -287,7 +326,7 @@ def _band(predicted: PredictedImage, layout: Layout, rows: slice) -> np.ndarray:
   truth = _float32(predicted.truth[rows])
   for i, column in enumerate(layout.columns):
     left = i * (num_columns + 2 * BORDER) + BORDER
-    picture = column.draw(_float32(getattr(predicted, column.image)[rows]), truth)
+    picture = column.draw(_float32(predicted.image(column.image)[rows]), truth)
     result[:, left : left + num_columns] = to_uint16(picture)
   return result
 
@@ -319,49 +358,42 @@ def to_uint16(picture: np.ndarray) -> np.ndarray:
   return (clipped * np.float32(65535)).astype(np.uint16)
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
-class PredictedPatches:
-  """A batch of patches as predicted and as they are: floats in [0, 1], [head, patch, row, column].
-
-  Attributes:
-    mode: see PredictedImage, like the others.
-    median: decides the shape; the others may have 1 in place of a dimension.
-    mean: likewise.
-    standard_deviation: likewise.
-    entropy: likewise.
-    cross_entropy: likewise; see clipped_cross_entropy.
-    truth: likewise.
-    mask: likewise.
-  """
-
-  mode: np.ndarray
-  median: np.ndarray
-  mean: np.ndarray
-  standard_deviation: np.ndarray
-  entropy: np.ndarray
-  cross_entropy: np.ndarray
-  truth: np.ndarray
-  mask: np.ndarray
-
-
-def patch_panel(patches: PredictedPatches, layout: Layout = Layout.STITCH) -> np.ndarray:
-  """Draws an error panel in which each box shows all patches of the batch, see `mosaic`.
+def patch_panel(
+  statistics: Mapping[Statistic, np.ndarray],
+  truth: np.ndarray,
+  mask: np.ndarray,
+  layout: Layout = Layout.STITCH,
+) -> np.ndarray:
+  """Draws an error panel in which each box shows all patches of a batch, see `mosaic`.
 
   Args:
-    patches: of at least one head.
+    statistics: what was computed of each pixel's distribution: floats, [head, patch, row, column],
+      of at least one head.
+    truth: the targets in [0, 1], [head, patch, row, column]; a dimension may be 1 instead.
+    mask: their presence, of the truth's dimensions; one may be 1 instead.
     layout: the panel's columns.
 
   Returns:
     uint16 RGB, [heads * (mosaic's rows + 8), boxes * (mosaic's columns + 8), 3].
+
+  Raises:
+    ValueError: a statistic that the layout draws is missing.
   """
-  shape = patches.median.shape
-  mosaics = {
-    field.name: [mosaic(stack) for stack in np.broadcast_to(getattr(patches, field.name), shape)]
-    for field in dataclasses.fields(patches)
-  }
-  heads = range(shape[0])
+  drawn = {statistic: shown(statistic, values) for statistic, values in statistics.items()}
+  shape = np.broadcast_shapes(*(values.shape for values in drawn.values()))
+
+  def of_head(values: np.ndarray, head: int) -> np.ndarray:
+    return mosaic(np.broadcast_to(values, shape)[head])
+
   return panel(
-    (PredictedImage(**{name: images[head] for name, images in mosaics.items()}) for head in heads),
+    (
+      PredictedImage(
+        statistics={statistic: of_head(values, head) for statistic, values in drawn.items()},
+        truth=of_head(truth, head),
+        mask=of_head(mask, head),
+      )
+      for head in range(shape[0])
+    ),
     layout,
   )
 

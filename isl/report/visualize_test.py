@@ -5,14 +5,15 @@ from __future__ import annotations
 import dataclasses
 import math
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
 import pytest
 
+from isl.core.experiment import Panel
+from isl.core.statistic import Statistic
 from isl.report import visualize
-from isl.report.visualize import Layout, PredictedImage
+from isl.report.visualize import Layout, PredictedImage, Target
 from tests.support.program import panel_boxes, shared_path
 
 # The borders as the original drew them.
@@ -24,19 +25,43 @@ WHITE = (65535, 65535, 65535)
 BLACK = (0, 0, 0)
 
 STATISTICS = {
-  Layout.SIMPLIFIED: ('median',),
-  Layout.FULL: ('mode', 'median', 'mean', 'standard_deviation'),
-  Layout.STITCH: ('mode', 'median', 'mean', 'standard_deviation', 'entropy'),
+  Layout.SIMPLIFIED: (Statistic.MEDIAN,),
+  Layout.FULL: (
+    Statistic.MODE,
+    Statistic.MEDIAN,
+    Statistic.MEAN,
+    Statistic.STANDARD_DEVIATION,
+  ),
+  Layout.STITCH: (
+    Statistic.MODE,
+    Statistic.MEDIAN,
+    Statistic.MEAN,
+    Statistic.STANDARD_DEVIATION,
+    Statistic.ENTROPY,
+  ),
 }
+DRAWN = {**STATISTICS, Layout.STITCH: (*STATISTICS[Layout.STITCH], Statistic.CROSS_ENTROPY)}
 
 
 def predicted_image(rows: int = 5, columns: int = 7, seed: int = 0) -> PredictedImage:
   """Every statistic at random, so that no box looks like another."""
   random = np.random.default_rng(seed)
-  names = [field.name for field in dataclasses.fields(PredictedImage)]
-  return PredictedImage(
-    **{name: random.random((rows, columns), dtype=np.float32) for name in names}
-  )
+  truth, mask, *images = random.random((2 + len(DRAWN[Layout.STITCH]), rows, columns), np.float32)
+  statistics = dict(zip(DRAWN[Layout.STITCH], images, strict=True))
+  return PredictedImage(statistics=statistics, truth=truth, mask=mask)
+
+
+@pytest.mark.parametrize('layout', Layout)
+def test_statistics_of_a_layout_are_what_it_draws(layout: Layout) -> None:
+  """Each once, whatever is drawn of it."""
+  assert layout.statistics == DRAWN[layout]
+
+
+def test_names_of_panels() -> None:
+  """As files, and as TensorBoard's tags."""
+  for panel, name in ((Panel.TARGET, 'target_error_panel'), (Panel.INPUT, 'input_error_panel')):
+    assert visualize.panel_tag(panel) == name
+    assert visualize.panel_file(panel) == f'{name}.png'
 
 
 def one_pixel(image: float, truth: float) -> tuple[np.ndarray, np.ndarray]:
@@ -86,8 +111,7 @@ def test_errors(
 
 def test_correct_predictions_are_grey_and_black() -> None:
   """Where nothing differs, only brightness is left, or nothing."""
-  image = predicted_image().mean
-  assert image is not None
+  image = predicted_image().statistics[Statistic.MEAN]
   grey = visualize.additive_error(image, image)
   for colour in range(3):
     np.testing.assert_array_equal(grey[..., colour], image)
@@ -100,13 +124,12 @@ def test_order_and_contents_of_boxes(layout: Layout) -> None:
   predicted = predicted_image()
   truth = predicted.truth
 
-  statistics = [getattr(predicted, name) for name in STATISTICS[layout]]
+  statistics = [predicted.statistics[statistic] for statistic in STATISTICS[layout]]
   compared = statistics[:3]
   expected = [(PURPLE, image[..., np.newaxis]) for image in statistics]
   expected += [(TURQUOISE, truth[..., np.newaxis])]
   if layout is Layout.STITCH:
-    assert predicted.cross_entropy is not None
-    expected += [(RED, predicted.cross_entropy[..., np.newaxis])]
+    expected += [(RED, predicted.statistics[Statistic.CROSS_ENTROPY][..., np.newaxis])]
   if layout is not Layout.SIMPLIFIED:
     expected += [(WHITE, visualize.additive_error(image, truth)) for image in compared]
   expected += [(BLACK, visualize.subtractive_error(image, truth)) for image in compared]
@@ -166,7 +189,7 @@ def test_bands_stack_to_the_strip(pixels_per_band: int, monkeypatch: pytest.Monk
 def test_truncation(value: float, pixel: int, dtype: type[np.floating]) -> None:
   """Pixels are truncated, not rounded, and never wrap around."""
   image = np.full((2, 3), value, dtype)
-  predicted = PredictedImage(median=image, truth=image, mask=image)
+  predicted = PredictedImage(statistics={Statistic.MEDIAN: image}, truth=image, mask=image)
   median, truth, error = boxes(visualize.strip(predicted, Layout.SIMPLIFIED), Layout.SIMPLIFIED)
   assert (inside(median) == pixel).all()
   assert (inside(truth) == pixel).all()
@@ -186,17 +209,19 @@ def test_absent_target_is_drawn_black() -> None:
 @pytest.mark.parametrize(
   ('layout', 'missing'),
   [
-    (layout, name)
+    (layout, statistic)
     for layout in Layout
-    for name in (*STATISTICS[layout], *(['cross_entropy'] if layout is Layout.STITCH else []))
-    if name != 'median'
+    for statistic in DRAWN[layout]
+    if statistic is not Statistic.MEDIAN
   ],
 )
-def test_missing_statistic(layout: Layout, missing: str) -> None:
+def test_missing_statistic(layout: Layout, missing: Statistic) -> None:
   """A layout says which statistic it misses."""
-  without: dict[str, Any] = {missing: None}
-  predicted = dataclasses.replace(predicted_image(), **without)
-  with pytest.raises(ValueError, match=f'^{missing} is needed by the layout {layout.name}'):
+  whole = predicted_image()
+  without = {s: image for s, image in whole.statistics.items() if s is not missing}
+  predicted = dataclasses.replace(whole, statistics=without)
+  name = missing.value.lower()
+  with pytest.raises(ValueError, match=f'^{name} is needed by the layout {layout.name}'):
     visualize.strip(predicted, layout)
 
 
@@ -206,11 +231,11 @@ def test_wrong_arrays() -> None:
   with pytest.raises(
     ValueError, match=r'truth must have the median.s shape \(4, 6\), got \(6, 4\)'
   ):
-    PredictedImage(median=image, truth=image.T, mask=image)
+    PredictedImage(statistics={Statistic.MEDIAN: image}, truth=image.T, mask=image)
   with pytest.raises(ValueError, match=r'mask must be floats in \[0, 1\], got uint8'):
-    PredictedImage(median=image, truth=image, mask=image.astype(np.uint8))
+    PredictedImage(statistics={Statistic.MEDIAN: image}, truth=image, mask=image.astype(np.uint8))
   with pytest.raises(ValueError, match=r'median must be \[row, column\], got the shape \(24,\)'):
-    PredictedImage(median=image.ravel(), truth=image, mask=image)
+    PredictedImage(statistics={Statistic.MEDIAN: image.ravel()}, truth=image, mask=image)
 
 
 def test_reproduces_the_reference_panel() -> None:
@@ -229,7 +254,9 @@ def test_reproduces_the_reference_panel() -> None:
     # The original's graph multiplied by the reciprocal; a division would differ in the last bit.
     classes = np.round(inside(boxes(of_original, Layout.SIMPLIFIED)[0])[..., 0] / 257)
     median = classes.astype(np.float32) * np.float32(1 / 255)
-    predicted = PredictedImage(median=median, truth=truth, mask=np.ones_like(truth))
+    predicted = PredictedImage(
+      statistics={Statistic.MEDIAN: median}, truth=truth, mask=np.ones_like(truth)
+    )
     strips.append(visualize.strip(predicted, Layout.SIMPLIFIED))
 
   size = crop - 2 * margin
@@ -279,18 +306,26 @@ def test_mosaic_holds_each_image_once(count):
 
 def test_patch_panel_is_a_panel_of_mosaics():
   shape = (2, 5, 4, 6)
-  names = ('mode', 'median', 'mean', 'standard_deviation', 'entropy', 'cross_entropy', 'truth')
-  arrays = {name: _random(*shape, seed=i) for i, name in enumerate(names)}
+  statistics = {s: _random(*shape, seed=i) for i, s in enumerate(Layout.STITCH.statistics)}
+  statistics[Statistic.CROSS_ENTROPY] *= 3  # It has no bound.
+  truth = _random(*shape, seed=len(statistics))
   mask = np.array([[1, 0, 1, 1, 0], [0, 0, 1, 1, 1]], np.float32)[..., np.newaxis, np.newaxis]
-  panel = visualize.patch_panel(visualize.PredictedPatches(**arrays, mask=mask))
+  panel = visualize.patch_panel(statistics, truth, mask)
   size = (2 * 4, 3 * 6)
   assert panel.shape == (*visualize.panel_size(2, *size, Layout.STITCH), 3)
+  arrays: dict[Statistic | Target, np.ndarray] = {
+    Target.TRUTH: truth,
+    Target.MASK: np.broadcast_to(mask, shape),
+  }
+  for statistic, values in statistics.items():
+    is_clipped = statistic is Statistic.CROSS_ENTROPY
+    arrays[statistic] = visualize.clipped_cross_entropy(values) if is_clipped else values
   for head, strip in enumerate(np.split(panel, 2)):
     boxes = panel_boxes(strip, len(Layout.STITCH.columns))
     for column, box in zip(Layout.STITCH.columns, boxes, strict=True):
       if column.draw is visualize.as_is:
-        whole = np.broadcast_to(mask, shape) if column.image == 'mask' else arrays[column.image]
-        expected = (visualize.mosaic(whole[head]) * np.float32(65535)).astype(np.uint16)
+        whole = arrays[column.image][head]
+        expected = (visualize.mosaic(whole) * np.float32(65535)).astype(np.uint16)
         np.testing.assert_array_equal(box, np.repeat(expected[..., np.newaxis], 3, axis=-1))
 
 

@@ -11,15 +11,15 @@ import tensorflow.compat.v1 as tf
 from absl import logging
 
 from isl.core.experiment import Panel
-from isl.core.statistic import NUM_CLASSES, PICTURE_STATISTICS, Statistic
+from isl.core.statistic import NUM_CLASSES
 from isl.data.streams import PatchStream
 from isl.models import ops
 from isl.report import visualize
 from isl.report.event_files import SummaryWriter
 from isl.training.graph import TrainingGraph
 
-# The statistics of each pixel's distribution that the error panels draw.
-_STATISTICS = (*PICTURE_STATISTICS, Statistic.CROSS_ENTROPY)
+# What the panels draw of each pixel's distribution.
+_STATISTICS = visualize.Layout.STITCH.statistics
 _SECONDS_BETWEEN_COMPLAINTS = 60.0
 
 
@@ -158,30 +158,19 @@ class SummaryHook(tf.train.SessionRunHook):
       (Panel.INPUT, slice(0, num_inputs)),
       (Panel.TARGET, slice(num_inputs, None)),
     ):
-      patches = self._predicted(values, rows)
-      writer.image(step, f'{panel.value.lower()}_error_panel', visualize.patch_panel(patches))
+      writer.image(step, visualize.panel_tag(panel), self._panel(values, rows))
 
-  def _predicted(self, values: dict[str, Any], rows: slice) -> visualize.PredictedPatches:
-    """Collects what the error panel of some heads draws.
-
-    Args:
-      values: the fetched values, by name.
-      rows: the heads.
-    """
+  def _panel(self, values: dict[str, Any], rows: slice) -> np.ndarray:
+    """The error panel of the batch, of the heads `rows`: uint16 RGB [row, column, 3]."""
     batch, side, *_ = values['inputs'].shape
     output = side - 2 * self._graph.plan.spec.geometry.margin
 
     def by_patch(array: np.ndarray) -> np.ndarray:
       return array[rows].reshape([-1, batch, output, output]).astype(np.float32)
 
-    statistics = dict(zip(_STATISTICS, np.moveaxis(values['statistics'], 1, 0), strict=True))
-    return visualize.PredictedPatches(
-      mode=by_patch(statistics[Statistic.MODE]),
-      median=by_patch(statistics[Statistic.MEDIAN]),
-      mean=by_patch(statistics[Statistic.MEAN]),
-      standard_deviation=by_patch(statistics[Statistic.STANDARD_DEVIATION]),
-      entropy=by_patch(statistics[Statistic.ENTROPY]),
-      cross_entropy=visualize.clipped_cross_entropy(by_patch(statistics[Statistic.CROSS_ENTROPY])),
+    computed = zip(_STATISTICS, np.moveaxis(values['statistics'], 1, 0), strict=True)
+    return visualize.patch_panel(
+      statistics={statistic: by_patch(array) for statistic, array in computed},
       truth=by_patch(values['classes']) / (NUM_CLASSES - 1),
       mask=by_patch(values['masks']),
     )

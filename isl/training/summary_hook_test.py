@@ -15,9 +15,10 @@ from absl.testing import flagsaver
 
 from isl import command_line
 from isl.core.channels import input_stack, target_stack
+from isl.core.statistic import Statistic
 from isl.report import visualize
 from isl.report.event_files import SummaryWriter
-from isl.report.visualize import Layout
+from isl.report.visualize import Layout, Target
 from isl.training import summary_hook, train
 from isl.training.start import find_start
 from isl.training.summary_hook import SummaryHook
@@ -215,10 +216,10 @@ def test_panels_show_the_patches(written, tag, heads):
   p = np.exp(found['logits'][heads].astype(float))
   p /= p.sum(axis=-1, keepdims=True)
   shown = {
-    'truth': classes / 255,
-    'mask': masks,
-    'mean': (p @ np.arange(256) / 255).reshape(classes.shape),
-    'entropy': (-(p * np.log(p + 1e-7)).sum(axis=-1) / np.log(256)).reshape(classes.shape),
+    Target.TRUTH: classes / 255,
+    Target.MASK: masks,
+    Statistic.MEAN: (p @ np.arange(256) / 255).reshape(classes.shape),
+    Statistic.ENTROPY: (-(p * np.log(p + 1e-7)).sum(axis=-1) / np.log(256)).reshape(classes.shape),
   }
   for head, strip in enumerate(np.split(picture, len(keys))):
     boxes = panel_boxes(strip, len(columns))
@@ -226,11 +227,11 @@ def test_panels_show_the_patches(written, tag, heads):
       (box,) = (
         box
         for column, box in zip(Layout.STITCH.columns, boxes, strict=True)
-        if column.image == name and column.draw is visualize.as_is
+        if column.image is name and column.draw is visualize.as_is
       )
       expected = 255 * visualize.mosaic(images[head])
       # Eight bits hold the classes themselves.
-      allowed = 1e-4 if name in ('truth', 'mask') else 1.1
+      allowed = 1e-4 if isinstance(name, Target) else 1.1
       assert np.abs(box[..., 0].astype(float) - expected).max() <= allowed, (head, name)
 
 
