@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import math
-import pathlib
 import re
 
 import cv2
 import numpy as np
 import pytest
 
-from isl.report.page import Failure, FieldOfReport, LabelOfField, Report, write_report
+from isl.report.field_record import LabelRecord
+from isl.report.page import Failure, Report, write_report
 from tests.support.browser import chromium
 from tests.support.program import field_name
+from tests.support.records import make_record
 
 _LABELS = 3
 _SECONDS = 30
@@ -26,16 +27,16 @@ def address(tmp_path_factory):
   """
   folder = tmp_path_factory.mktemp('report')
 
-  def picture(name: str, pixels: np.ndarray) -> pathlib.Path:
-    path = folder / name
-    assert cv2.imwrite(str(path), pixels)
-    return path
+  def picture(name: str, pixels: np.ndarray) -> str:
+    assert cv2.imwrite(str(folder / name), pixels)
+    # As seen from the folders of the fields.
+    return f'../{name}'
 
   random = np.random.default_rng(0)
   white = picture('white.png', np.full((60, 80), 255, np.uint8))
   black = picture('black.png', np.zeros((60, 80), np.uint8))
   labels = [
-    LabelOfField(
+    LabelRecord(
       channel=f'PROPIDIUM_IODIDE_CONFOCAL_{i}',
       prediction=white,
       truth=black,
@@ -46,20 +47,16 @@ def address(tmp_path_factory):
     )
     for i in range(_LABELS)
   ]
-  unknown = [LabelOfField(channel=x.channel, prediction=x.prediction) for x in labels]
+  unknown = [LabelRecord(channel=x.channel, prediction=x.prediction) for x in labels]
   # Not one word, so that nothing says where it may be broken.
   names = [field_name(f'{well}{"X" * 80}') for well in ('A1', 'A2', 'A3', 'A4')]
-  fields = [
-    FieldOfReport(
-      name=name,
-      input=picture(f'input {i}.jpg', random.integers(0, 256, (60, 80), np.uint8)),
-      labels=unknown if i == 2 else labels,
-      folder=name,
-      files=[f'{name}/{name}_{label.channel}.tif' for label in labels],
-      note='1024 rows x 704 columns',
-    )
-    for i, name in enumerate(names)
-  ]
+  fields = []
+  for i, name in enumerate(names):
+    (folder / name).mkdir()
+    shown = picture(f'input {i}.jpg', random.integers(0, 256, (60, 80), np.uint8))
+    written_files = [f'{name}_{label.channel}.tif' for label in labels]
+    record = make_record(name, shown, unknown if i == 2 else labels, written_files)
+    fields.append((folder / name, record))
   written = Report(
     title=f'Run of {names[0]}',
     fields=fields,

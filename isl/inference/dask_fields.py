@@ -17,8 +17,8 @@ from absl import logging
 from isl.core.experiment import DaskWorkers
 from isl.core.version import __version__
 from isl.images.fields_of_view import FieldFiles
-from isl.inference.field_record import FieldRecord
 from isl.inference.field_run import FieldRun, Settings
+from isl.report.field_record import FieldRecord
 
 _SECONDS_TO_CONNECT = 10
 _SECONDS_BETWEEN_LINES = 10

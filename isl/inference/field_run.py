@@ -20,12 +20,12 @@ from isl.data.data_provider import TruthReader
 from isl.images import finding
 from isl.images.fields_of_view import FieldFiles, FieldOfView
 from isl.images.placement import Placement
-from isl.inference import field_labeling, field_record, prediction_files
+from isl.inference import field_labeling, prediction_files
 from isl.inference.error_panels import ErrorPanel
-from isl.inference.field_record import FieldRecord, LabelRecord
 from isl.inference.prediction_files import PredictionFiles, PredictionStore
 from isl.inference.tiling import Grid
-from isl.report import reliability, thumbnails, visualize
+from isl.report import field_record, reliability, thumbnails, visualize
+from isl.report.field_record import FieldRecord, LabelRecord
 from isl.report.metrics import RunningScores
 from isl.report.thumbnails import Thumbnail, Thumbnails
 from isl.system import files

@@ -33,8 +33,8 @@ from isl.core.version import versions
 from isl.data import field_reading
 from isl.images import ome_zarr_io
 from isl.inference import calibrate, calibration, dask_fields, run_results
-from isl.inference.field_record import FieldRecord
 from isl.inference.field_run import FieldRun, Settings
+from isl.report.field_record import FieldRecord
 from isl.report.page import Failure
 from isl.system import files
 from isl.system.progress import Progress

@@ -8,9 +8,9 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-from isl.inference.field_record import FieldRecord
 from isl.report import metrics
-from isl.report.page import Failure, FieldOfReport, LabelOfField, Report, write_report
+from isl.report.field_record import FieldRecord
+from isl.report.page import Failure, Report, write_report
 from isl.system import files
 
 TABLES = ('metrics.csv', 'metrics.json', 'run.json', 'report.html')
@@ -124,7 +124,7 @@ class RunResults:
     what = {name: str(value) for name, value in self._what.items() if not isinstance(value, dict)}
     page = Report(
       title='In silico labeling',
-      fields=[self._field(folder, record) for folder, record in self._records],
+      fields=self._records,
       failures=self.failures,
       what_was_run=what,
       sections={
@@ -134,36 +134,6 @@ class RunResults:
       },
     )
     write_report(self._folder / 'report.html', page)
-
-  def _field(self, folder: pathlib.Path, record: FieldRecord) -> FieldOfReport:
-    def path(name: str | None) -> pathlib.Path | None:
-      return folder / name if name else None
-
-    rows, columns = record.output_size
-    note = (
-      f'{rows} rows x {columns} columns predicted of {record.image_size[0]} x'
-      f' {record.image_size[1]}, from pixel ({record.output_offset[0]}, {record.output_offset[1]})'
-    )
-    if record.padded_margin:
-      note += f'; the outer {record.padded_margin} pixels depend on padding'
-    return FieldOfReport(
-      name=record.field,
-      input=folder / record.input,
-      labels=[
-        LabelOfField(
-          channel=label.channel,
-          prediction=folder / label.prediction,
-          truth=path(label.truth),
-          error=path(label.error),
-          reliability=path(label.reliability),
-          scores={n: float(v) for n, v in label.scores.items()} or None,
-        )
-        for label in record.labels
-      ],
-      folder='' if folder == self._folder else self._relative(folder, ''),
-      files=[self._relative(folder, name) for name in record.files],
-      note=note,
-    )
 
 
 def _as_flag(value: Any) -> str:

@@ -22,6 +22,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import jinja2
 from markupsafe import Markup
 
+from isl.report.field_record import FieldRecord
 from isl.system import files
 
 # The others are unfolded by a click, and their pictures decoded only then.
@@ -79,48 +80,6 @@ _EXPLANATIONS = (
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class LabelOfField:
-  """A label of a field of view. The pictures are PNGs or JPEGs.
-
-  Attributes:
-    channel: the label's name.
-    prediction: the picture of what was predicted.
-    truth: likewise, of what is true, if that is known.
-    error: how the two differ, as `visualize.subtractive_error` draws it.
-    reliability: a diagram of predicted against observed frequencies.
-    scores: how good the prediction is, by the score's name.
-  """
-
-  channel: str
-  prediction: pathlib.Path
-  truth: pathlib.Path | None = None
-  error: pathlib.Path | None = None
-  reliability: pathlib.Path | None = None
-  scores: Mapping[str, float] | None = None
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class FieldOfReport:
-  """A field of view.
-
-  Attributes:
-    name: what identifies it.
-    input: a picture of its transmitted light.
-    labels: what was predicted.
-    folder: of its files, as seen from the page.
-    files: its files, as seen from the page.
-    note: what else there is to say: size, margin..
-  """
-
-  name: str
-  input: pathlib.Path
-  labels: Sequence[LabelOfField]
-  folder: str = ''
-  files: Sequence[str] = ()
-  note: str = ''
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
 class Failure:
   """A field of view for which there is no prediction.
 
@@ -139,14 +98,15 @@ class Report:
 
   Attributes:
     title: its heading.
-    fields: the fields of view, in the page's order.
+    fields: the fields of view, in the page's order: the folder that a record's paths are seen from,
+      which is the page's or in it, and the record.
     failures: those that failed.
     what_was_run: at the page's top: checkpoint, step, when..
     sections: at the page's end, heading -> name -> value: flags, versions..
   """
 
   title: str
-  fields: Sequence[FieldOfReport]
+  fields: Sequence[tuple[pathlib.Path, FieldRecord]]
   failures: Sequence[Failure] = ()
   what_was_run: Mapping[str, str] = dataclasses.field(default_factory=dict)
   sections: Mapping[str, Mapping[str, str]] = dataclasses.field(default_factory=dict)
@@ -171,12 +131,16 @@ def write_report(path: str | os.PathLike[str], report: Report) -> None:
     trim_blocks=True,
     lstrip_blocks=True,
   )
-  environment.filters.update(address=_address, number=_number)
+  home = pathlib.Path(path).parent
+  environment.filters.update(
+    address=lambda target: _address(str(target.relative_to(home))), number=_number
+  )
   script = _template('report.js')
   page = environment.get_template('report.html.jinja').generate(
     report=report,
-    names=_distinct_parts([field.name for field in report.fields]),
-    channels=_in_order(label.channel for field in report.fields for label in field.labels),
+    home=home,
+    names=_distinct_parts([record.field for _, record in report.fields]),
+    channels=_in_order(label.channel for _, record in report.fields for label in record.labels),
     columns=[(key, *_explained(key)) for key in _in_order(_score_names(report))],
     means=_means(report),
     picture=_Pictures(),
@@ -251,18 +215,18 @@ def _in_order(texts: Iterable[str]) -> list[str]:
 
 
 def _score_names(report: Report) -> Iterable[str]:
-  for field in report.fields:
-    for label in field.labels:
-      yield from label.scores or ()
+  for _, record in report.fields:
+    for label in record.labels:
+      yield from label.scores
 
 
 def _means(report: Report) -> dict[str, dict[str, float]]:
   """Channel -> score -> mean over the fields of view, of those values that are finite."""
   values: dict[str, dict[str, list[float]]] = {}
-  for label in itertools.chain.from_iterable(field.labels for field in report.fields):
-    for key, value in (label.scores or {}).items():
-      if math.isfinite(value):
-        values.setdefault(label.channel, {}).setdefault(key, []).append(value)
+  for label in itertools.chain.from_iterable(record.labels for _, record in report.fields):
+    for key, value in label.scores.items():
+      if math.isfinite(float(value)):
+        values.setdefault(label.channel, {}).setdefault(key, []).append(float(value))
   return {
     channel: {key: math.fsum(x) / len(x) for key, x in by_key.items()}
     for channel, by_key in values.items()
@@ -284,14 +248,15 @@ def _percent(number: str) -> str:
   return f'{100 * value if value < 1 else value:g}'
 
 
-def _number(value: float) -> str:
+def _number(score: float | str) -> str:
   """A score as tables show it."""
+  value = float(score)
   size = abs(value)
   if math.isnan(value):
     return 'n/a'
   if math.isinf(value):
     return '∞' if value > 0 else '-∞'
-  if value == 0 or (size >= 10 and float(value).is_integer()) or size >= 10_000:
+  if value == 0 or (size >= 10 and value.is_integer()) or size >= 10_000:
     return f'{value:,.0f}'
   if size >= 10:
     return f'{value:.2f}'

@@ -15,7 +15,9 @@ import cv2
 import numpy as np
 import pytest
 
-from isl.report.page import Failure, FieldOfReport, LabelOfField, Report, write_report
+from isl.report.field_record import FieldRecord, LabelRecord
+from isl.report.page import Failure, Report, write_report
+from tests.support.records import make_record
 
 _HOSTILE = '<script>alert(1)</script><b title="&quot;\'">&amp;{{ 1 }}'
 _CHANNELS = ('DAPI_CONFOCAL', 'MAP2_CONFOCAL')
@@ -80,45 +82,42 @@ def page_of(tmp_path):
   return write
 
 
-def _field(name: str, picture: pathlib.Path, **scores: float) -> FieldOfReport:
+def _field(
+  name: str, picture: pathlib.Path, **scores: float | str
+) -> tuple[pathlib.Path, FieldRecord]:
   """A field with one label, `picture` being all of its pictures."""
-  label = LabelOfField(channel='DAPI', prediction=picture, truth=picture, scores=scores)
-  return FieldOfReport(name=name, input=picture, labels=[label])
+  shown = picture.name
+  label = LabelRecord(channel='DAPI', prediction=shown, truth=shown, scores=scores)
+  return picture.parent, make_record(name, shown, [label])
 
 
 def test_any_text_is_shown_as_it_is(page_of, picture):
   path = picture('a.png')
-  label = LabelOfField(channel=_HOSTILE, prediction=path, truth=path, scores={_HOSTILE: 1})
+  label = LabelRecord(channel=_HOSTILE, prediction=path.name, truth=path.name, scores={_HOSTILE: 1})
   page = page_of(
     title=_HOSTILE,
-    fields=[
-      FieldOfReport(name=_HOSTILE, input=path, labels=[label], files=[_HOSTILE], note=_HOSTILE)
-    ],
+    fields=[(path.parent, make_record(_HOSTILE, path.name, [label], [_HOSTILE]))],
     failures=[Failure(name=_HOSTILE, reason=_HOSTILE)],
     what_was_run={_HOSTILE: _HOSTILE},
     sections={_HOSTILE: {_HOSTILE: _HOSTILE}},
   )
   assert len(page.all('script')) == 1
   assert not [x for x in page.all('b') if 'title' in x]
-  # Title, heading, failure (2), facts (2), field, note, label..
+  # Title, heading, failure (2), facts (2), field, label..
   assert page.text.count(_HOSTILE) >= 12
 
 
-def test_each_picture_is_embedded_once(page_of, picture):
+def test_each_picture_is_embedded_once(page_of, picture, tmp_path):
   paths = {
     name: picture(name, seed)
     for seed, name in enumerate(['input.jpg', 'a.jpg', 'b.png', 'c.png', 'd.jpg', 'e.png'])
   }
-  same = picture('same as c.png', seed=3)
+  same = picture('same as c.png', seed=3).name
   labels = [
-    LabelOfField(
-      channel='A', prediction=paths['a.jpg'], truth=paths['b.png'], error=paths['c.png']
-    ),
-    LabelOfField(
-      channel='B', prediction=paths['d.jpg'], truth=paths['e.png'], error=same, reliability=same
-    ),
+    LabelRecord(channel='A', prediction='a.jpg', truth='b.png', error='c.png'),
+    LabelRecord(channel='B', prediction='d.jpg', truth='e.png', error=same, reliability=same),
   ]
-  page = page_of(fields=[FieldOfReport(name='A4', input=paths['input.jpg'], labels=labels)])
+  page = page_of(fields=[(tmp_path, make_record('A4', 'input.jpg', labels))])
   expected = {
     f'data:image/{"png" if path.suffix == ".png" else "jpeg"};base64,'
     + base64.b64encode(path.read_bytes()).decode()
@@ -156,29 +155,30 @@ def test_failures_are_shown_with_their_reasons(page_of):
   assert not page_of().all('section', id='failures')
 
 
-def test_file_names_may_be_anything(page_of, picture):
+def test_file_names_may_be_anything(page_of, picture, tmp_path):
   names = [
     'a b#c?d%e:f.tif',
     'tilde~/"quoted" \'and\'/ü.tif',
     os.fsdecode(b'byte \xff.tif'),
     'a\nb',
   ]
-  field = FieldOfReport(
-    name=names[2], input=picture('a.png'), labels=[], folder=names[2], files=names
-  )
-  page = page_of(fields=[field])
+  folder = names[2]
+  (tmp_path / folder).mkdir()
+  record = make_record(folder, f'../{picture("a.png").name}', files=names)
+  page = page_of(fields=[(tmp_path / folder, record)])
   links = [x['href'] for x in page.all('a')]
-  assert [os.fsdecode(urllib.parse.unquote_to_bytes(link)) for link in links] == [names[2], *names]
+  found = [os.fsdecode(urllib.parse.unquote_to_bytes(link)) for link in links]
+  assert found == [folder, *(f'{folder}/{name}' for name in names)]
   assert all(re.fullmatch(r'[\w/%.~-]+', link, re.ASCII) for link in links)
   assert r'byte \udcff.tif' in page.text
 
 
 def test_missing_and_damaged_pictures_leave_a_note(page_of, picture, tmp_path):
   (tmp_path / 'damaged.png').write_bytes(b'II*\0')
-  label = LabelOfField(
-    channel='A', prediction=picture('a.png'), truth=tmp_path / 'gone.png', scores={'mae': 0.25}
+  label = LabelRecord(
+    channel='A', prediction=picture('a.png').name, truth='gone.png', scores={'mae': 0.25}
   )
-  page = page_of(fields=[FieldOfReport(name='A4', input=tmp_path / 'damaged.png', labels=[label])])
+  page = page_of(fields=[(tmp_path, make_record('A4', 'damaged.png', [label]))])
   notes = [text for text in page.texts['p'] if '.png' in text]
   assert notes == ['damaged.png: neither a PNG nor a JPEG', 'gone.png: No such file or directory']
   assert len([x for x in page.all('img') if 'src' in x]) == 1
@@ -186,9 +186,9 @@ def test_missing_and_damaged_pictures_leave_a_note(page_of, picture, tmp_path):
   assert '0.2500' in page.text
 
 
-def test_without_truth_there_is_neither_slider_nor_score(page_of, picture):
-  labels = [LabelOfField(channel=c, prediction=picture('a.png')) for c in _CHANNELS]
-  page = page_of(fields=[FieldOfReport(name='A4', input=picture('b.png', 1), labels=labels)])
+def test_without_truth_there_is_neither_slider_nor_score(page_of, picture, tmp_path):
+  labels = [LabelRecord(channel=c, prediction=picture('a.png').name) for c in _CHANNELS]
+  page = page_of(fields=[(tmp_path, make_record('A4', picture('b.png', 1).name, labels))])
   assert not page.all('input') and not page.all('table')
   assert [x['data-name'] for x in page.all('button', **{'class': 'enlarge'})] == [
     *('Input', 'Prediction'),
@@ -246,7 +246,7 @@ def test_headings_of_scores(page_of, picture, key, heading):
   [
     *[(0, '0'), (0.87654, '0.8765'), (-0.5, '-0.5000'), (0.000123, '1.2e-04'), (31.256, '31.26')],
     *[(720896, '720,896'), (720896.0, '720,896'), (np.float32(0.5), '0.5000')],
-    *[(math.nan, 'n/a'), (math.inf, '∞'), (-math.inf, '-∞')],
+    *[(math.nan, 'n/a'), (math.inf, '∞'), (-math.inf, '-∞'), ('inf', '∞'), ('nan', 'n/a')],
   ],
 )
 def test_numbers(page_of, picture, value, text):
