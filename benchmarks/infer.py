@@ -167,12 +167,11 @@ def print_peak_memory(arguments: argparse.Namespace, checkpoint: Checkpoint) -> 
   plan = description.plan()
   geometry = plan.spec.geometry
   heads = target_stack(arguments.channels.split(',')).keys
-  crop = read_crop(
-    arguments, len(description.inputs.z_values), geometry.input_size(arguments.blocks)
-  )
+  size = geometry.input_size(arguments.blocks)
+  crop = read_crop(arguments, len(description.inputs.z_values), size)
   method = Method(plan, checkpoint, heads, batch=batch, blocks=(side, side))
-  num_blocks = (arguments.blocks, arguments.blocks)
-  tiles = tiling.split(num_blocks, (side, side), geometry.output)
+  grid = tiling.Grid(geometry=geometry, size=(size, size))
+  tiles = tiling.split_grid(grid, (side, side))
   method.evaluate(crop, tiles[:batch])
   # Not getrusage(): its peak is inherited from the process that started this one.
   status = pathlib.Path('/proc/self/status').read_text()
@@ -201,13 +200,12 @@ def measure(arguments: argparse.Namespace, checkpoint: Checkpoint) -> None:
   plan = description.plan()
   geometry = plan.spec.geometry
   heads = target_stack(arguments.channels.split(',')).keys
-  crop = read_crop(
-    arguments, len(description.inputs.z_values), geometry.input_size(arguments.blocks)
-  )
-  num_blocks = (arguments.blocks, arguments.blocks)
-  patches = tiling.split(num_blocks, (1, 1), geometry.output)
+  size = geometry.input_size(arguments.blocks)
+  crop = read_crop(arguments, len(description.inputs.z_values), size)
+  grid = tiling.Grid(geometry=geometry, size=(size, size))
+  patches = tiling.split_grid(grid, (1, 1))
   side = tiling.tile_blocks(arguments.blocks, arguments.infer_size)
-  tiles = tiling.split(num_blocks, (side, side), geometry.output)
+  tiles = tiling.split_grid(grid, (side, side))
 
   def method(batch: int, blocks: int) -> Method:
     return Method(plan, checkpoint, heads, batch=batch, blocks=(blocks, blocks))

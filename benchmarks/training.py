@@ -13,7 +13,7 @@ from isl import command_line
 from isl.checkpoints.checkpoint import Checkpoint, find_newest
 from isl.checkpoints.saving import make_saver
 from isl.core.channels import ImageKey, StackSpec
-from isl.core.experiment import Experiment
+from isl.core.experiment import Experiment, Padding
 from isl.core.statistic import Statistic
 from isl.data import data_provider
 from isl.images.fields_of_view import FieldOfView
@@ -61,8 +61,8 @@ class HeldOut:
     plan = checkpoint.describe().plan()
     geometry = plan.spec.geometry
     heads = (*self._inputs.keys, *self._targets.keys)
-    num_blocks = tuple(geometry.num_blocks(n) for n in self._image_set.size)
-    blocks = tuple(tiling.tile_blocks(n, tile_size) for n in num_blocks)
+    grid = tiling.Grid(geometry=geometry, size=self._image_set.size, padding=Padding.NONE)
+    blocks = tuple(tiling.tile_blocks(n, tile_size) for n in grid.blocks)
     labeler = Labeler(
       plan,
       checkpoint,
@@ -71,7 +71,7 @@ class HeldOut:
       blocks=(blocks[0], blocks[1]),
     )
     sums, pixels = np.zeros(len(heads)), 0
-    for tile in tiling.split((num_blocks[0], num_blocks[1]), labeler.blocks, geometry.output):
+    for tile in tiling.split_grid(grid, labeler.blocks):
       window = tile.input_window(geometry, labeler.blocks)
       crop = data_provider.input_crop(self._image_set, self._inputs, *window)
       # Outputs begin a margin inside the image.

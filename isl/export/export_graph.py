@@ -10,6 +10,7 @@ import tensorflow.compat.v1 as tf
 from isl.checkpoints.checkpoint import Checkpoint
 from isl.core.channels import ImageKey
 from isl.core.statistic import NUM_CLASSES, AnyStatistic, Statistic
+from isl.inference import tiling
 from isl.models import model_util, ops, towers
 from isl.models.plan import NetworkPlan
 
@@ -100,7 +101,7 @@ class ExportedGraph:
       blocks: the tile's number of blocks in rows and in columns.
     """
     geometry = self.plan.spec.geometry
-    sizes = [geometry.patch + (count - 1) * geometry.output for count in blocks]
+    sizes = [geometry.input_size(count) for count in blocks]
     starts = [first * geometry.output for first in firsts]
     depth = stacks.shape.as_list()[-1]
     cut = tf.slice(stacks, [0, *starts, 0], [-1, *sizes, depth])
@@ -169,10 +170,9 @@ class _Direction:
 
   @classmethod
   def make(cls, total: tf.Tensor, tile_size: int) -> _Direction:
-    """Divides `total` blocks into tiles of at most `tile_size`, as `tiling.tile_blocks` does."""
-    blocks = _ceil_divide(total, _ceil_divide(total, tile_size))
-    blocks = tf.minimum(blocks + blocks % 2, tf.minimum(tile_size, total))
-    return cls(total=total, blocks=blocks, tiles=_ceil_divide(total, blocks))
+    """Divides a direction as `tiling.tile_blocks` says."""
+    blocks = tiling.tile_blocks(total, tile_size, tf.minimum)
+    return cls(total=total, blocks=blocks, tiles=tiling.ceil_divide(total, blocks))
 
   def first(self, number: tf.Tensor) -> tf.Tensor:
     """The first block of the tile of a number; the last tile reaches back over the one before."""
@@ -187,8 +187,3 @@ class _Direction:
     places = tf.range(self.total * output)
     tile = places // (self.blocks * output)
     return tile * self.blocks * output + places - self.first(tile) * output
-
-
-def _ceil_divide(a: Any, b: Any) -> Any:
-  # Not -(-a // b): ONNX rounds the quotient of negative integers towards zero.
-  return (a + b - 1) // b

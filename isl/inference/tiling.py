@@ -10,6 +10,8 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -151,37 +153,25 @@ class Grid:
     return slice(start, stop), inside
 
 
-def tile_blocks(num_blocks: int, tile_size: int) -> int:
+def ceil_divide(a: Any, b: Any) -> Any:
+  """a / b rounded up, of positive integers or of tensors of these."""
+  # Not -(-a // b): ONNX rounds the quotient of negative integers towards zero.
+  return (a + b - 1) // b
+
+
+def tile_blocks(num_blocks: Any, tile_size: int, minimum: Callable[[Any, Any], Any] = min) -> Any:
   """The number of blocks of a tile in one direction.
 
   It makes as few tiles as possible, and these as small as possible. It is even where that is
   possible: with an odd number, the network's second phase is padded.
 
   Args:
-    num_blocks: number of blocks that the tiles have to cover.
+    num_blocks: number of blocks that the tiles have to cover: an int, or in a graph a tensor.
     tile_size: number of blocks that a tile has at most.
+    minimum: gives the lesser of two of these; of tensors, tf.minimum does.
   """
-  blocks = math.ceil(num_blocks / math.ceil(num_blocks / tile_size))
-  return min(blocks + blocks % 2, tile_size, num_blocks)
-
-
-def split(
-  num_blocks: tuple[int, int],
-  blocks: tuple[int, int],
-  output: int,
-) -> list[Tile]:
-  """Divides a crop without padding into tiles, row by row.
-
-  Args:
-    num_blocks: number of blocks in the crop, in rows and columns.
-    blocks: number of blocks in a tile, in rows and columns; not more than in the crop.
-    output: side of a block's output, in pixels.
-  """
-  rows, columns = (
-    _split_direction(total, part, [0, total], output)
-    for total, part in zip(num_blocks, blocks, strict=True)
-  )
-  return _tiles(rows, columns)
+  blocks = ceil_divide(num_blocks, ceil_divide(num_blocks, tile_size))
+  return minimum(blocks + blocks % 2, minimum(tile_size, num_blocks))
 
 
 def split_grid(grid: Grid, blocks: tuple[int, int]) -> list[Tile]:
@@ -204,10 +194,6 @@ def split_grid(grid: Grid, blocks: tuple[int, int]) -> list[Tile]:
     )
     for total, inner, part in zip(grid.blocks, grid.inner_blocks, blocks, strict=True)
   )
-  return _tiles(rows, columns)
-
-
-def _tiles(rows: list[tuple[int, slice]], columns: list[tuple[int, slice]]) -> list[Tile]:
   return [
     Tile(row=row, column=column, rows=own_rows, columns=own_columns)
     for (row, own_rows), (column, own_columns) in itertools.product(rows, columns)

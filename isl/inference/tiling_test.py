@@ -34,10 +34,15 @@ def _pixels(num_blocks):
   return tuple(n * _GEOMETRY.output for n in num_blocks)
 
 
+def _split(num_blocks, blocks):
+  rows, columns = map(_GEOMETRY.input_size, num_blocks)
+  return tiling.split_grid(Grid(geometry=_GEOMETRY, size=(rows, columns)), blocks)
+
+
 @_TILINGS
 def test_each_pixel_belongs_to_one_tile(num_blocks, blocks):
   owners = np.zeros(_pixels(num_blocks), int)
-  for tile in tiling.split(num_blocks, blocks, _GEOMETRY.output):
+  for tile in _split(num_blocks, blocks):
     owners[tile.rows, tile.columns] += 1
   np.testing.assert_array_equal(owners, 1)
 
@@ -45,7 +50,7 @@ def test_each_pixel_belongs_to_one_tile(num_blocks, blocks):
 @_TILINGS
 def test_tiles_of_one_shape_stay_inside(num_blocks, blocks):
   crop = [_GEOMETRY.input_size(n) for n in num_blocks]
-  for tile in tiling.split(num_blocks, blocks, _GEOMETRY.output):
+  for tile in _split(num_blocks, blocks):
     for window, limits, sizes in (
       (tile.input_window(_GEOMETRY, blocks), crop, map(_GEOMETRY.input_size, blocks)),
       (tile.output_window(_GEOMETRY, blocks), _pixels(num_blocks), _pixels(blocks)),
@@ -57,7 +62,7 @@ def test_tiles_of_one_shape_stay_inside(num_blocks, blocks):
 
 @_TILINGS
 def test_what_belongs_to_a_tile_is_in_its_output(num_blocks, blocks):
-  for tile in tiling.split(num_blocks, blocks, _GEOMETRY.output):
+  for tile in _split(num_blocks, blocks):
     own = (tile.rows, tile.columns)
     for inner, outer in zip(own, tile.output_window(_GEOMETRY, blocks), strict=True):
       assert outer.start <= inner.start < inner.stop <= outer.stop
@@ -65,7 +70,7 @@ def test_what_belongs_to_a_tile_is_in_its_output(num_blocks, blocks):
 
 @_TILINGS
 def test_tiles_have_all_blocks_between_them(num_blocks, blocks):
-  tiles = tiling.split(num_blocks, blocks, _GEOMETRY.output)
+  tiles = _split(num_blocks, blocks)
   assert sum(tile.num_blocks(_GEOMETRY.output) for tile in tiles) == math.prod(num_blocks)
   assert len(tiles) == math.prod(math.ceil(n / m) for n, m in zip(num_blocks, blocks, strict=True))
 
@@ -76,7 +81,7 @@ def test_stitching_undoes_tiling(num_blocks, blocks):
   margin = _GEOMETRY.margin
   crop = np.random.default_rng(0).random([2, *map(_GEOMETRY.input_size, num_blocks)])
   stitched = np.full((2, *_pixels(num_blocks)), np.nan)
-  for tile in tiling.split(num_blocks, blocks, _GEOMETRY.output):
+  for tile in _split(num_blocks, blocks):
     read = crop[:, *tile.input_window(_GEOMETRY, blocks)]
     output = read[:, margin:-margin, margin:-margin]
     stitched[:, tile.rows, tile.columns] = tile.own(output)
