@@ -19,6 +19,7 @@ from isl.data import data_provider
 from isl.images.fields_of_view import FieldOfView
 from isl.inference import tiling
 from isl.inference.controller import HeadGroup, Labeler
+from isl.models import losses
 from isl.training import train
 from isl.training.graph import TrainingGraph
 from isl.training.start import find_start
@@ -98,11 +99,11 @@ class HeldOut:
     images = light[..., 0].reshape(*light.shape[:2], len(self._inputs.keys))
     return np.concatenate([images, targets[:, :, 0, :, 0]], axis=-1)
 
-  def total(self, losses: dict[ImageKey, float]) -> float:
+  def total(self, by_head: dict[ImageKey, float]) -> float:
     """The total loss, in which labels without truth count as 0."""
-    of_inputs = sum(losses[key] for key in self._inputs.keys) / len(self._inputs.keys)
-    of_targets = sum(losses.get(key, 0.0) for key in self._targets.keys)
-    return 0.5 * of_inputs + 0.5 * of_targets / len(self._targets.keys)
+    of_inputs = sum(by_head[key] for key in self._inputs.keys) / len(self._inputs.keys)
+    of_targets = sum(by_head.get(key, 0.0) for key in self._targets.keys)
+    return float(losses.total(of_inputs, of_targets / len(self._targets.keys)))
 
   def of_labels(self, losses: dict[ImageKey, float]) -> float:
     """The mean loss of the labels that have truth."""

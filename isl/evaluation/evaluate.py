@@ -33,6 +33,7 @@ from isl.inference import field_labeling
 from isl.inference.controller import HeadGroup, Labeler
 from isl.inference.error_panels import ErrorPanel
 from isl.inference.prediction_files import PredictionStore
+from isl.models import losses
 from isl.models.plan import NetworkPlan
 from isl.report import visualize
 from isl.report.event_files import SummaryWriter
@@ -108,10 +109,10 @@ class _HeadLosses:
   def scalars(self) -> dict[str, float]:
     """The losses and their means by TensorBoard's tag, the total first."""
     input_mean, target_mean = (
-      float(np.mean(list(losses.values()))) for losses in (self.inputs, self.targets)
+      float(np.mean(list(of_heads.values()))) for of_heads in (self.inputs, self.targets)
     )
     return {
-      'total_loss': 0.5 * input_mean + 0.5 * target_mean,
+      'total_loss': losses.total(input_mean, target_mean),
       'loss/input': input_mean,
       'loss/target': target_mean,
       **{f'loss/{key}': loss for key, loss in (self.inputs | self.targets).items()},
@@ -208,10 +209,10 @@ class _Losses(_Evaluator):
       means = self._means(patches, labeler, plan.spec.geometry)
     finally:
       labeler.close()
-    losses = dict(zip(description.heads, map(float, means), strict=True))
+    by_head = dict(zip(description.heads, map(float, means), strict=True))
     return _HeadLosses(
-      inputs={key: losses[key] for key in description.inputs.keys},
-      targets={key: losses[key] for key in description.targets.keys},
+      inputs={key: by_head[key] for key in description.inputs.keys},
+      targets={key: by_head[key] for key in description.targets.keys},
     )
 
   def _patches(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import tensorflow.compat.v1 as tf
 
@@ -82,14 +83,14 @@ def masked_mean(loss: tf.Tensor, mask: tf.Tensor) -> tf.Tensor:
   return tf.math.divide_no_nan(tf.reduce_sum(mask * loss, axes), count)
 
 
-def total(inputs: tf.Tensor, targets: tf.Tensor) -> tf.Tensor:
-  """Computes 0.5 * mean of the input heads' losses + 0.5 * mean of the target heads' losses.
+def total(inputs: Any, targets: Any) -> Any:
+  """Computes 0.5 * inputs + 0.5 * targets, which training minimizes.
 
   Args:
-    inputs: losses of the heads that predict the input, float32 [input head].
-    targets: losses of the heads that predict labels, float32 [target head].
+    inputs: the mean of the input heads' losses, a scalar tensor or a number.
+    targets: the mean of the target heads' losses, of the same kind.
 
   Returns:
-    The loss that training minimizes, a float32 scalar.
+    The total loss, of that kind.
   """
-  return 0.5 * tf.reduce_mean(inputs) + 0.5 * tf.reduce_mean(targets)
+  return 0.5 * inputs + 0.5 * targets

@@ -75,7 +75,7 @@ class TrainingGraph:
     self.loss_by_head = losses.masked_mean(loss, self.masks)
     of_inputs, of_targets = tf.split(self.loss_by_head, [num_inputs, len(self.heads) - num_inputs])
     self.input_loss, self.target_loss = tf.reduce_mean(of_inputs), tf.reduce_mean(of_targets)
-    self.total_loss = losses.total(of_inputs, of_targets)
+    self.total_loss = losses.total(self.input_loss, self.target_loss)
     parts = self.variables.parts
     self.gradients = tf.gradients(self.total_loss, [part.read for part in parts])
     self.optimizer = _make_optimizer(experiment.training, read_where_it_is(self.global_step))
