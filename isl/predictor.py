@@ -11,7 +11,6 @@ The same numbers as INFER_FULL's, without flags or files.
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Mapping, Sequence
 from types import TracebackType
@@ -27,7 +26,6 @@ from isl.core.parts import Part
 from isl.core.statistic import NUM_CLASSES, AnyStatistic, Statistic
 from isl.data import data_provider
 from isl.images.fields_of_view import FieldOfView
-from isl.images.pixels import extremes
 from isl.inference import calibration
 from isl.inference.field_labeling import FieldLabeler
 
@@ -164,7 +162,8 @@ class Predictor:
         raise ValueError(f'a stack must be [z, row, column], got the shape {of_channel.shape}')
       if of_channel.dtype.kind == 'f':
         of_channel = of_channel.astype(np.float32, copy=False)
-        _check_floats(of_channel, input_range)
+        is_ranged = input_range is not None
+        data_provider.check_floats('the stack', of_channel, is_ranged, 'an input_range')
       elif of_channel.dtype not in (np.uint8, np.uint16):
         raise ValueError(f'a stack must be of uint8, uint16 or floats, got {of_channel.dtype}')
       images |= {ImageKey(z, channel): image for z, image in enumerate(of_channel)}
@@ -202,16 +201,6 @@ class Predictor:
     labeler = FieldLabeler(self._checkpoint, self._plan, inference, self._temperatures)
     self._made = settings, labeler
     return labeler
-
-
-def _check_floats(stack: np.ndarray, input_range: InputRange | None) -> None:
-  low, high = extremes(stack)
-  if input_range is None and not (low >= 0 and high <= 1):
-    raise ValueError(
-      f'a stack of floats must be in [0, 1] without input_range, got {low:.6g} to {high:.6g}'
-    )
-  if not (math.isfinite(low) and math.isfinite(high)):
-    raise ValueError(f'a stack of floats must be finite, got {low:.6g} to {high:.6g}')
 
 
 class _Arrays:

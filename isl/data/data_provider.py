@@ -18,7 +18,7 @@ from isl.core.channels import MAXPROJECT, ImageKey, StackSpec
 from isl.core.experiment import InputRange, Padding
 from isl.core.statistic import NUM_CLASSES
 from isl.images.fields_of_view import FieldOfView, parts_of
-from isl.images.pixels import extremes, intensity, maximum, percentiles
+from isl.images.pixels import Pixels, extremes, intensity, maximum, percentiles
 
 # The percentiles that stretching makes 0 and 1: beyond them are dust and dead pixels.
 _STRETCHED_PERCENTILES = (0.1, 99.9)
@@ -163,8 +163,13 @@ def prepared(
   stretched = {part for channel in field_of_view.ranges for part in parts_of(channel)}
   for key, image in field_of_view.images.items():
     if image.dtype.kind == 'f':
-      is_ranged = key.channel in (stretched if key.z == MAXPROJECT else field_of_view.input_ranges)
-      _check_floats(field_of_view, key, is_ranged)
+      is_label = key.z == MAXPROJECT
+      check_floats(
+        f'field of view {field_of_view.name!r}: {key.channel} at z {key.z}',
+        image,
+        key.channel in (stretched if is_label else field_of_view.input_ranges),
+        '--stretch_targets' if is_label else '--input_range LOW,HIGH (or auto)',
+      )
   return field_of_view
 
 
@@ -188,16 +193,25 @@ def _with_input_range(field_of_view: FieldOfView, input_range: InputRange) -> Fi
   return dataclasses.replace(field_of_view, input_ranges=ranges)
 
 
-def _check_floats(field_of_view: FieldOfView, key: ImageKey, is_ranged: bool) -> None:
-  low, high = extremes(field_of_view.images[key])
+def check_floats(what: str, image: Pixels, is_ranged: bool, remedy: str) -> None:
+  """Checks that floats are intensities, or finite where a range makes them intensities.
+
+  Args:
+    what: how an error names the image.
+    image: floats.
+    is_ranged: whether a range is known that becomes [0, 1].
+    remedy: what would give a range.
+
+  Raises:
+    ValueError: they are not.
+  """
+  low, high = extremes(image)
   if is_ranged and math.isfinite(low) and math.isfinite(high):
     return
   if not (low >= 0 and high <= 1):
-    flag = '--stretch_targets' if key.z == MAXPROJECT else '--input_range LOW,HIGH (or auto)'
     raise ValueError(
-      f'field of view {field_of_view.name!r}: {key.channel} at z {key.z} has values from {low:.6g}'
-      f' to {high:.6g}; expected 8- or 16-bit images, or floats in [0, 1], or, with finite ones,'
-      f' {flag}'
+      f'{what} has values from {low:.6g} to {high:.6g}; expected 8- or 16-bit images, or floats in'
+      f' [0, 1], or, with finite ones, {remedy}'
     )
 
 
