@@ -1,4 +1,4 @@
-"""For tests: a real browser without a window."""
+"""Gives tests a real browser without a window."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _FLAGS = (
 
 @contextlib.contextmanager
 def chromium() -> Iterator[Any]:
-  """Playwright's browser; skips the test where there is none."""
+  """Starts Chromium and yields Playwright's browser; skips the test if there is none."""
   try:
     from playwright import sync_api
   except ImportError:
@@ -36,7 +36,7 @@ def chromium() -> Iterator[Any]:
   if path is None:
     skip_what_lacks(f'a browser ({", ".join(_BROWSERS)})')
   with (
-    # Chromium puts a socket there, whose path may have 107 bytes; Bazel's own folder is deeper.
+    # Chromium puts a socket there, whose path may have 107 bytes; Bazel's folder has a longer one.
     tempfile.TemporaryDirectory(prefix='isl-', dir='/tmp') as short,
     mock.patch.dict(os.environ, TMPDIR=short),
     sync_api.sync_playwright() as playwright,

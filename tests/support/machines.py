@@ -1,4 +1,4 @@
-"""For tests: trainings on many machines, as processes on this one."""
+"""Runs trainings on many machines for tests, as processes on this machine."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import pytest
 from isl import launch
 from tests.support.program import python_process
 
-# The first of FOVEA's towers alone, as in program.make_fovea_shallow.
+# Runs the program with the first of FOVEA's towers alone, as program.make_fovea_shallow makes it.
 _SHALLOW = f"""if True:
   import pytest
   from tests.support import program
@@ -28,7 +28,7 @@ _SHALLOW = f"""if True:
 
 
 def free_addresses(count: int) -> list[str]:
-  """Addresses on this machine that nobody listens on."""
+  """Finds addresses on this machine, as host:port, that nobody listens on."""
   sockets = [socket.create_server(('127.0.0.1', 0)) for _ in range(count)]
   addresses = [f'127.0.0.1:{s.getsockname()[1]}' for s in sockets]
   for s in sockets:
@@ -37,14 +37,19 @@ def free_addresses(count: int) -> list[str]:
 
 
 class Machine:
-  """A process of the program, whose log is read while it runs."""
+  """A process of the program, whose log is read while it runs.
+
+  Attributes:
+    process: the process.
+  """
 
   def __init__(self, *flags: object, tf_config: object = None):
-    """Starts it.
+    """Starts the process.
 
     Args:
       *flags: the command line.
-      tf_config: what TF_CONFIG says, in its environment; None: nothing.
+      tf_config: value of TF_CONFIG in the process's environment, before it becomes JSON; None:
+        TF_CONFIG is not set.
     """
     environment = {} if tf_config is None else {'TF_CONFIG': json.dumps(tf_config)}
     with pytest.MonkeyPatch.context() as monkeypatch:
@@ -68,12 +73,15 @@ class Machine:
 
   @property
   def log(self) -> str:
-    """What it has said so far."""
+    """The process's log so far."""
     with self._changed:
       return ''.join(self._lines)
 
   def wait_for(self, pattern: str, count: int = 1, timeout: float = 120) -> re.Match[str]:
-    """The `count`th match of a pattern in its log, once it is there."""
+    """Waits for the `count`th match of a pattern in the process's log, and gives it.
+
+    The test fails if there is none when the process ends, or after `timeout` seconds.
+    """
     found: list[re.Match[str]] = []
 
     def is_there() -> bool:
@@ -87,12 +95,12 @@ class Machine:
     return found[count - 1]
 
   def kill(self) -> None:
-    """Ends it as kill -9 does."""
+    """Kills the process, as kill -9 does."""
     self.process.send_signal(signal.SIGKILL)
     self.process.wait()
 
   def end(self, timeout: float = 120) -> int:
-    """Its exit status, once it is over."""
+    """Waits for the process's end and gives its exit status; the test fails after `timeout` s."""
     try:
       return self.process.wait(timeout)
     except subprocess.TimeoutExpired:
@@ -100,7 +108,7 @@ class Machine:
       pytest.fail(f'ran longer than {timeout} s:\n{self.log}')
 
   def losses(self) -> list[tuple[int, float]]:
-    """(step, loss) of its lines of progress."""
+    """The (step, loss) of each of the log's lines of progress."""
     return [(int(s), float(x)) for s, x in re.findall(r'step (\d+): loss ([\d.]+)', self.log)]
 
 
@@ -108,7 +116,7 @@ class Machines:
   """A training of a narrow FOVEA, which any number of processes take part in.
 
   Attributes:
-    base: the folder that it writes to.
+    base: BASE, the folder that the training writes to.
     ps_hosts: addresses of the parameter servers.
     worker_hosts: addresses of the workers.
   """
@@ -122,7 +130,15 @@ class Machines:
     workers: int,
     flags: Sequence[str],
   ):
-    """Starts nothing yet."""
+    """Chooses the addresses; starts no process yet.
+
+    Args:
+      images: folder of images to train on.
+      base: BASE, the folder to write to.
+      servers: number of parameter servers.
+      workers: number of workers.
+      flags: further flags of all processes.
+    """
     self.base = base
     addresses = free_addresses(servers + workers)
     self.ps_hosts, self.worker_hosts = addresses[:servers], addresses[servers:]
@@ -151,32 +167,32 @@ class Machines:
     return machine
 
   def server(self, task: int, *flags: str) -> Machine:
-    """Starts a parameter server."""
+    """Starts the parameter server of a number, by flags."""
     return self._start('--mode=PS', f'--task={task}', *self._hosts(), *flags)
 
   def worker(self, task: int, *flags: str) -> Machine:
-    """Starts a worker, by flags."""
+    """Starts the worker of a number, by flags."""
     return self._start('--mode=TRAIN', f'--task={task}', *self._hosts(), *flags)
 
   def from_environment(self, job: str, task: int, *flags: str) -> Machine:
-    """Starts any of them by TF_CONFIG; the same command for all."""
+    """Starts a server or worker by TF_CONFIG, with the same command for all."""
     cluster = {'ps': self.ps_hosts, 'worker': self.worker_hosts}
     config = {'cluster': cluster, 'task': {'type': job, 'index': task}}
     return self._start('--mode=TRAIN', *flags, tf_config=config)
 
   def steps_saved(self) -> list[int]:
-    """Of the checkpoints that there are."""
+    """The steps of the checkpoints in BASE/train, sorted."""
     indices = (self.base / 'train').glob('model.ckpt-*.index')
     return sorted(int(path.stem.rpartition('-')[2]) for path in indices)
 
   def kill_all(self) -> None:
-    """Ends what is still running."""
+    """Kills the processes that still run."""
     for machine in self._started:
       if machine.process.poll() is None:
         machine.kill()
 
 
 def cpu_seconds(machine: Machine) -> float:
-  """Processor time that a process has taken so far."""
+  """The processor time that a process has taken so far, in seconds."""
   fields = pathlib.Path(f'/proc/{machine.process.pid}/stat').read_text().rpartition(')')[2].split()
   return (int(fields[11]) + int(fields[12])) / os.sysconf('SC_CLK_TCK')

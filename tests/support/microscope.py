@@ -1,4 +1,4 @@
-"""For tests: fields of view as microscopes' files and manifests, from those in folders of PNGs."""
+"""Writes fields of view as microscopes' files and manifests for tests, from folders of PNGs."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ from isl.images.fields_of_view import FieldFiles
 
 
 def stack_of(field: FieldFiles) -> np.ndarray:
-  """All images of a field of view: [channel, z, row, column], channels by name.
+  """Reads all images of a field of view: [channel, z, row, column], channels sorted by name.
 
-  A label, which has a projection alone, is at z 0 and black elsewhere: its projection is as it was.
+  A label, of which there is only a projection, is at z 0 and black elsewhere, so that its
+  projection stays the same.
   """
   images = field.read().images
   depths = 1 + max((key.z for key in images if isinstance(key.z, int)), default=0)
@@ -40,8 +41,8 @@ def write_ome_tiff(
 
   Args:
     path: the file's name.
-    field: what to write, images of one type.
-    pixel_size: (row, column) in micrometres.
+    field: the field of view, whose images have one dtype.
+    pixel_size: a pixel's (height, width) in micrometres; None: the file does not say.
 
   Returns:
     `path`.
@@ -69,10 +70,10 @@ def write_ome_zarr(
 
   Args:
     path: the folder's name.
-    field: what to write, images of one type.
-    pixel_size: (row, column) in micrometres.
-    version: of OME-Zarr: '0.4' or '0.5'.
-    chunk: side of the chunks in pixels.
+    field: the field of view, whose images have one dtype.
+    pixel_size: a pixel's (height, width) in micrometres; None: the file does not say.
+    version: version of OME-Zarr: '0.4' or '0.5'.
+    chunk: side of the chunks, in pixels.
 
   Returns:
     `path`.
@@ -84,7 +85,7 @@ def write_ome_zarr(
   chunks = (1, 1, *(min(chunk, side) for side in stack.shape[2:]))
   space = None if pixel_size is None else 'micrometer'
   with warnings.catch_warnings():
-    # Of OME-Zarr 0.4, Dask warns where the chunks do not divide the image.
+    # With OME-Zarr 0.4, Dask warns if the chunks do not divide the image.
     warnings.simplefilter('ignore')
     with writers.OMEZarrWriter(
       str(path),
@@ -102,7 +103,7 @@ def write_ome_zarr(
 
 
 def write_manifest(path: pathlib.Path, fields: Sequence[FieldFiles]) -> pathlib.Path:
-  """Writes a manifest of images that have a file each; returns `path`."""
+  """Writes a manifest of fields of view whose images have a file each; returns `path`."""
   with path.open('w', newline='') as stream:
     writer = csv.writer(stream)
     writer.writerow(['field', 'z', 'channel', 'path'])

@@ -1,4 +1,9 @@
-"""For tests: reference files where there are any, small fields of view, runs of the program."""
+"""Helpers of tests: reference files where there are any, settings, and runs of the program.
+
+`InferSetting` and `TrainSetting` are a small checkpoint or field of view and runs with it;
+`run_in_process` and `python_process` run the program in this process or another. The names of
+isl/images/png_folders.py and `write_field` stand here, too, for tests that write images.
+"""
 
 from __future__ import annotations
 
@@ -38,13 +43,13 @@ REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
 
 
 def shared_path(*parts: str) -> pathlib.Path:
-  """A file or folder of the shared reference material; skips the test where it is missing.
+  """The path of shared reference material; skips the test if it is missing.
 
-  It lies in `../shared` beside the repository, or in $ISL_SHARED. With ISL_REQUIRE_SHARED=1 the
-  test fails instead of being skipped.
+  The material lies in `../shared` beside the repository, or in $ISL_SHARED. With
+  ISL_REQUIRE_SHARED=1 the test fails instead of being skipped.
 
   Args:
-    *parts: from there on: 'data', 'condition_b_sample'.
+    *parts: the path from that folder on: 'data', 'condition_b_sample', for example.
   """
   path = pathlib.Path(os.environ.get('ISL_SHARED') or REPOSITORY.parent / 'shared', *parts)
   if not path.exists():
@@ -53,25 +58,25 @@ def shared_path(*parts: str) -> pathlib.Path:
 
 
 def original_fields(directory: str | os.PathLike[str]) -> list[FieldFiles]:
-  """The fields of view in a folder, with the images that the original's networks read."""
+  """Finds the fields of view in a folder, with the images that the original's network reads."""
   found = png_folders.find_png_fields(pathlib.Path(directory))
   png_folders.log_unused(str(directory), found, (TRANSMISSION,), TARGET_CHANNELS)
   return [field.select((TRANSMISSION,), TARGET_CHANNELS) for field in found]
 
 
 def skip_what_lacks(something: object) -> NoReturn:
-  """Skips the test, for which something is missing; with ISL_REQUIRE_SHARED=1 it fails instead."""
+  """Skips the test because something is missing; fails it with ISL_REQUIRE_SHARED=1."""
   if os.environ.get('ISL_REQUIRE_SHARED') == '1':
     pytest.fail(f'{something} is missing, and ISL_REQUIRE_SHARED=1 asks for it')
   pytest.skip(f'{something} is missing')
 
 
 def python_process(code: str, *arguments: object) -> subprocess.Popen[str]:
-  """Starts Python with what this process can import, for tests that kill it or starve it of disk.
+  """Starts Python with this process's import path, for tests that kill it or starve it of disk.
 
   Args:
-    code: the program.
-    *arguments: what it finds in sys.argv[1:].
+    code: the Python program.
+    *arguments: the program's sys.argv[1:].
 
   Returns:
     The process, with pipes for its input and outputs, as text.
@@ -94,9 +99,9 @@ class Outcome:
   """How a run of the program ended.
 
   Attributes:
-    status: its exit status.
-    stdout: what it printed.
-    stderr: likewise, log lines and errors.
+    status: the program's exit status.
+    stdout: all that the program wrote to stdout.
+    stderr: all that the program wrote to stderr: log lines and errors.
   """
 
   status: int
@@ -105,12 +110,12 @@ class Outcome:
 
   @property
   def error_lines(self) -> list[str]:
-    """Of stderr, all but absl's log lines of information and warnings."""
+    """The lines of stderr other than absl's log lines of information and warnings."""
     return [x for x in self.stderr.splitlines() if not re.match(r'[IW]\d{4} \d\d:\d\d:\d\d\.', x)]
 
   @property
   def error(self) -> str:
-    """The one line that says what a user can mend; there must be nothing else."""
+    """The only error line, which says what a user can mend; there must be no other."""
     assert self.status in (1, 2), (self.status, self.stderr)
     assert len(self.error_lines) == 1, self.stderr
     return self.error_lines[0]
@@ -120,13 +125,13 @@ def run_in_process(run: Callable[[], None], *arguments: object) -> Outcome:
   """Runs a program made with absl, as often as needed: TensorFlow is loaded only once.
 
   Args:
-    run: the console script.
-    *arguments: the command line. The flags' values are afterwards as they were.
+    run: the console script's function.
+    *arguments: the command line. Afterwards, flags have the values that they had before.
 
   Returns:
-    How it ended; an exception that reaches the top is none of these, and passes on.
+    How the run ended. An exception that reaches the top is passed on.
   """
-  # Before the flags are saved, since only a first run defines --help and its like.
+  # Before the flags are saved, since only the first run defines --help and the like.
   app.define_help_flags()
   out, err = io.StringIO(), io.StringIO()
   status: object = 0
@@ -134,7 +139,7 @@ def run_in_process(run: Callable[[], None], *arguments: object) -> Outcome:
     flagsaver.flagsaver(),
     mock.patch.object(sys, 'argv', ['isl-launch', *map(str, arguments)]),
     mock.patch.dict(os.environ),
-    # absl took hold of stderr when it was loaded.
+    # absl took stderr when it was loaded.
     mock.patch.object(logging.get_absl_handler().python_handler, 'stream', err),
     contextlib.redirect_stdout(out),
     contextlib.redirect_stderr(err),
@@ -148,7 +153,7 @@ def run_in_process(run: Callable[[], None], *arguments: object) -> Outcome:
 
 
 def finish(process: subprocess.Popen[str], timeout: float = 300) -> Outcome:
-  """Waits for a process of `python_process`; one that takes longer than `timeout` s is killed."""
+  """Waits for a process of `python_process`; after `timeout` seconds, the test fails."""
   try:
     out, err = process.communicate(timeout=timeout)
   except subprocess.TimeoutExpired:
@@ -159,13 +164,13 @@ def finish(process: subprocess.Popen[str], timeout: float = 300) -> Outcome:
 
 
 def files_in(folder: pathlib.Path) -> set[str]:
-  """The paths of all files below a folder (which may be missing), as seen from it."""
+  """The paths of all files below a folder (which may be missing), relative to it."""
   return {str(path.relative_to(folder)) for path in folder.rglob('*') if not path.is_dir()}
 
 
 def events(folder: pathlib.Path) -> dict[tuple[int, str], np.ndarray]:
-  """(step, tag) -> value of all event files in a folder, as TensorBoard loads them."""
-  # These load TensorFlow.
+  """The values in all event files of a folder, as TensorBoard loads them, by (step, tag)."""
+  # Imported here, because these load TensorFlow.
   from tensorboard.backend.event_processing import event_file_loader
   from tensorboard.util import tensor_util
 
@@ -178,7 +183,7 @@ def events(folder: pathlib.Path) -> dict[tuple[int, str], np.ndarray]:
 
 
 def event_picture(value: np.ndarray) -> np.ndarray:
-  """The picture of an event: RGB uint8 [row, column, color]; it must have the size it says."""
+  """Decodes an event's picture, uint8 RGB [row, column, colour]; checks the size that it claims."""
   decoded = cv2.imdecode(np.frombuffer(value[2], np.uint8), cv2.IMREAD_UNCHANGED)
   assert decoded is not None and decoded.dtype == np.uint8
   assert [int(n) for n in value[:2]] == [decoded.shape[1], decoded.shape[0]]
@@ -186,7 +191,7 @@ def event_picture(value: np.ndarray) -> np.ndarray:
 
 
 def panel_boxes(strip: np.ndarray, count: int) -> list[np.ndarray]:
-  """The pictures in a row of an error panel, from left to right, without their borders."""
+  """Cuts a row of an error panel into its pictures, from left to right, without borders."""
   return [box[4:-4, 4:-4] for box in np.split(strip, count, axis=1)]
 
 
@@ -194,14 +199,14 @@ class InferRun:
   """What a run of INFER_FULL wrote.
 
   Attributes:
-    folder: where.
-    outcome: how it ended.
-    record: run.json.
-    metrics: the rows of metrics.csv.
+    folder: the folder of the checkpoint's results.
+    outcome: how the run ended.
+    record: contents of run.json.
+    metrics: rows of metrics.csv.
   """
 
   def __init__(self, folder: pathlib.Path, outcome: Outcome):
-    """Reads the tables."""
+    """Reads run.json and metrics.csv."""
     self.folder = folder
     self.outcome = outcome
     self.record = json.loads((folder / 'run.json').read_text())
@@ -214,13 +219,13 @@ class InferRun:
     return record
 
   def prediction(self, field: str, channel: str, statistic: str = 'MEDIAN') -> np.ndarray:
-    """A predicted image, uint16 [row, column]."""
+    """Reads a predicted image, uint16 [row, column]."""
     name = png_folders.prediction_name(field, channel, statistic)
     (path,) = (path for path in self.record_of(field)['files'] if path.endswith(name))
     return png_io.read_png(self.folder / path)
 
   def panel(self, name: str) -> np.ndarray:
-    """An error panel, target or input: RGB uint16 [row, column, color]."""
+    """Reads an error panel, 'target' or 'input': uint16 RGB [row, column, colour]."""
     image = cv2.imread(str(self.folder / f'{name}_error_panel.png'), cv2.IMREAD_UNCHANGED)
     assert image is not None and image.dtype == np.uint16, name
     return image[..., ::-1]
@@ -229,17 +234,17 @@ class InferRun:
 class InferSetting:
   """A FOVEA of random weights, a field of view with three labels, and runs of INFER_FULL.
 
-  The field of view has 4 x 6 blocks (patches of 110 pixels, margin 51) and some pixels that make
-  no block; 5 depths, of which the network reads those at 0, 0.5 and 1.
+  The field of view has 4 x 6 blocks (patches of 110 pixels, margin 51), some pixels that make no
+  block, and 5 depths, of which the network reads those at 0, 0.5 and 1.
 
   Attributes:
-    checkpoint: the folder of the checkpoint, at step 1000.
-    images: the folder of the field of view.
-    field: its name.
-    rows: of its images.
-    columns: likewise.
-    size: (rows, columns) of its predictions.
-    channels: its labels.
+    checkpoint: folder of the checkpoint, at step 1000.
+    images: folder of the field of view.
+    field: name of the field of view.
+    rows: rows of the field of view's images, in pixels.
+    columns: columns of the field of view's images, in pixels.
+    size: (rows, columns) of the predictions, in pixels.
+    channels: labels of the field of view.
   """
 
   rows, columns = 139, 155
@@ -247,7 +252,7 @@ class InferSetting:
   channels = ('DAPI_CONFOCAL', 'MAP2_CONFOCAL', 'NFH_CONFOCAL')
 
   def __init__(self, run: Callable[[], None], tmp_path_factory: pytest.TempPathFactory):
-    """Writes checkpoint and images; `run` is the console script."""
+    """Writes the checkpoint and the images; `run` is the console script's function."""
     # TensorFlow takes seconds to load, which not all tests should wait for.
     from isl.programs import random_checkpoint
 
@@ -263,7 +268,7 @@ class InferSetting:
     )
 
   def new_folder(self) -> pathlib.Path:
-    """An empty one."""
+    """Makes an empty folder."""
     return self._tmp.mktemp('infer')
 
   def flags(self, base: pathlib.Path, images: pathlib.Path | None = None) -> list[str]:
@@ -292,28 +297,28 @@ class TrainRun:
   """What a run of TRAIN wrote.
 
   Attributes:
-    folder: BASE/train.
-    outcome: how it ended.
+    folder: the folder BASE/train.
+    outcome: how the run ended.
   """
 
   def __init__(self, folder: pathlib.Path, outcome: Outcome):
-    """Reads nothing yet."""
+    """Takes the folder and the outcome; reads nothing yet."""
     self.folder = folder
     self.outcome = outcome
 
   @property
   def record(self) -> dict[str, Any]:
-    """run.json."""
+    """The contents of run.json."""
     record: dict[str, Any] = json.loads((self.folder / 'run.json').read_text())
     return record
 
   @property
   def steps(self) -> list[int]:
-    """Of the checkpoints that are there."""
+    """The steps of the checkpoints that are there, sorted."""
     return sorted(int(path.stem.rpartition('-')[2]) for path in self.folder.glob('*.index'))
 
   def values(self, step: int) -> dict[str, np.ndarray]:
-    """All variables of a checkpoint, the optimizer's too, by name."""
+    """Reads all variables of the checkpoint of a step, the optimizer's included, by name."""
     from isl.checkpoints.checkpoint import Checkpoint
 
     checkpoint = Checkpoint(self.folder / f'model.ckpt-{step}')
@@ -324,25 +329,25 @@ class TrainSetting:
   """A field of view with three labels, and runs of TRAIN of a narrow FOVEA.
 
   Attributes:
-    images: the folder of the field of view, of 3 depths.
-    network: the flags that name the network.
+    images: folder of the field of view, which has 3 depths.
+    network: flags that say which network is trained.
   """
 
   network = ('--model=FOVEA', '--base_depth=6', '--num_z_values=3')
 
   def __init__(self, run: Callable[[], None], tmp_path_factory: pytest.TempPathFactory):
-    """Writes the images; `run` is the console script."""
+    """Writes the images; `run` is the console script's function."""
     self._run = run
     self._tmp = tmp_path_factory
     self.images = self.new_folder()
     write_field(self.images, rows=160, columns=160)
 
   def new_folder(self) -> pathlib.Path:
-    """An empty one."""
+    """Makes an empty folder."""
     return self._tmp.mktemp('train')
 
   def flags(self, base: pathlib.Path) -> list[str]:
-    """The command line of a run that writes to `base`; the network is not in it."""
+    """The command line of a run that writes to `base`, without the flags of `network`."""
     return [
       '--mode=TRAIN',
       '--read_pngs',
@@ -362,7 +367,7 @@ class TrainSetting:
 
 
 def make_fovea_shallow(monkeypatch: pytest.MonkeyPatch) -> None:
-  """Leaves FOVEA the first of its towers alone, which takes a quarter of the time to build."""
+  """Leaves FOVEA only the first of its towers, which takes a quarter of the time to build."""
   from isl.models import fovea, networks
 
   shallow = dataclasses.replace(
@@ -372,7 +377,7 @@ def make_fovea_shallow(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def assert_same_values(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> None:
-  """To the bit."""
+  """Asserts that two checkpoints' values, by name, are the same to the bit."""
   assert a.keys() == b.keys()
   differing = [name for name in a if not np.array_equal(a[name], b[name])]
   assert not differing

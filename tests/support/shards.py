@@ -1,4 +1,4 @@
-"""What tests of training shards share: small fields of view, their shards, reading them."""
+"""Helpers of tests of TFRecord shards: small fields of view, their shards, reading them."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ ROWS, COLUMNS = 47, 60
 
 
 def write_images(folder: pathlib.Path) -> pathlib.Path:
-  """Writes five fields of view."""
+  """Writes five fields of view with 5 depths and three labels; returns their folder."""
   write_field(folder, rows=ROWS, columns=COLUMNS, wells=WELLS, depths=5)
   return folder
 
 
 def write_shards(folder: pathlib.Path, images: pathlib.Path, count: int) -> list[pathlib.Path]:
-  """Writes fields of view as wholes."""
+  """Writes fields of view, uncut, into `count` shards; returns the shards' paths."""
   return shard_writing.write_shards(
     finding.find_all([images]), str(folder / 's-%d'), count, Cut(overlap=0)
   )
@@ -63,7 +63,25 @@ def make_patches(
   shuffled: int = 1,
   **sampling: int,
 ) -> ShardPatches:
-  """Of shards; of the Sampling, whatever is given is other than in SAMPLING."""
+  """Makes the stream of patches of shards.
+
+  Args:
+    paths: the shards.
+    input_range: see `Preparation`.
+    stretch: see `Preparation.stretch_targets`.
+    skip_corrupt: see `ShardReading`.
+    num_threads: see `ShardReading`.
+    batch_size: see `ShardReading`.
+    capacity: see `ShardReading`.
+    channels: the labels that are predicted.
+    leave_out: see `Preparation.leave_out_others`.
+    seed: see `PatchSpec`.
+    augment: see `PatchSpec`.
+    corruption: see `PatchSpec`.
+    z: number of z depths that are read.
+    shuffled: see `Sampling.capacity`.
+    **sampling: other attributes of the Sampling that differ from SAMPLING's.
+  """
   return ShardPatches(
     ShardReading(
       paths=tuple(paths),
@@ -88,7 +106,14 @@ def make_patches(
 def read_batches(
   patches: ShardPatches, count: int, size: int = PER_CROP, first: int = 0
 ) -> list[list[np.ndarray]]:
-  """As a training reads them."""
+  """Reads batches of a stream as a training does.
+
+  Args:
+    patches: the stream.
+    count: number of batches.
+    size: number of patches in a batch.
+    first: number of the first patch.
+  """
   with tf.Graph().as_default():
     batches = patches.dataset(first, size, 2)
     iterator = tf.data.make_initializable_iterator(batches)
@@ -105,7 +130,7 @@ def read_batches(
 
 
 def is_same(first: Iterable[Sequence[np.ndarray]], second: Iterable[Sequence[np.ndarray]]) -> bool:
-  """Whether batches are."""
+  """Whether two series of batches are the same."""
   return all(
     np.array_equal(a, b)
     for one, other in zip(first, second, strict=True)
@@ -114,7 +139,7 @@ def is_same(first: Iterable[Sequence[np.ndarray]], second: Iterable[Sequence[np.
 
 
 def drawn_wells(patches: ShardPatches, count: int, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-  """The fields of view that crops are of, in the order in which they are drawn."""
+  """Reads batches and gives the wells of the fields of view that crops are of, in drawing order."""
   drawn: dict[int, str] = {}
   crop = patches._crop
 
