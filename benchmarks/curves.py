@@ -1,4 +1,4 @@
-"""Losses over time, and how much sooner one gets how far."""
+"""Compares losses over time: how much sooner one training gets as far as another."""
 
 from __future__ import annotations
 
@@ -6,18 +6,19 @@ import itertools
 import math
 from collections.abc import Sequence
 
-# (seconds, loss), by time.
+# Points (seconds, loss), in the order of time.
 Curve = Sequence[tuple[float, float]]
 
 
 def seconds_to(curve: Curve, loss: float) -> float | None:
-  """From when on a curve stays at or below a loss, on straight lines between its points.
+  """Finds when a curve gets to a loss and stays at or below it, on lines between its points.
 
-  Where a noisy curve is below for a moment does not count: of two curves that differ in noise only,
-  each would else seem faster than the other.
+  A moment at which a noisy curve is below does not count: otherwise, of two curves that differ in
+  noise alone, each would seem faster than the other.
 
   Returns:
-    Seconds; those of the first point, if it stays below from there on; None if it ends above.
+    The time in seconds; that of the first point, if the curve stays below from there on; None if
+    the curve ends above.
   """
   since: float | None = None
   before: tuple[float, float] | None = None
@@ -34,17 +35,17 @@ def seconds_to(curve: Curve, loss: float) -> float | None:
 
 
 def lowest_so_far(curve: Curve) -> Curve:
-  """The curve of what is kept where only the best is."""
+  """The curve of the lowest loss so far."""
   losses = itertools.accumulate((loss for _, loss in curve), min)
   return [(seconds, loss) for (seconds, _), loss in zip(curve, losses, strict=True)]
 
 
 def times_as_fast(one: Curve, other: Curve) -> float:
-  """How much sooner `one` gets as far as `other`: above 1 if it ends with the lower loss.
+  """How many times as fast as `other` the curve `one` is; above 1 if it ends with the lower loss.
 
-  The one that ends lower reaches the other's final loss in some part of the time: the ratio is one
-  over this part, or if it is the other, this part. A curve whose losses are not finite at the end
-  has got nowhere.
+  The curve that ends lower reaches the other's final loss in some part of the time. The result is
+  one over this part if that is `one`, else this part. A curve whose last loss is not finite has got
+  nowhere.
   """
   if not math.isfinite(other[-1][1]):
     return math.inf if math.isfinite(one[-1][1]) else 1.0

@@ -2,10 +2,10 @@
 
     python benchmarks/dask_inference.py
 
-Prints a table and, last, one JSON line. A scheduler and workers of one thread each are processes of
-this machine; INFER_FULL is run with one worker and with two, in turns. Of each worker the time
-counts from its first field of view done to its last: loading TensorFlow and the checkpoint, which
-each does once, is printed beside it.
+It prints a table and, last, one JSON line. A scheduler and workers of one thread each are processes
+of this machine; INFER_FULL is run with one worker and with two, in turns. Each worker's time counts
+from its first field of view done to its last; loading TensorFlow and the checkpoint, which each
+does once, is printed beside it.
 
 Images and weights are random.
 """
@@ -34,7 +34,7 @@ _BEGUN = re.compile(r'I\d{4} (\d\d:\d\d:\d\d\.\d+).* Checkpoint ')
 
 
 def parse_arguments() -> argparse.Namespace:
-  """The command line."""
+  """Parses the command line."""
   parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
   parser.add_argument('--model', default='CONCORDANCE')
   parser.add_argument('--base_depth', type=int, default=400, help="the network's width")
@@ -48,7 +48,7 @@ class Cluster:
   """A scheduler and its workers, as a context manager."""
 
   def __init__(self, folder: pathlib.Path):
-    """Starts the scheduler."""
+    """Starts the scheduler, with files in `folder`, and no workers yet."""
     self._folder = folder
     self._file = folder / 'scheduler.json'
     self._processes = [
@@ -68,7 +68,7 @@ class Cluster:
 
   @property
   def address(self) -> str:
-    """The scheduler's."""
+    """The scheduler's address."""
     address: str = json.loads(self._file.read_text())['address']
     return address
 
@@ -82,7 +82,7 @@ class Cluster:
     )
 
   def have_workers(self, count: int) -> None:
-    """Starts or ends workers, until there are so many."""
+    """Starts or ends workers, until there are `count`."""
     while len(self._workers) < count:
       self._workers.append(self._start('dask_worker', '--nthreads=1', '--no-dashboard'))
     while len(self._workers) > count:
@@ -94,7 +94,11 @@ class Cluster:
 
 
 def label(cluster: Cluster, folder: pathlib.Path) -> dict[str, float]:
-  """Fields of view per minute, and seconds until the first was done."""
+  """Labels the fields of view with the cluster's workers.
+
+  Returns:
+    Fields of view per minute, seconds until the first was done, and the number of workers.
+  """
   command = [sys.executable, '-P', '-m', 'isl.launch', '--mode=EVAL_EVAL', '--metric=INFER_FULL']
   flags = [
     '--read_pngs',
@@ -128,7 +132,7 @@ def _seconds(clock: str) -> float:
 
 
 def main() -> None:
-  """Measures and prints."""
+  """Runs the benchmark and prints its results."""
   arguments = parse_arguments()
   found: dict[int, list[dict[str, float]]] = {1: [], 2: []}
   with tempfile.TemporaryDirectory() as name:

@@ -1,4 +1,4 @@
-"""What a regression on intensities makes of the sample data, to compare a network with.
+"""Predicts the sample data's labels by a regression on intensities, to compare a network with.
 
     python benchmarks/demo_baseline.py
     python benchmarks/demo_baseline.py --predictions BASE/eval_eval_infer/00001000
@@ -8,11 +8,11 @@ the z-stack's intensities at a pixel and their means over squares around it: wha
 without shapes, textures and context. With features x and labels y of the training folder, the
 weights are w = (mean(x x^T) + penalty)^-1 mean(x y), in closed form.
 
-Prints Pearson's correlation with the evaluation folder's labels, the median over its fields of
-view, on the pixels that a network's output covers, and last one JSON line. Of several penalties the
-best is taken for each label, on the evaluation folder itself: this favours the regression.
---predictions names what `isl-launch --mode EVAL_EVAL --metric INFER_FULL` wrote; the network's
-correlations (of its medians) then stand beside, on the same pixels.
+It prints Pearson's correlation with the evaluation folder's labels, the median over its fields of
+view, on the pixels that a network's output covers, and last one JSON line. For each label, the best
+of several penalties on the evaluation folder itself is taken, which favours the regression.
+--predictions names a folder that `isl-launch --mode EVAL_EVAL --metric INFER_FULL` wrote; the
+network's correlations (of its medians) on the same pixels are then printed beside.
 """
 
 from __future__ import annotations
@@ -36,16 +36,16 @@ from isl.models.networks import NETWORKS
 
 _DATA = pathlib.Path(__file__).resolve().parents[1] / 'data_sample'
 _PENALTIES = (1e-7, 1e-6, 1e-5, 1e-4, 1e-3)
-# Rows computed at a time, so that memory stays small.
+# Number of rows computed at a time, so that memory stays small.
 _STRIP = 64
 
 Window = tuple[slice, slice]
-# By field of view and label.
+# Correlations by field of view and label.
 Correlations = dict[str, dict[str, float]]
 
 
 def parse_arguments() -> argparse.Namespace:
-  """The command line."""
+  """Parses the command line."""
   parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
   parser.add_argument('--train', default=_DATA / 'synthetic_training', help='folder to fit on')
   parser.add_argument(
@@ -70,7 +70,13 @@ def _side(text: str) -> int:
 
 
 def features(field_of_view: FieldOfView, windows: Sequence[int]) -> np.ndarray:
-  """1, the intensities at all depths, and their means over squares of each of the sides given.
+  """Computes the regression's features of each pixel.
+
+  These are 1, the intensities at all depths, and their means over squares.
+
+  Args:
+    field_of_view: the z-stack.
+    windows: sides of the squares, in pixels.
 
   Returns:
     float32 [row, column, feature].
@@ -82,12 +88,16 @@ def features(field_of_view: FieldOfView, windows: Sequence[int]) -> np.ndarray:
 
 
 def _intensities(image: np.ndarray) -> np.ndarray:
-  """float32 in [0, 1]."""
+  """Converts pixels of an integer type to intensities in [0, 1], float32."""
   return image.astype(np.float32) / np.float32(np.iinfo(image.dtype).max)
 
 
 def _labels(field_of_view: FieldOfView, channels: Sequence[str]) -> np.ndarray:
-  """float32 [row, column, channel] in [0, 1]."""
+  """The labels' intensities in [0, 1], float32 [row, column, channel].
+
+  Raises:
+    ValueError: the field of view lacks a label.
+  """
   keys = [ImageKey(MAXPROJECT, channel) for channel in channels]
   missing = [key.channel for key in keys if key not in field_of_view.images]
   if missing:
@@ -96,7 +106,7 @@ def _labels(field_of_view: FieldOfView, channels: Sequence[str]) -> np.ndarray:
 
 
 def _strips(array: np.ndarray) -> Iterator[np.ndarray]:
-  """[row, column, value] as float64 [pixel, value], some rows at a time."""
+  """Yields [row, column, value] some rows at a time, as float64 [pixel, value]."""
   for first in range(0, len(array), _STRIP):
     strip = array[first : first + _STRIP]
     yield strip.reshape(-1, strip.shape[-1]).astype(np.float64)
@@ -105,7 +115,7 @@ def _strips(array: np.ndarray) -> Iterator[np.ndarray]:
 def fit(
   directory: str | pathlib.Path, channels: Sequence[str], windows: Sequence[int]
 ) -> np.ndarray:
-  """The regression's weights from all pixels of a folder: float64 [penalty, feature, channel]."""
+  """Fits the regression to all pixels of a folder: weights, float64 [penalty, feature, channel]."""
   square, product, pixels = 0.0, 0.0, 0
   for files in finding.find_fields(directory):
     field_of_view = files.select((TRANSMISSION,), TARGET_CHANNELS).read()
@@ -124,7 +134,15 @@ def correlations(
   windows: Sequence[int],
   outputs: Mapping[str, Window],
 ) -> Correlations:
-  """Pearson's correlations of the regression's predictions, the best of all penalties."""
+  """Computes Pearson's correlations of the regression's predictions, for the best penalty.
+
+  Args:
+    directory: folder of the fields of view to predict.
+    weights: the regression's weights, float64 [penalty, feature, channel].
+    channels: the labels.
+    windows: sides of the squares, in pixels.
+    outputs: by field of view, the pixels that count; for others, those that CONCORDANCE predicts.
+  """
   found: Correlations = {}
   for files in finding.find_fields(directory):
     field_of_view = files.select((TRANSMISSION,), TARGET_CHANNELS).read()
@@ -140,7 +158,11 @@ def correlations(
 
 
 def output_window(size: tuple[int, int]) -> Window:
-  """The pixels that CONCORDANCE predicts of an image of `size` (rows, columns)."""
+  """The pixels that CONCORDANCE predicts of an image of `size` (rows, columns).
+
+  Raises:
+    ValueError: the image is smaller than a patch.
+  """
   geometry = NETWORKS['CONCORDANCE'].geometry
   if min(size) < geometry.patch:
     raise ValueError(f'images must have {geometry.patch} pixels a side at least, got {size}')
@@ -149,7 +171,7 @@ def output_window(size: tuple[int, int]) -> Window:
 
 
 def read_windows(predictions: pathlib.Path) -> dict[str, Window]:
-  """Which pixels of each field of view were predicted, from run.json."""
+  """Reads from run.json which pixels of each field of view were predicted."""
   run = json.loads((predictions / 'run.json').read_text(encoding='utf-8'))
   windows = {}
   for field in run['fields']:
@@ -159,7 +181,7 @@ def read_windows(predictions: pathlib.Path) -> dict[str, Window]:
 
 
 def read_correlations(predictions: pathlib.Path) -> Correlations:
-  """The network's correlations, from metrics.csv."""
+  """Reads the network's correlations from metrics.csv."""
   found: Correlations = collections.defaultdict(dict)
   with (predictions / 'metrics.csv').open(newline='', encoding='utf-8') as stream:
     for row in csv.DictReader(stream):
@@ -170,12 +192,12 @@ def read_correlations(predictions: pathlib.Path) -> Correlations:
 def median_by_channel(
   found: Correlations, fields: Sequence[str], channels: Sequence[str]
 ) -> dict[str, float]:
-  """The median over these fields of view."""
+  """The median correlation of each label over fields of view."""
   return {c: statistics.median(found[field][c] for field in fields) for c in channels}
 
 
 def main() -> None:
-  """The command line."""
+  """Fits, predicts and prints the correlations."""
   arguments = parse_arguments()
   channels = arguments.channels.split(',')
   try:

@@ -2,12 +2,13 @@
 
     python benchmarks/distributed.py
 
-Prints a table and, last, one JSON line. One parameter server and two workers, each bound to a core
-of its own, are processes of this machine. The first worker trains alone, then beside the second,
-which is then killed, and so on in turns: each time with two is compared with those with one before
-and after it. Steps are the parameter server's, so those of both workers. CPU shares are of a core.
+It prints a table and, last, one JSON line. One parameter server and two workers, each worker bound
+to a core of its own, are processes of this machine. The first worker trains alone, then beside the
+second, which is then killed, and so on in turns: each speed with two workers is compared with the
+speeds with one before and after it. Steps are counted by the parameter server, so they are those of
+both workers. CPU shares are of a core.
 
-The images are noise.
+The images are random.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ _TICKS = os.sysconf('SC_CLK_TCK')
 
 
 def parse_arguments() -> argparse.Namespace:
-  """The command line."""
+  """Parses the command line."""
   parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
   parser.add_argument('--model', default='CONCORDANCE')
   parser.add_argument('--base_depth', type=int, default=400, help="the network's width")
@@ -44,18 +45,24 @@ def parse_arguments() -> argparse.Namespace:
 
 
 class Process:
-  """A process of the program, and what it says of its steps.
+  """A process of the program, and the steps that its log tells of.
 
   Attributes:
-    step: the last that it spoke of; 0: of none.
+    step: the last step in the log; 0: there is none yet.
   """
 
   def __init__(self, folder: pathlib.Path, flags: list[str], core: int | None = None):
-    """Starts it, to compute on one core or on all; what it writes is in the folder."""
+    """Starts the process.
+
+    Args:
+      folder: the process's working directory.
+      flags: the command line.
+      core: the only core that the process may use; None: it may use all.
+    """
     command = [sys.executable, '-P', '-m', 'isl.launch', *flags]
     self._process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=folder)
     if core is not None:
-      # By number of threads alone, operations would still run beside others.
+      # Limiting the number of threads would still let operations run beside others.
       os.sched_setaffinity(self._process.pid, {core})
     self._log: list[str] = []
     self.step = 0
@@ -70,27 +77,33 @@ class Process:
         self.step = int(match[1])
 
   def wait_for_step(self, after: int) -> None:
-    """Until it speaks of a step behind `after`; exits where it has ended."""
+    """Waits until the log tells of a step behind `after`; exits if the process has ended."""
     while self.step <= after:
       if self._process.poll() is not None:
         sys.exit(''.join(self._log))
       time.sleep(0.01)
 
   def cpu_seconds(self) -> float:
-    """That it has taken so far."""
+    """The processor time that the process has taken so far, in seconds."""
     stat = pathlib.Path(f'/proc/{self._process.pid}/stat').read_text()
     user, system = stat.rpartition(')')[2].split()[11:13]
     return (int(user) + int(system)) / _TICKS
 
   def kill(self) -> None:
-    """Ends it."""
+    """Kills the process."""
     self._process.kill()
     self._process.wait()
 
 
 def measure(chief: Process, others: dict[str, Process], seconds: float) -> dict[str, float]:
-  """Steps per second, and CPU shares, between two of the chief's lines of progress."""
-  # The line after what has just changed is of the time before, too.
+  """Measures steps per second, and CPU shares, between two of the chief's lines of progress.
+
+  Args:
+    chief: the first worker.
+    others: the other processes, by name.
+    seconds: how long to measure, at least.
+  """
+  # The first line after a change is partly about the time before it.
   for _ in range(2):
     chief.wait_for_step(chief.step)
   every = {'worker 0': chief, **others}
@@ -104,7 +117,7 @@ def measure(chief: Process, others: dict[str, Process], seconds: float) -> dict[
 
 
 def free_addresses(count: int) -> list[str]:
-  """Addresses on this machine that nobody listens on."""
+  """Finds addresses on this machine, as host:port, that nobody listens on."""
   sockets = [socket.create_server(('127.0.0.1', 0)) for _ in range(count)]
   addresses = [f'127.0.0.1:{s.getsockname()[1]}' for s in sockets]
   for s in sockets:
@@ -113,7 +126,7 @@ def free_addresses(count: int) -> list[str]:
 
 
 def run(arguments: argparse.Namespace, folder: pathlib.Path) -> dict[str, list[dict[str, float]]]:
-  """The measurements of one worker, and of two; there is one more of one."""
+  """Measures one worker and two workers in turns; there is one more measurement of one."""
   random_field.write_field(folder / 'images', rows=600, columns=600, depths=13)
   server_host, *hosts = free_addresses(3)
   flags = [
@@ -124,7 +137,7 @@ def run(arguments: argparse.Namespace, folder: pathlib.Path) -> dict[str, list[d
     f'--ps_hosts={server_host}',
     f'--worker_hosts={",".join(hosts)}',
     '--read_pngs',
-    # Neither checkpoints nor summaries while it measures.
+    # So that neither checkpoints nor summaries are written while it measures.
     '--save_interval_secs=1000000',
     '--save_summaries_secs=1000000',
   ]
@@ -154,7 +167,7 @@ def run(arguments: argparse.Namespace, folder: pathlib.Path) -> dict[str, list[d
 
 
 def main() -> None:
-  """Measures and prints."""
+  """Runs the benchmark and prints its results."""
   arguments = parse_arguments()
   with tempfile.TemporaryDirectory() as name:
     found = run(arguments, pathlib.Path(name))

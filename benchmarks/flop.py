@@ -1,7 +1,7 @@
-"""The arithmetic that a prediction needs: floating-point operations of the convolutions alone.
+"""Counts the arithmetic that a prediction needs: the convolutions' floating-point operations.
 
-A multiplication and an addition count as two. What batch norms, activations and pools take is
-left out, as usual; it is a few percent.
+A multiplication and an addition count as two. Batch norms, activations and pools are left out, as
+is usual; they take a few percent.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from isl.models.plan import ModulePlan, NetworkPlan
 
 
 def patch_flop(plan: NetworkPlan, num_heads: int) -> int:
-  """FLOP for one patch by itself, which gives one block of outputs."""
+  """Counts the FLOP for one patch by itself, which gives one block of outputs."""
   geometry = plan.spec.geometry
   total = _projection_flop(plan, geometry.patch**2) + _heads_flop(plan, num_heads)
   for size, modules in [
@@ -19,7 +19,7 @@ def patch_flop(plan: NetworkPlan, num_heads: int) -> int:
     (plan.merged_size, plan.upper),
   ]:
     for module in modules:
-      # Before its crop: these pixels are computed, too.
+      # The size before the crop: these pixels are computed, too.
       computed = module.output_size + 2 * module.crop
       total += _module_flop(module, size**2 if module.is_deconv else computed**2, computed**2)
       size = module.output_size
@@ -27,11 +27,11 @@ def patch_flop(plan: NetworkPlan, num_heads: int) -> int:
 
 
 def dense_flop(plan: NetworkPlan, num_heads: int) -> int:
-  """FLOP for one more block in a crop without end: what dense evaluation cannot do without.
+  """Counts the FLOP for one more block in an endless crop: what dense evaluation needs at least.
 
-  A map that all patches share has a pixel for each `scale` input pixels. From where phases are
-  apart, each of a phase's patches has 16 x 16 input pixels for itself; behind the map of 16 pixels
-  its own map is all it computes.
+  A map that all patches share has one pixel for every `scale` input pixels in each direction. Where
+  phases are computed apart, each of a phase's patches takes 16 x 16 input pixels; behind the map of
+  16 pixels, it takes its own map.
   """
   output = plan.spec.geometry.output
   total = _projection_flop(plan, output**2) + _heads_flop(plan, num_heads)
@@ -49,7 +49,7 @@ def dense_flop(plan: NetworkPlan, num_heads: int) -> int:
 
 
 def _module_flop(module: ModulePlan, expanding: float, reducing: float) -> float:
-  """Of a module whose convolutions are applied at so many pixels."""
+  """Counts the FLOP of a module, given the pixels at which its convolutions are applied."""
   expand = module.kernel**2 * 2 * module.input_depth * module.expand_depth
   reduce = 2 * module.joined_depth * module.reduce_depth
   return 2 * (expanding * expand + reducing * reduce)

@@ -2,15 +2,15 @@
 
     python benchmarks/infer.py
 
-Prints a table and, last, one JSON line. All is timed in one process, the two methods in turns, and
-medians are compared, so that the ratio holds on a noisy machine, too. What the machine can do is
-measured beside: the speed of a large float32 matrix product. From it and the FLOP that dense
-evaluation cannot do without (benchmarks/flop.py: for the outputs asked for, nothing at the crop's
-borders) follows the least time that the outputs could take; its share of the time measured is
-printed for both methods.
+It prints a table and, last, one JSON line. All is timed in one process, the two methods in turns,
+and medians are compared, so that the ratio is right on a noisy machine, too. The speed of a large
+float32 matrix product is measured beside, for what the machine can do. From it and the FLOP that
+dense evaluation needs at least (benchmarks/flop.py: for the outputs asked for, nothing at the
+crop's borders) follows the least time that the outputs could take; its share of the time measured
+is printed for both methods.
 
 Peak memory is that of a process of its own for each method, TensorFlow itself (about 400 MB)
-included: in one process the second would inherit what the first left.
+included: in one process, the second method would inherit what the first left.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ Outputs = dict[AnyStatistic, np.ndarray]
 
 
 def parse_arguments() -> argparse.Namespace:
-  """The command line."""
+  """Parses the command line."""
   parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
   parser.add_argument('--checkpoint', help='folder of a checkpoint; otherwise random values')
   parser.add_argument('--images', help='folder of images; otherwise noise')
@@ -71,7 +71,13 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def peak_memory_mb(arguments: argparse.Namespace, batch: int, blocks: int) -> float:
-  """The peak of a process that evaluates a batch of crops of `blocks` outputs' side, in 10^6 B."""
+  """Measures the peak memory of a process that evaluates a batch of crops, in 10^6 bytes.
+
+  Args:
+    arguments: the command line.
+    batch: number of crops in the batch.
+    blocks: side of a crop, in blocks.
+  """
   options = [f'--{name}={value}' for name, value in vars(arguments).items() if value is not None]
   command = [sys.executable, __file__, *options, f'--peak_of={batch},{blocks}']
   done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
@@ -79,7 +85,7 @@ def peak_memory_mb(arguments: argparse.Namespace, batch: int, blocks: int) -> fl
 
 
 def read_crop(arguments: argparse.Namespace, num_z_values: int, size: int) -> np.ndarray:
-  """The network's input, float32 [row, column, z, channel, mask]."""
+  """Reads the network's input, or makes noise: float32 [row, column, z, channel, mask]."""
   stack = input_stack(num_z_values)
   if arguments.images:
     field_of_view = (
@@ -92,7 +98,7 @@ def read_crop(arguments: argparse.Namespace, num_z_values: int, size: int) -> np
 
 
 class Method:
-  """One way of evaluating the crop."""
+  """A way to evaluate the crop: patch by patch, or densely in tiles."""
 
   def __init__(
     self,
@@ -103,7 +109,15 @@ class Method:
     batch: int,
     blocks: tuple[int, int],
   ):
-    """Builds the graph."""
+    """Builds the graph.
+
+    Args:
+      plan: plan of the network.
+      checkpoint: checkpoint of the network.
+      heads: keys of the images to predict.
+      batch: number of tiles that are computed at once.
+      blocks: number of blocks in a tile, in rows and columns; (1, 1): patch by patch.
+    """
     self._geometry = plan.spec.geometry
     self._warm = False
     self._labeler = Labeler(
@@ -117,7 +131,10 @@ class Method:
   def seconds_per_block(
     self, crop: np.ndarray, tiles: Sequence[tiling.Tile], num_tiles: int
   ) -> float:
-    """The time for `num_tiles` of the tiles (from the first again where they don't suffice)."""
+    """Measures the time per block of evaluating `num_tiles` tiles.
+
+    If there are fewer tiles, they are evaluated again from the first on.
+    """
     tiles = list(itertools.islice(itertools.cycle(tiles), num_tiles))
     if not self._warm:
       self.evaluate(crop, tiles[: self._labeler.batch])
@@ -126,7 +143,7 @@ class Method:
     return (time.perf_counter() - start) / (num_tiles * math.prod(self._labeler.blocks))
 
   def evaluate(self, crop: np.ndarray, tiles: Sequence[tiling.Tile]) -> Outputs:
-    """Outputs [head, row, column] of these tiles, 0 where there is none."""
+    """Computes the outputs of tiles of the crop, [head, row, column]; 0 where there is no tile."""
     labeler = self._labeler
     (group,) = labeler.groups
     num_heads = len(group.heads)
@@ -146,12 +163,17 @@ class Method:
     return outputs
 
   def close(self) -> None:
-    """Frees the memory."""
+    """Frees the graph's memory."""
     self._labeler.close()
 
 
 def compare(one: Outputs, other: Outputs) -> dict[str, float]:
-  """Of modes and medians the share of pixels that differ, of the others the largest difference."""
+  """Compares outputs: the share of differing pixels of modes and medians, else the difference.
+
+  Returns:
+    By statistic's name, for MODE and MEDIAN the share of pixels that differ, for the others the
+    largest difference.
+  """
   differences = {}
   for statistic, values in one.items():
     difference = np.abs(values - other[statistic])
@@ -161,7 +183,7 @@ def compare(one: Outputs, other: Outputs) -> dict[str, float]:
 
 
 def print_peak_memory(arguments: argparse.Namespace, checkpoint: Checkpoint) -> None:
-  """What `peak_memory_mb` reads: evaluates one batch, then prints this process's peak."""
+  """Evaluates one batch, then prints this process's peak memory, which `peak_memory_mb` reads."""
   batch, side = (int(n) for n in arguments.peak_of.split(','))
   description = checkpoint.describe()
   plan = description.plan()
@@ -179,7 +201,7 @@ def print_peak_memory(arguments: argparse.Namespace, checkpoint: Checkpoint) -> 
 
 
 def main() -> None:
-  """Measures and prints."""
+  """Runs the benchmark and prints its results."""
   arguments = parse_arguments()
   with tempfile.TemporaryDirectory() as folder:
     if not arguments.checkpoint:
@@ -195,7 +217,7 @@ def main() -> None:
 
 
 def measure(arguments: argparse.Namespace, checkpoint: Checkpoint) -> None:
-  """All measurements with one checkpoint."""
+  """Measures all with one checkpoint, and prints it."""
   description = checkpoint.describe()
   plan = description.plan()
   geometry = plan.spec.geometry
@@ -219,7 +241,7 @@ def measure(arguments: argparse.Namespace, checkpoint: Checkpoint) -> None:
     trial.close()
   batch = min(trials, key=lambda batch: trials[batch])
   by_patch, by_tile = method(batch, 1), method(1, side)
-  # In turns: whatever else the machine does meets both.
+  # In turns, so that whatever else the machine does slows both.
   rounds = [
     (
       by_patch.seconds_per_block(crop, patches, 2 * _TRIAL_PATCHES),
@@ -264,7 +286,7 @@ def measure(arguments: argparse.Namespace, checkpoint: Checkpoint) -> None:
 def print_table(
   result: dict[str, Any], trials: dict[int, float], rounds: list[tuple[float, float]]
 ) -> None:
-  """For a reader, what the JSON line has and the single times."""
+  """Prints for people what the JSON line has, and the single times."""
   print(f'matrix product: {result["matmul_gflop_per_s"]:.0f} GFLOP/s')
   batches = ', '.join(f'{batch}: {seconds * 1e3:.1f}' for batch, seconds in trials.items())
   print(f'PATCHES, ms per block by batch: {batches}')

@@ -1,4 +1,4 @@
-"""What this machine can do, measured beside what a benchmark measures."""
+"""Measures what this machine can do, for benchmarks to compare with."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ import tensorflow.compat.v1 as tf
 
 
 def seconds(work: Callable[[], object]) -> float:
-  """How long `work` takes."""
+  """Measures how long `work` takes, in seconds."""
   start = time.perf_counter()
   work()
   return time.perf_counter() - start
 
 
 class MatrixProduct:
-  """A large float32 matrix product, for its speed: what the cores can do at best."""
+  """A large float32 matrix product, whose speed is the best that the cores can do."""
 
   def __init__(self, size: int = 4096):
-    """Makes matrices of this side, and warms up."""
+    """Makes square matrices of side `size`, and computes a first product."""
     self._flop = 2 * size**3
     with tf.Graph().as_default():
       matrix = tf.get_variable('matrix', initializer=tf.random_normal([size, size]))
@@ -29,9 +29,9 @@ class MatrixProduct:
     self.flop_per_second()
 
   def flop_per_second(self) -> float:
-    """Of one product, now."""
+    """Measures the speed of one product, in FLOP per second."""
     return self._flop / seconds(lambda: self._session.run(self._product))
 
   def best_flop_per_second(self, repeats: int = 3) -> float:
-    """The best of some."""
+    """Measures the best speed of `repeats` products, in FLOP per second."""
     return max(self.flop_per_second() for _ in range(repeats))

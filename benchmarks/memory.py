@@ -1,11 +1,11 @@
-"""How much memory INFER_FULL takes for a small and for a large field of view.
+"""Measures how much memory INFER_FULL takes for a small and for a large field of view.
 
     python benchmarks/memory.py
 
-labels a field of 1024 x 1024 and one of 4096 x 4096 pixels, 13 depths of 16 bit and one label, with
-a narrow network of random values, without panels, to an OME-Zarr; each from PNGs and from an
-OME-Zarr, each in a process of its own. Prints the peaks of these in MB, and, last, a JSON line with
-the ratios.
+labels a field of view of 1024 x 1024 and one of 4096 x 4096 pixels, 13 depths of 16 bit and one
+label, with a narrow network of random values, without panels, to an OME-Zarr; each from PNGs and
+from an OME-Zarr, each in a process of its own. It prints the processes' peaks in MB, and, last, a
+JSON line with the ratios.
 An OME-Zarr is read window by window; PNGs can only be decoded as a whole.
 """
 
@@ -28,7 +28,7 @@ from isl.programs.random_checkpoint import write_random_checkpoint
 from isl.programs.random_field import write_field
 from tests.support.microscope import write_ome_zarr
 
-# ru_maxrss would begin with the parent's; this is the process's own.
+# Not ru_maxrss, which would begin with the parent's peak.
 _PEAK = r"""if True:
   import pathlib, re
   from isl import launch
@@ -42,7 +42,7 @@ _PEAK = r"""if True:
 
 
 def parse_arguments() -> argparse.Namespace:
-  """The command line."""
+  """Parses the command line."""
   parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
   parser.add_argument('--sides', default='1024,4096', help='of the fields of view, in pixels')
   parser.add_argument('--depths', type=int, default=13, help='of their z-stacks')
@@ -53,7 +53,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def peak_mb(arguments: Sequence[str]) -> float:
-  """Of a run of the program, in MB (10^6 bytes)."""
+  """Runs the program and measures its peak memory, in MB (10^6 bytes)."""
   process = subprocess.run(
     [sys.executable, '-c', _PEAK, *arguments], stdout=subprocess.PIPE, text=True, check=True
   )
@@ -63,7 +63,7 @@ def peak_mb(arguments: Sequence[str]) -> float:
 
 
 def main() -> None:
-  """Measures."""
+  """Runs the benchmark and prints its results."""
   arguments = parse_arguments()
   sides = [int(side) for side in arguments.sides.split(',')]
   peaks: dict[str, list[float]] = {source: [] for source in arguments.sources.split(',')}

@@ -1,21 +1,21 @@
-"""What many machines would do, computed from what few were measured to do.
+"""Computes how fast many machines would be from measurements of few.
 
     python benchmarks/scaling.py
 
-Prints two tables and, last, one JSON line. Nothing is measured here: the defaults are measurements
-of other benchmarks, named below, and every one of them can be given anew.
+It prints two tables and, last, one JSON line. Nothing is measured here: the defaults are
+measurements of other benchmarks, which the flags' help names, and each can be given anew.
 
-Training. Workers, each by itself, read the weights, compute a step, send gradients. A parameter
-server sends, receives and applies them, one worker's after the other: a closed queueing network of
-as many customers as there are workers, of one delay (computing) and a queue for each of a server's
-outgoing link, its incoming link and its processor. Its throughput follows exactly from mean value
-analysis (Reiser and Lavenberg, Mean-value analysis of closed multichain queuing networks, 1980).
-Several parameter servers have equal shares of the weights, and a worker uses all of them at once:
-so as if one were as many times faster. A synchronous step takes as long as the slowest of all
-workers, and then all are served one after the other.
+Training: workers, each by itself, read the weights, compute a step and send gradients. A parameter
+server sends weights, receives and applies gradients, one worker's after the other. This is a closed
+queueing network of as many customers as there are workers, of one delay (computing) and a queue for
+each of a server's outgoing link, its incoming link and its processor. Its throughput follows
+exactly from mean value analysis (Reiser and Lavenberg, Mean-value analysis of closed multichain
+queuing networks, 1980). Several parameter servers have equal shares of the weights, and a worker
+uses all of them at once, as if one were as many times faster. A synchronous step takes as long as
+the slowest of all workers, and then all are served one after the other.
 
-A plate. Machines take fields of view one after the other, as soon as they are free; each starts
-once. Times of fields differ; the mean of so many random orders is printed.
+A plate: machines take fields of view one after the other, as soon as they are free; each starts
+once. The times of fields of view differ; the mean of 100 random draws is printed.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _BYTES_PER_NUMBER = 4
 
 
 def parse_arguments() -> argparse.Namespace:
-  """The command line."""
+  """Parses the command line."""
   parser = argparse.ArgumentParser(
     description=__doc__.split('\n')[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
   )
@@ -65,12 +65,12 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def asynchronous(delay: float, demands: list[float], workers: int) -> float:
-  """Steps per second, by mean value analysis.
+  """Computes the steps per second of an asynchronous training, by mean value analysis.
 
   Args:
-    delay: seconds of a step in which nobody is waited for.
-    demands: seconds of a step at each place where others may be before it.
-    workers: that compute.
+    delay: seconds of a step in which a worker waits for nobody.
+    demands: seconds of a step at each place where it may wait for other workers.
+    workers: number of workers.
   """
   queues = np.zeros(len(demands))
   throughput = 0.0
@@ -84,9 +84,17 @@ def asynchronous(delay: float, demands: list[float], workers: int) -> float:
 def synchronous(
   delay: float, variation: float, demands: list[float], workers: int, rng: np.random.Generator
 ) -> float:
-  """Batches per second where all workers wait for each other."""
+  """Computes the batches per second of a training whose workers wait for each other.
+
+  Args:
+    delay: mean seconds of a step in which a worker waits for nobody.
+    variation: standard deviation of these seconds over their mean.
+    demands: seconds of a step at each place where it may wait for other workers.
+    workers: number of workers.
+    rng: generator of the random numbers.
+  """
   draws = rng.normal(1, variation, [1000, workers]).max(axis=1)
-  # All come at once to the first queue, and the slowest one spaces them from there on.
+  # All come to the first queue at once, and the slowest queue spaces them from there on.
   served = sum(demands) + (workers - 1) * max(demands)
   return workers / (delay * float(draws.mean()) + served)
 
@@ -94,7 +102,16 @@ def synchronous(
 def makespan(
   fields: int, machines: int, mean: float, variation: float, start: float, rng: np.random.Generator
 ) -> float:
-  """Seconds until the last field of view is done."""
+  """Draws the seconds until the last field of view of a plate is done.
+
+  Args:
+    fields: number of fields of view.
+    machines: number of machines.
+    mean: mean seconds of a field of view.
+    variation: standard deviation of these seconds over their mean.
+    start: seconds until a machine begins its first field of view.
+    rng: generator of the random numbers.
+  """
   free = [start] * machines
   for seconds in np.maximum(rng.normal(mean, variation * mean, fields), 0):
     heapq.heapreplace(free, free[0] + float(seconds))
@@ -102,7 +119,7 @@ def makespan(
 
 
 def main() -> None:
-  """Computes and prints."""
+  """Computes both tables and prints them."""
   arguments = parse_arguments()
   rng = np.random.default_rng(0)
   transfer = arguments.parameters * _BYTES_PER_NUMBER * 8 / (arguments.gbit_per_second * 1e9)

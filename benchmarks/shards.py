@@ -2,10 +2,10 @@
 
     python benchmarks/shards.py
 
-Prints a table and, last, one JSON line. Fields of view of noise (1024 x 704 pixels, 13 depths, 3
-labels) are written into shards, whole and in tiles. In one process, reading and training steps take
-turns, since a machine's speed may change from one second to the next: reading alone, then steps
-alone, whose batch is in memory already. A round's ratio is that of its own speeds in patches per
+It prints a table and, last, one JSON line. Random fields of view (1024 x 704 pixels, 13 depths, 3
+labels) are written into shards, whole and in tiles. In one process, training steps and reading take
+turns, since a machine's speed may change from one second to the next: steps alone, whose batch is
+in memory already, then reading alone. A round's ratio is that of its own speeds in patches per
 second, and medians of the rounds are printed. The first patches fill the buffers, and do not count.
 
 Peak memory is that of a process of its own that reads as many patches from 8 shards, and from 64 of
@@ -48,7 +48,7 @@ _FIELDS_PER_SHARD = 2
 
 
 def parse_arguments() -> argparse.Namespace:
-  """The command line."""
+  """Parses the command line."""
   parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
   parser.add_argument('--model', default='CONCORDANCE')
   parser.add_argument('--base_depth', type=int, default=400, help="the network's width")
@@ -63,7 +63,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def write_shards(folder: pathlib.Path, name: str, tile_size: int | None, compression: int) -> str:
-  """Shards that all have the same fields of view; returns their pattern."""
+  """Writes shards that all have the same fields of view; returns their pattern."""
   images = folder / 'images'
   if not images.exists():
     random_field.write_field(images, rows=_ROWS, columns=_COLUMNS, depths=_DEPTHS)
@@ -82,7 +82,7 @@ def write_shards(folder: pathlib.Path, name: str, tile_size: int | None, compres
 def make_options(
   arguments: argparse.Namespace, pattern: str, number: int, batch: int
 ) -> dict[str, object]:
-  """The program's flags of a training."""
+  """The flags, by name, of a training from shards."""
   return {
     'mode': 'TRAIN',
     'dataset_pattern': pattern,
@@ -98,10 +98,10 @@ def make_options(
 
 
 class Reading:
-  """The stream of batches that a training has."""
+  """Reads the stream of batches that a training reads."""
 
   def __init__(self, options: dict[str, object]):
-    """Reads until the buffers are full."""
+    """Opens the stream of a training with these flags, and reads until the buffers are full."""
     experiment = training.make_experiment(**options)
     patches = train.training_patches(experiment, find_start(experiment), seed=0)
     sampling = experiment.sampling
@@ -116,13 +116,13 @@ class Reading:
     self.patches_per_second(2 * self._batch)
 
   def patches_per_second(self, count: int) -> float:
-    """Of so many patches, now."""
+    """Measures the speed of reading at least `count` patches."""
     num_batches = math.ceil(count / self._batch)
     seconds = machine.seconds(lambda: [self._session.run(self._next) for _ in range(num_batches)])
     return num_batches * self._batch / seconds
 
   def close(self) -> None:
-    """Ends the stream."""
+    """Closes the stream."""
     self._session.close()
 
 
@@ -130,7 +130,7 @@ class Steps:
   """A training whose batch is in memory already."""
 
   def __init__(self, options: dict[str, object]):
-    """Does two steps, each of which starts kernels and threads."""
+    """Starts a training with these flags, and does two steps, which start kernels and threads."""
     self._graph, self._session = training.start_training(**options)
     batch = self._session.run(self._graph.batch)
     self._batch = len(batch[0])
@@ -138,21 +138,30 @@ class Steps:
     self.patches_per_second(2)
 
   def patches_per_second(self, steps: int) -> float:
-    """Of so many steps, now."""
+    """Measures the speed of `steps` steps, in patches per second."""
     seconds = machine.seconds(
       lambda: [self._session.run(self._graph.train, self._feed) for _ in range(steps)]
     )
     return steps * self._batch / seconds
 
   def close(self) -> None:
-    """Ends the training."""
+    """Closes the training's session."""
     self._session.close()
 
 
 def measure_batch(
   arguments: argparse.Namespace, patterns: dict[str, str], batch: int
 ) -> dict[str, Any]:
-  """Reading of each kind of shards, and steps, in turns."""
+  """Measures steps, and reading of each kind of shards, in turns.
+
+  Args:
+    arguments: the command line.
+    patterns: pattern of the shards, by their kind.
+    batch: number of patches in a step.
+
+  Returns:
+    A row of the results, for the JSON line.
+  """
   readings = {}
   for kind, pattern in patterns.items():
     readings[kind] = Reading(make_options(arguments, pattern, _NUMBERS[0], batch))
@@ -177,7 +186,7 @@ def measure_batch(
 
 
 def peak_memory_mb(arguments: argparse.Namespace, pattern: str, number: int) -> float:
-  """The peak of a process that reads shards, in 10^6 bytes."""
+  """Measures the peak memory of a process that reads `number` shards, in 10^6 bytes."""
   given = {name: value for name, value in vars(arguments).items() if value is not None}
   flags = [f'--{name}={value}' for name, value in given.items()]
   command = [sys.executable, __file__, *flags, f'--peak_of={number}', f'--pattern={pattern}']
@@ -186,10 +195,10 @@ def peak_memory_mb(arguments: argparse.Namespace, pattern: str, number: int) -> 
 
 
 def print_peak_memory(arguments: argparse.Namespace) -> None:
-  """What `peak_memory_mb` reads: reads patches, then prints this process's peak."""
+  """Reads patches, then prints this process's peak memory, which `peak_memory_mb` reads."""
   options = make_options(arguments, arguments.pattern, arguments.peak_of, batch=4)
   reading = Reading(options)
-  # Two of each shard's crops.
+  # Two crops, of four patches each, for each of 64 shards, whatever the number that is read.
   reading.patches_per_second(4 * 2 * max(_NUMBERS))
   reading.close()
   # Not getrusage(): its peak is inherited from the process that started this one.
@@ -198,7 +207,7 @@ def print_peak_memory(arguments: argparse.Namespace) -> None:
 
 
 def main() -> None:
-  """Measures and prints."""
+  """Runs the benchmark and prints its results."""
   arguments = parse_arguments()
   logging.set_verbosity(logging.ERROR)
   if arguments.peak_of:

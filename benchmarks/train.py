@@ -2,15 +2,15 @@
 
     python benchmarks/train.py
 
-Prints a table and, last, one JSON line. Training steps and a large float32 matrix product take
+It prints a table and, last, one JSON line. Training steps and a large float32 matrix product take
 turns in one process, since a machine's speed may change from one second to the next; a round's
 share is that of its own products' speed, and medians of the rounds are printed. FLOP are those of
-the convolutions of single patches (benchmarks/flop.py), three times for forward and backward.
+the convolutions of single patches (benchmarks/flop.py), times three for forward and backward.
 
-Before that, the program itself is run for a few steps: for the time from the command to the end of
-the first step, and for the peak memory, TensorFlow itself (about 400 MB) included.
+Before that, the program itself is run for a few steps, to measure the time from the command to the
+end of the first step, and the peak memory, TensorFlow itself (about 400 MB) included.
 
-The images are noise, unless --images names a folder.
+The images are random, unless --images names a folder.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _STEPS_FOR_MEMORY = 4
 
 
 def parse_arguments() -> argparse.Namespace:
-  """The command line."""
+  """Parses the command line."""
   parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
   parser.add_argument('--images', help='folder of images with labels; otherwise noise')
   parser.add_argument('--model', default='CONCORDANCE')
@@ -51,9 +51,13 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def run_program(options: dict[str, object], base: pathlib.Path) -> dict[str, float]:
-  """Seconds from the command to the end of the first step, and the peak memory in 10^6 bytes."""
+  """Runs the program for a few steps.
+
+  Returns:
+    The seconds from the command to the end of the first step, and the peak memory in 10^6 bytes.
+  """
   given = {**options, 'base_directory': base, 'number_of_steps': _STEPS_FOR_MEMORY}
-  # -P: the isl that is measured here, not one in the folder where the user stands.
+  # -P: the isl that is measured here, not one in the current folder.
   command = [sys.executable, '-P', '-m', 'isl.launch', *(f'--{k}={v}' for k, v in given.items())]
   began = time.perf_counter()
   with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
@@ -72,10 +76,10 @@ def run_program(options: dict[str, object], base: pathlib.Path) -> dict[str, flo
 
 
 def measure(arguments: argparse.Namespace, options: dict[str, object]) -> dict[str, object]:
-  """Steps and products in turns."""
+  """Measures training steps and matrix products, in turns."""
   graph, session = training.start_training(**options)
   step = [graph.train, graph.seconds_waiting]
-  # The first two of each start kernels and threads.
+  # The first two steps start kernels and threads.
   for _ in range(2):
     session.run(step)
   product = machine.MatrixProduct()
@@ -106,7 +110,7 @@ def measure(arguments: argparse.Namespace, options: dict[str, object]) -> dict[s
 
 
 def main() -> None:
-  """Measures and prints."""
+  """Runs the benchmark and prints its results."""
   arguments = parse_arguments()
   with tempfile.TemporaryDirectory() as name:
     folder = pathlib.Path(name)

@@ -1,4 +1,4 @@
-"""How soon a training gets how far: single patches beside larger windows, for the same seconds.
+"""Compares how soon trainings on single patches and on larger windows get how far.
 
     python benchmarks/train_quality.py
 
@@ -7,14 +7,14 @@ setting WINDOW:BATCH:RATE (side of a patch's output in pixels, --loss_output_siz
 batch; Adam's learning rate) starts from the same weights, random ones or a checkpoint's, and trains
 the same network. First those of --grid, for --grid_seconds each; then the best single patches, the
 best larger window, and the original's defaults (8:16:1e-4, four patches from each crop of 520 x 520
-where the field is large enough) start again and train for --seconds. They do so in turns of --turn
-seconds, so that all see the same machine, and only steps are counted. Held-out losses are those of
+where the field of view is large enough) start again and train for --seconds, in turns of --turn
+seconds, so that all see the same machine. Only steps are counted. Held-out losses are those of
 all blocks, with the moving averages: the total that is trained on, and the mean of the labels.
 
-Prints these over time. Then as ratios: of single patches and larger windows, how much sooner the
-one that ends with the lower loss gets to the other's final loss and stays below it; the same of the
-lowest loss so far, which is that of BASE/best, since losses at a high rate jump up and down; and
-when the best of all so gets to the defaults'. Last, one JSON line.
+It prints these over time. Then it prints ratios: how much sooner the better of single patches and
+larger windows gets to the other's final loss and stays below it; the same with the lowest loss so
+far, which is that of BASE/best, since losses at a high rate jump up and down; and when the better
+of the two gets to the defaults' final loss. Last, it prints one JSON line.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ _DEFAULT_CROP, _DEFAULT_STRIDE = 520, 256
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
-  """A way to train.
+  """The settings of a training that are compared.
 
   Attributes:
     window: side of a patch's output, in pixels.
@@ -61,7 +61,7 @@ class Setting:
   rate: float
 
   def __str__(self) -> str:
-    """As the command line has it."""
+    """Formats the setting as on the command line, WINDOW:BATCH:RATE."""
     return f'{self.window}:{self.batch}:{self.rate:g}'
 
 
@@ -71,7 +71,7 @@ def _setting(text: str) -> Setting:
 
 
 def parse_arguments() -> argparse.Namespace:
-  """The command line."""
+  """Parses the command line."""
   parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
   parser.add_argument(
     '--images',
@@ -106,7 +106,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def cut(field_of_view: FieldOfView, folder: pathlib.Path, rows: slice) -> FieldOfView:
-  """Writes some rows of a field of view to a folder, and reads them."""
+  """Writes some rows of a field of view to a folder, and reads them as a field of view."""
   folder.mkdir()
   for key, image in field_of_view.images.items():
     depth = f'z_depth-{key.z}' if isinstance(key.z, int) else f'depth_computation-{key.z}'
@@ -116,14 +116,14 @@ def cut(field_of_view: FieldOfView, folder: pathlib.Path, rows: slice) -> FieldO
 
 
 class Arm:
-  """One setting's training.
+  """The training of a setting.
 
   Attributes:
-    setting: how it trains.
-    seconds: for how long so far.
-    steps: how many so far.
-    curve: (seconds, held-out loss) so far.
-    label_curve: likewise, of the labels alone.
+    setting: the settings of the training.
+    seconds: seconds of training so far.
+    steps: number of steps so far.
+    curve: points (seconds, total held-out loss) so far.
+    label_curve: points (seconds, mean held-out loss of the labels) so far.
   """
 
   def __init__(
@@ -133,7 +133,14 @@ class Arm:
     folder: pathlib.Path,
     held_out: training.HeldOut,
   ):
-    """Builds the graph, and takes one step that is not counted: it starts the kernels."""
+    """Builds the graph, and does one step that is not counted, which starts the kernels.
+
+    Args:
+      setting: the settings of the training.
+      arguments: the command line.
+      folder: folder with the field of view in `trained`; checkpoints are written to it, too.
+      held_out: the field of view that losses are computed on.
+    """
     self.setting = setting
     self.seconds = 0.0
     self.steps = 0
@@ -169,7 +176,7 @@ class Arm:
     self._session.run(self._graph.train)
 
   def train(self, seconds: float) -> None:
-    """Takes steps until so many more seconds are used."""
+    """Does steps for so many more seconds."""
     start = time.perf_counter()
     while (elapsed := time.perf_counter() - start) < seconds:
       self._session.run(self._graph.train)
@@ -177,7 +184,11 @@ class Arm:
     self.seconds += elapsed
 
   def evaluate(self) -> float:
-    """The held-out loss now, which is added to the curve; infinite where training has diverged."""
+    """Computes the held-out losses now and adds them to the curves.
+
+    Returns:
+      The total; infinite if the training has diverged.
+    """
     try:
       losses = self._held_out.losses(self._saver.save())
       total, labels = self._held_out.total(losses), self._held_out.of_labels(losses)
@@ -196,12 +207,19 @@ class Arm:
     return total
 
   def close(self) -> None:
-    """Frees its memory."""
+    """Frees the training's memory."""
     self._session.close()
 
 
 def race(arms: Sequence[Arm], arguments: argparse.Namespace, seconds: float, points: int) -> None:
-  """Trains all arms for the same time, in turns, and evaluates them so many times."""
+  """Trains all arms for the same time, in turns, and evaluates them.
+
+  Args:
+    arms: the trainings.
+    arguments: the command line.
+    seconds: time of each training.
+    points: number of evaluations in that time.
+  """
   for number in range(1, points + 1):
     until = number / points * seconds
     while any(arm.seconds < until for arm in arms):
@@ -215,7 +233,7 @@ def race(arms: Sequence[Arm], arguments: argparse.Namespace, seconds: float, poi
 def run_grid(
   arguments: argparse.Namespace, folder: pathlib.Path, held_out: training.HeldOut
 ) -> dict[Setting, float]:
-  """The held-out loss of each setting after the short time."""
+  """Trains each setting of the grid for a short time, and gives its held-out loss."""
   result = {}
   for setting in arguments.grid:
     arm = Arm(setting, arguments, folder, held_out)
@@ -226,7 +244,10 @@ def run_grid(
 
 
 def read_network(arguments: argparse.Namespace) -> tuple[StackSpec, StackSpec]:
-  """What the network reads and predicts; a checkpoint's model is put among the arguments."""
+  """The images that the network reads, and the labels that it predicts.
+
+  With a checkpoint, `arguments.model` becomes the checkpoint's.
+  """
   if not arguments.restore_directory:
     return input_stack(arguments.num_z_values), target_stack()
   description = Checkpoint(find_newest(arguments.restore_directory)).describe()
@@ -235,7 +256,7 @@ def read_network(arguments: argparse.Namespace) -> tuple[StackSpec, StackSpec]:
 
 
 def main() -> None:
-  """Trains, evaluates and prints."""
+  """Runs the benchmark and prints its results."""
   arguments = parse_arguments()
   with tempfile.TemporaryDirectory() as name:
     folder = pathlib.Path(name)
@@ -244,7 +265,7 @@ def main() -> None:
       whole = (
         finding.find_fields(arguments.images)[0].select((TRANSMISSION,), TARGET_CHANNELS).read()
       )
-      # The smallest that a window fits into.
+      # The smallest number of rows that the largest window fits into.
       margins = 2 * NETWORKS[arguments.model].geometry.margin
       needed = margins + max(setting.window for setting in arguments.grid)
       if not needed <= arguments.split <= whole.size[0] - margins - 8:
@@ -275,7 +296,7 @@ def main() -> None:
 
 
 def _without_infinity(value: object) -> object:
-  """JSON has no number for where training has diverged: null stands there."""
+  """Replaces infinite losses, of trainings that diverged, by None: JSON has no number for them."""
   if isinstance(value, dict):
     return {key: _without_infinity(item) for key, item in value.items()}
   if isinstance(value, list | tuple):
@@ -284,7 +305,7 @@ def _without_infinity(value: object) -> object:
 
 
 def _compare(what: str, wide: Curve, single: Curve) -> float:
-  """Prints how much sooner larger windows get as far as single patches, and gives it."""
+  """Prints and returns how many times as fast as single patches larger windows are."""
   ratio = times_as_fast(wide, single)
   ahead, behind, name = (wide, single, 'windows') if ratio >= 1 else (single, wide, 'patches')
   reached = seconds_to(ahead, behind[-1][1])
@@ -296,7 +317,14 @@ def _compare(what: str, wide: Curve, single: Curve) -> float:
 def summarize(
   arms: dict[Setting, Arm], defaults: Setting, single: Setting, wide: Setting
 ) -> dict[str, object]:
-  """Prints how the settings compare, and gives it for the JSON line."""
+  """Prints how the settings compare, and returns that for the JSON line.
+
+  Args:
+    arms: the trainings, by setting.
+    defaults: the original's defaults.
+    single: the best setting with single patches.
+    wide: the best setting with larger windows.
+  """
   ratios = {
     '': _compare('final loss', arms[wide].curve, arms[single].curve),
     '_labels': _compare('final loss of labels', arms[wide].label_curve, arms[single].label_curve),

@@ -1,4 +1,4 @@
-"""Trainings that benchmarks take step by step."""
+"""Trainings whose steps benchmarks do themselves, and their losses on held-out images."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from isl.training.start import find_start
 
 
 def make_experiment(**options: object) -> Experiment:
-  """The run that these flags of the program describe, the others having their defaults."""
+  """Makes the Experiment that flags of the program describe, given by name; others are defaults."""
   for name in flags.FLAGS:
     flags.FLAGS[name].unparse()
   flags.FLAGS(['benchmark', *(f'--{name}={value}' for name, value in options.items())])
@@ -34,7 +34,7 @@ def make_experiment(**options: object) -> Experiment:
 
 
 def start_training(**options: object) -> tuple[TrainingGraph, tf.Session]:
-  """The graph that TRAIN has, and a session in which it has begun; nothing is written.
+  """Builds the graph of TRAIN, and a session in which a training has begun; writes nothing.
 
   Args:
     **options: flags of the program, by name.
@@ -44,20 +44,20 @@ def start_training(**options: object) -> tuple[TrainingGraph, tf.Session]:
 
 
 class HeldOut:
-  """Fields of view on which losses are computed, all blocks of them, with moving averages."""
+  """Computes losses on all blocks of a held-out field of view, with moving averages."""
 
   def __init__(self, field_of_view: FieldOfView, inputs: StackSpec, targets: StackSpec):
-    """Takes a field of view, and what the network reads and predicts."""
+    """Takes a field of view, and the images that the network reads and predicts."""
     self._image_set = field_of_view
     self._inputs = inputs
     self._targets = targets
 
   def losses(self, checkpoint: Checkpoint, tile_size: int = 16) -> dict[ImageKey, float]:
-    """Cross entropy of each head that has truth, over ln 256.
+    """Computes the mean cross entropy, over ln 256, of each head whose truth is known.
 
     Args:
-      checkpoint: of the network.
-      tile_size: side of a tile in blocks.
+      checkpoint: checkpoint of the network.
+      tile_size: longest side of a tile, in blocks.
     """
     plan = checkpoint.describe().plan()
     geometry = plan.spec.geometry
@@ -93,7 +93,7 @@ class HeldOut:
     return {key: float(mean) for key, mean in means.items() if key not in absent}
 
   def _truth(self, rows: slice, columns: slice) -> np.ndarray:
-    """[row, column, head]."""
+    """Reads the heads' true intensities in [0, 1] in a window of the image, [row, column, head]."""
     light = data_provider.input_crop(self._image_set, self._inputs, rows, columns)
     targets = data_provider.target_crop(self._image_set, self._targets, rows, columns)
     images = light[..., 0].reshape(*light.shape[:2], len(self._inputs.keys))
@@ -111,10 +111,10 @@ class HeldOut:
 
 
 class Saver:
-  """Writes the state of a training step by step, for evaluation."""
+  """Writes checkpoints of a training whose steps a benchmark does, for evaluation."""
 
   def __init__(self, graph: TrainingGraph, session: tf.Session, folder: pathlib.Path):
-    """Adds what it needs to the graph."""
+    """Adds what saving needs to the graph, and makes the folder of the checkpoints."""
     self._session = session
     self._folder = folder
     self._graph = graph
@@ -124,10 +124,10 @@ class Saver:
       self._saver = make_saver(tensors, max_to_keep=1)
 
   def save(self) -> Checkpoint:
-    """A checkpoint of now; the one before is deleted."""
+    """Writes and opens a checkpoint of the training as it is now; deletes the one before."""
     step = self._session.run(self._graph.global_step)
     path = os.fspath(self._folder / 'model.ckpt')
-    # A Saver looks for variables of its own where no graph is current.
+    # Without this, the Saver would look in another graph.
     with self._session.graph.as_default():
       self._saver.save(self._session, path, global_step=step, write_meta_graph=False)
     return Checkpoint(find_newest(self._folder))
