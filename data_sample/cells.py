@@ -1,4 +1,4 @@
-"""Neurons, glia and what lies among them, as phase objects with their labels.
+"""Puts neurons, glia and what lies among them into a specimen, as phase objects with labels.
 
 Lengths in the plane are in pixels, heights in micrometres. What is labeled cannot be read off a
 pixel's intensity, on purpose:
@@ -19,13 +19,13 @@ import numpy as np
 from shapes import Oval, Path, random_oval, tube_around, walk
 from specimen import Specimen, texture
 
-# Differences of refractive index from the medium's. Cytoplasm's is 0.02 to 0.04 in a real cell: it
-# is less here so that most phases are weak, for which alone the optical model holds.
+# Differences of refractive index from the medium's. Cytoplasm's is 0.02 to 0.04 in a real cell; it
+# is less here so that most phases are weak, since the optical model is for weak phases alone.
 _CYTOPLASM = 0.005
 _NUCLEOLUS = 0.012
 _ENVELOPE = 0.010
 
-# One in so many pixels.
+# There is one of each in so many pixels.
 _AREA_PER_NEURON = 8500
 _AREA_PER_GLIAL_CELL = 26000
 _AREA_PER_REMNANT = 15000
@@ -35,22 +35,22 @@ _AREA_PER_GROOVE = 11000
 _AREA_PER_DEBRIS = 9000
 _AREA_PER_DUST = 30000
 
-# Between the middles of cells.
+# The least distance between the middles of cells, in pixels.
 _DISTANCE = 56
 
 
 class Culture:
-  """Puts cells into a specimen."""
+  """Grows cells and what lies among them in a specimen."""
 
   def __init__(self, rng: np.random.Generator, specimen: Specimen):
-    """What is put in depends on `rng` and the specimen's size alone."""
+    """Takes the specimen; what grows depends on `rng` and the specimen's size alone."""
     self._rng = rng
     self._specimen = specimen
     self._granules = texture(rng, specimen.size, 6)
     self._grain = texture(rng, specimen.size, 9)
 
   def grow(self) -> None:
-    """Fills the specimen."""
+    """Puts all cells, processes and debris into the specimen."""
     self._add_medium()
     cells = [
       *[self._add_neuron] * self._number(_AREA_PER_NEURON),
@@ -86,16 +86,19 @@ class Culture:
     return float(self._rng.choice((-1.0, 1.0)))
 
   def _directions(self, number: int) -> np.ndarray:
-    """As many, all around: radians, float64 [number]."""
+    """Draws `number` directions, about evenly all around, in radians: float64 [number]."""
     uneven = self._rng.uniform(-0.2, 0.2, number)
     return self._direction() + (np.arange(number) + uneven) * 2 * np.pi / number
 
   def _staining(self) -> float:
-    """What staining differs by from cell to cell, little enough for brightness to be learnable."""
+    """Draws the factor by which a cell's staining differs from the usual, 0.8 to 1.2.
+
+    It is near 1 so that the brightness of a label can be learned.
+    """
     return float(np.clip(np.exp(self._rng.normal(0, 0.08)), 0.8, 1.2))
 
   def _places(self, number: int) -> list[tuple[float, float]]:
-    """Points (row, column) apart from each other: `number`, or fewer where that is too many."""
+    """Draws points (row, column) apart from each other: `number`, or fewer if these do not fit."""
     points: list[tuple[float, float]] = []
     for _ in range(30 * number):
       row, column = self._anywhere()
@@ -106,7 +109,7 @@ class Culture:
     return points
 
   def _add_medium(self) -> None:
-    """Unevenness at three heights."""
+    """Adds the medium's unevenness, at three heights."""
     everywhere = (slice(None), slice(None))
     for period, deviation in ((150, 0.3), (75, 0.3), (40, 0.15)):
       bottom = self._rng.uniform(6, 24)
@@ -115,7 +118,7 @@ class Culture:
       self._specimen.put(everywhere, bottom, top, 5.5 * deviation * _CYTOPLASM * uneven)
 
   def _add_neuron(self, place: tuple[float, float]) -> None:
-    """A body with a nucleus and vacuoles, three to five dendrites, an axon."""
+    """Adds a neuron: a body with a nucleus and vacuoles, three to five dendrites, an axon."""
     rng, specimen = self._rng, self._specimen
     base, height = rng.uniform(9, 18), rng.uniform(5, 7)
     body = random_oval(rng, place, rng.uniform(16, 21), wobble=0.06)
@@ -141,7 +144,7 @@ class Culture:
     self._add_axon(body.point(axon, 14), axon, base + 0.3 * height)
 
   def _add_nucleus(self, nucleus: Oval, height: float, staining: float) -> None:
-    """An ellipsoid around `height`, with the mean phase of its surroundings."""
+    """Adds a nucleus: an ellipsoid around `height`, with the mean phase of its surroundings."""
     rng, specimen = self._rng, self._specimen
     window = specimen.window(nucleus.row, nucleus.column, nucleus.reach + 6)
     distance = nucleus.distance(window)
@@ -154,10 +157,11 @@ class Culture:
       spot = random_oval(rng, place, rng.uniform(2.2, 3.2), wobble=0)
       np.maximum(nucleoli, spot.dome(window), out=nucleoli)
     specimen.put(window, height - 1.5 * nucleoli, height + 1.5 * nucleoli, _NUCLEOLUS)
-    # What the nucleoli add, the rest of the nucleus lacks.
+    # The nucleus lacks as much phase as its nucleoli add.
     lack = _NUCLEOLUS * 1.5 * nucleoli.sum() / half.sum()
     specimen.put(window, height - half, height + half, -lack)
-    # Across the outline a Gaussian's second derivative: no phase on the whole.
+    # Across the outline, the envelope is a Gaussian's second derivative, which adds no phase in
+    # all.
     across = (distance - 1) * np.sqrt(nucleus.radii[0] * nucleus.radii[1]) / 1.1
     envelope = (1 - across**2) * np.exp(-(across**2) / 2)
     specimen.put(window, height - 1, np.full_like(half, height + 1), _ENVELOPE * envelope)
@@ -167,7 +171,7 @@ class Culture:
   def _add_ball(
     self, place: tuple[float, float], radius: float, height: float, index: float
   ) -> None:
-    """A sphere around `place` and `height`."""
+    """Adds a sphere around `place` (row, column) and `height`."""
     specimen = self._specimen
     window = specimen.window(*place, radius)
     rows, columns = np.ogrid[window]
@@ -176,7 +180,7 @@ class Culture:
     specimen.put(window, height - half, height + half, index)
 
   def _add_glial_cell(self, place: tuple[float, float]) -> None:
-    """Flat and wide, with a large nucleus."""
+    """Adds a glial cell: flat and wide, with a large nucleus."""
     rng, specimen = self._rng, self._specimen
     base = rng.uniform(7, 14)
     body = random_oval(rng, place, rng.uniform(28, 38), wobble=0.16)
@@ -187,7 +191,7 @@ class Culture:
     self._add_nucleus(nucleus, base + 2, 0.75 * self._staining())
 
   def _add_remnant(self, place: tuple[float, float]) -> None:
-    """As high and wide as a neuron's body, with nothing in it."""
+    """Adds the remnant of a cell: as high and wide as a neuron's body, with nothing in it."""
     rng, specimen = self._rng, self._specimen
     base, height = rng.uniform(9, 18), rng.uniform(5, 7)
     body = random_oval(rng, place, rng.uniform(13, 21), wobble=0.06)
@@ -200,11 +204,11 @@ class Culture:
     """Fills the tube around a path.
 
     Args:
-      path: its middle line.
-      index: difference of its refractive index.
-      granular: by how much the index changes from place to place (deviation), as a share of it.
-      channel: the label that it has; '' is none.
-      density: of the label, in the middle.
+      path: middle line of the tube.
+      index: difference of the tube's refractive index from the medium's.
+      granular: standard deviation of the index from place to place, as a share of it.
+      channel: the label that stains the tube; '': none.
+      density: density of the label in the tube's middle.
     """
     tube = tube_around(path, self._specimen)
     if tube is None:
@@ -219,7 +223,7 @@ class Culture:
   def _add_dendrite(
     self, start: tuple[float, float], angle: float, height: float, staining: float
   ) -> None:
-    """Thick, tapering, granular, most often with a branch."""
+    """Adds a dendrite: thick, tapering, granular, most often with a branch."""
     rng = self._rng
     length = rng.uniform(45, 95)
     path = walk(rng, start, angle, height, length, bend=0.035)
@@ -238,18 +242,18 @@ class Culture:
       )
 
   def _add_axon(self, start: tuple[float, float], angle: float, height: float) -> None:
-    """Thin, long, uniform."""
+    """Adds an axon: thin, long, uniform."""
     rng = self._rng
     path = walk(rng, start, angle, height, rng.uniform(250, 500), bend=0.012)
     path = path.widened(rng.uniform(2.4, 2.8))
     self._add_tube(path, 1.2 * _CYTOPLASM, channel='NFH_CONFOCAL', density=self._staining())
 
   def _add_passing_axon(self, start: tuple[float, float]) -> None:
-    """One whose neuron is elsewhere."""
+    """Adds an axon whose neuron is elsewhere."""
     self._add_axon(start, self._direction(), self._rng.uniform(9, 24))
 
   def _add_fibre(self, start: tuple[float, float]) -> None:
-    """As thin as an axon, but curly and beaded."""
+    """Adds a fibre: as thin as an axon, but curly and beaded."""
     rng = self._rng
     height, length = rng.uniform(9, 24), rng.uniform(60, 160)
     path = walk(rng, start, self._direction(), height, length, bend=0.2)
@@ -258,14 +262,14 @@ class Culture:
     self._add_tube(path.widened(rng.uniform(2.1, 2.5) * (1 + 0.3 * beads)), 1.6 * _CYTOPLASM)
 
   def _add_groove(self, start: tuple[float, float]) -> None:
-    """As thin and straight as an axon, but with less phase than the medium instead of more."""
+    """Adds a groove: as thin and straight as an axon, but with less phase than the medium."""
     rng = self._rng
     height, length = rng.uniform(9, 24), rng.uniform(150, 400)
     path = walk(rng, start, self._direction(), height, length, bend=0.006)
     self._add_tube(path.widened(rng.uniform(2.0, 2.6)), -1.6 * _CYTOPLASM)
 
   def _add_debris(self, place: tuple[float, float]) -> None:
-    """A cluster of grains, as dense as nucleoli and as small."""
+    """Adds debris: a cluster of grains, as dense as nucleoli and as small."""
     rng = self._rng
     height = rng.uniform(6, 30)
     for _ in range(rng.integers(1, 6)):
@@ -274,7 +278,7 @@ class Culture:
       self._add_ball((row, column), rng.uniform(1.8, 4.0), height + rng.normal(0, 2), index)
 
   def _add_dust(self, place: tuple[float, float]) -> None:
-    """Large, at the lowest or the highest focal plane."""
+    """Adds dust: a large grain at the lowest or the highest focal plane."""
     rng = self._rng
     height = rng.choice((0.0, 36.0))
     self._add_ball(place, rng.uniform(8, 14), height, self._sign() * 0.6 * _CYTOPLASM)

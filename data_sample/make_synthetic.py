@@ -1,12 +1,12 @@
-"""Simulated fields of view: neurons in transmitted light, with their fluorescent labels.
+"""Simulates fields of view: neurons in transmitted light, with their fluorescent labels.
 
     python data_sample/make_synthetic.py --directory images --seed 3
 
 writes z-stacks of 13 depths and the labels DAPI_CONFOCAL (nuclei), MAP2_CONFOCAL (neurons' bodies
 and dendrites) and NFH_CONFOCAL (axons, and bodies weakly), a field of view for each well, named as
-in the published sample. What is in a field is in cells.py, how transmitted light shows it, with
-formulas and their sources, in optics.py. On top of that come here a slightly uneven illumination
-and the camera:
+in the published sample. What is in a field of view is in data_sample/cells.py; how transmitted
+light shows it, with formulas and their sources, is in data_sample/optics.py. This module adds a
+slightly uneven illumination and the camera:
 
 - The camera counts photons: N fill a pixel, so that intensity I in [0, 1] has Poisson's noise, of
   variance I / N, which for so many photons is Gaussian. Reading adds noise of a variance of its own
@@ -35,15 +35,15 @@ from isl.core.channels import MAXPROJECT
 from isl.images import png_io
 from isl.images.png_folders import image_name
 
-# Intensities are shares of a pixel's full range: light without a specimen, the photons that fill a
-# pixel, the deviation of reading it.
+# Light without a specimen, the photons that fill a pixel, and the standard deviation of reading it;
+# intensities are shares of a pixel's full range.
 _MEAN = 0.5
 _PHOTONS = 20000.0
 _READ_NOISE = 0.002
-# Pixels simulated around the field, so that what lies outside of it reaches in.
+# Pixels simulated around the field of view, so that what lies outside of it reaches in.
 _MARGIN = 48
-# Of a label: the blur in pixels, its intensity where there is no dye and what a density of 1 adds,
-# the deviation of its noise.
+# A label's blur in pixels, its intensity where there is no dye, the intensity that a density of 1
+# adds, and the standard deviation of its noise.
 _CONFOCAL_BLUR = 1.2
 _BACKGROUND = 0.06
 _BRIGHT = 0.7
@@ -53,16 +53,16 @@ _LABEL_NOISE = 0.004
 def simulate(
   rng: np.random.Generator, rows: int, columns: int, transmitted_light: str
 ) -> dict[tuple[int | str, str], np.ndarray]:
-  """A field of view.
+  """Simulates a field of view.
 
   Args:
-    rng: what it shows depends on this alone.
-    rows: of each image, in pixels.
-    columns: of each image, in pixels.
+    rng: generator of all that is random.
+    rows: rows of each image, in pixels.
+    columns: columns of each image, in pixels.
     transmitted_light: PHASE_CONTRAST, DIC or BRIGHTFIELD.
 
   Returns:
-    Intensities in [0, 1], float64 [row, column], by z and channel.
+    The images by (z, channel): intensities in [0, 1], float64 [row, column].
   """
   microscope = Microscope()
   specimen = Specimen(rows + 2 * _MARGIN, columns + 2 * _MARGIN, microscope)
@@ -81,7 +81,7 @@ def simulate(
 
 
 def illumination(rng: np.random.Generator, rows: int, columns: int) -> np.ndarray:
-  """Light without a specimen: a few percent brighter on one side, float64 [row, column]."""
+  """Draws the light without a specimen, slightly brighter on one side: float64 [row, column]."""
   slope = rng.uniform(-0.03, 0.03, 2)
   return (
     _MEAN
@@ -91,7 +91,7 @@ def illumination(rng: np.random.Generator, rows: int, columns: int) -> np.ndarra
 
 
 def _camera(rng: np.random.Generator, intensity: np.ndarray) -> np.ndarray:
-  """What a camera records of light, in [0, 1]."""
+  """Simulates a camera: adds noise to intensities in [0, 1], and clips them."""
   deviation = np.sqrt(np.maximum(intensity, 0) / _PHOTONS + _READ_NOISE**2)
   return np.clip(intensity + deviation * rng.standard_normal(intensity.shape), 0, 1)
 
@@ -110,12 +110,13 @@ def write_fields(
 
   Args:
     directory: the folder, made if it is missing.
-    rows: of each image, in pixels.
-    columns: of each image, in pixels.
-    wells: their names. A field depends on the seed and the well's place in this list.
+    rows: rows of each image, in pixels.
+    columns: columns of each image, in pixels.
+    wells: names of the wells. A field of view depends on the seed and its well's place in this
+      list.
     transmitted_light: PHASE_CONTRAST, DIC or BRIGHTFIELD.
-    bits: of a pixel, 8 or 16.
-    seed: of all that is random.
+    bits: bits of a pixel, 8 or 16.
+    seed: seed of all that is random.
   """
   directory.mkdir(parents=True, exist_ok=True)
   kind = {8: np.uint8, 16: np.uint16}[bits]
@@ -127,20 +128,20 @@ def write_fields(
 
 
 class _Parser(argparse.ArgumentParser):
-  """Says what is wrong in one line."""
+  """A parser of the command line that says in one line what is wrong with it."""
 
   def error(self, message: str) -> NoReturn:
-    """Ends the program, without the usage that argparse would print."""
+    """Ends the program with status 2, without the usage that argparse would print."""
     self.exit(2, f'{self.prog}: error: {message}\n')
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-  """The command line; what is wrong in it is said in one line, with status 2."""
+  """Parses the command line; ends the program with status 2 and one line if it is wrong."""
   parser = _Parser(description=__doc__.split('\n')[0])
   parser.add_argument('--directory', required=True, help='made if it is missing')
   parser.add_argument('--seed', type=_whole(0), default=0, help='of all that is random')
   parser.add_argument('--rows', type=_whole(32, 8192), default=512, help='of each image, in pixels')
-  parser.add_argument('--columns', type=_whole(32, 8192), default=512, help='likewise')
+  parser.add_argument('--columns', type=_whole(32, 8192), default=512, help='in pixels')
   parser.add_argument('--transmitted_light', choices=list(TRANSFERS), default='PHASE_CONTRAST')
   parser.add_argument('--wells', type=_well_names, default='1', help='how many, or which: A4,B2')
   parser.add_argument('--bits', type=int, choices=(8, 16), default=8, help='of a pixel')
@@ -174,7 +175,7 @@ def _well_names(text: str) -> list[str]:
 
 
 def main() -> None:
-  """The command line."""
+  """Runs the program: writes fields of view as the command line says."""
   arguments = parse_arguments()
   try:
     write_fields(

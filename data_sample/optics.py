@@ -1,4 +1,4 @@
-"""How a microscope sees a weak phase object: transfer functions of transmitted light.
+"""Simulates how a microscope sees a weak phase object, by transfer functions of transmitted light.
 
 The specimen is a stack of thin layers that shift the phase of light, by phi(x, y) radians each, and
 absorb nothing. Where the phases are small, the image's intensity is linear in them (Born & Wolf,
@@ -38,18 +38,18 @@ import numpy as np
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Microscope:
-  """Lengths in micrometres; spatial frequencies in cycles per micrometre.
+  """A microscope; lengths are in micrometres, spatial frequencies in cycles per micrometre.
 
   Attributes:
-    pixel: a pixel's side, in the specimen.
-    pitch: from one depth of the stack to the next.
-    wavelength: of the light, in vacuum.
-    refractive_index: of the medium.
-    aperture: the objective's numerical aperture.
-    source_angle: half the angle that the source is seen under, in radians.
-    ring_frequency: where the ring of the phase plate ends.
-    shear: the distance (rows, columns) between DIC's two images.
-    bias: their phase difference in DIC, in radians.
+    pixel: side of a pixel, in the specimen.
+    pitch: distance from one depth of the z-stack to the next.
+    wavelength: wavelength of the light, in vacuum.
+    refractive_index: refractive index of the medium.
+    aperture: numerical aperture of the objective.
+    source_angle: half the angle at which the light source is seen, in radians.
+    ring_frequency: spatial frequency at which the ring of the phase plate ends.
+    shear: distance (rows, columns) between DIC's two images.
+    bias: phase difference between DIC's two images, in radians.
   """
 
   pixel: float = 0.5
@@ -63,18 +63,18 @@ class Microscope:
   bias: float = np.pi / 4
 
   def frequencies(self, rows: int, columns: int) -> tuple[np.ndarray, np.ndarray]:
-    """Frequencies of rows [row, 1] and columns [1, column], as numpy.fft.rfft2 orders them."""
+    """Frequencies of rows [row, 1] and columns [1, column], in the order of numpy.fft.rfft2."""
     return (
       np.fft.fftfreq(rows, self.pixel)[:, np.newaxis],
       np.fft.rfftfreq(columns, self.pixel)[np.newaxis],
     )
 
   def delay(self, f: np.ndarray, z: float) -> np.ndarray:
-    """chi = pi * wavelength / refractive_index * z * f^2, in radians."""
+    """Computes chi = pi * wavelength / refractive_index * z * f^2, in radians."""
     return np.pi * self.wavelength / self.refractive_index * z * f**2
 
   def passed(self, f: np.ndarray, z: float) -> np.ndarray:
-    """The share of contrast that aperture and source leave, A * E.
+    """Computes the share of contrast that aperture and light source leave, A * E.
 
     A is 1 up to the aperture's edge, aperture / wavelength, where it falls to 0 within a tenth of
     that. A source whose brightness falls as a Gaussian of the angle blurs what is out of focus as a
@@ -89,7 +89,7 @@ class Microscope:
     return aperture * np.exp(-((np.pi * self.source_angle * z * f) ** 2))
 
   def ring(self, f: np.ndarray) -> np.ndarray:
-    """R = 1 - exp(-(f / ring_frequency)^2)."""
+    """Computes what the phase plate's ring leaves: R = 1 - exp(-(f / ring_frequency)^2)."""
     return 1 - np.exp(-((f / self.ring_frequency) ** 2))
 
 
@@ -99,7 +99,7 @@ Transfer = Callable[[Microscope, np.ndarray, np.ndarray, float], np.ndarray]
 def brightfield(
   microscope: Microscope, f_row: np.ndarray, f_column: np.ndarray, z: float
 ) -> np.ndarray:
-  """H of a layer at distance `z`: 2 sin(chi) A E. Frequencies broadcast."""
+  """Computes H of a layer at distance `z`: 2 sin(chi) A E. Frequencies broadcast."""
   f = np.hypot(f_row, f_column)
   return 2 * np.sin(microscope.delay(f, z)) * microscope.passed(f, z)
 
@@ -107,14 +107,14 @@ def brightfield(
 def phase_contrast(
   microscope: Microscope, f_row: np.ndarray, f_column: np.ndarray, z: float
 ) -> np.ndarray:
-  """H of a layer at distance `z`: -2 cos(chi) A E R. Frequencies broadcast."""
+  """Computes H of a layer at distance `z`: -2 cos(chi) A E R. Frequencies broadcast."""
   f = np.hypot(f_row, f_column)
   plate = -2 * np.cos(microscope.delay(f, z))
   return plate * microscope.passed(f, z) * microscope.ring(f)
 
 
 def dic(microscope: Microscope, f_row: np.ndarray, f_column: np.ndarray, z: float) -> np.ndarray:
-  """H of a layer at distance `z`; frequencies broadcast.
+  """Computes H of a layer at distance `z`; frequencies broadcast.
 
       2 (i sin(pi f . s) cot(b / 2) cos(chi) + cos(pi f . s) sin(chi)) A E
 
@@ -139,13 +139,13 @@ TRANSFERS: dict[str, Transfer] = {
 
 
 def focal_stack(phase: np.ndarray, transmitted_light: str, microscope: Microscope) -> np.ndarray:
-  """Images of a specimen, focused on each of its layers in turn.
+  """Computes images of a specimen, focused on each of its layers in turn.
 
   Args:
-    phase: radians, float [layer, row, column], layers `pitch` apart; it is taken to repeat beyond
-      its borders.
+    phase: phases in radians, float [layer, row, column], layers `pitch` apart; they are taken to
+      repeat beyond the borders.
     transmitted_light: a key of TRANSFERS.
-    microscope: which one.
+    microscope: the microscope that sees the specimen.
 
   Returns:
     I / I0, float64 [layer, row, column], around 1.

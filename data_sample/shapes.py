@@ -7,7 +7,7 @@ import dataclasses
 import numpy as np
 from specimen import Specimen, Window
 
-# Of processes, so that all of them cross focal planes of the stack.
+# Heights of processes, so that all of them cross focal planes of the z-stack.
 _LOWEST, _HIGHEST = 6.0, 28.0
 
 
@@ -16,10 +16,10 @@ class Oval:
   """A wobbly ellipse.
 
   Attributes:
-    row: of its centre.
-    column: of its centre.
-    radii: along its two axes.
-    angle: of the first from the direction of columns, in radians.
+    row: row of the centre.
+    column: column of the centre.
+    radii: radii along the two axes.
+    angle: angle of the first axis from the direction of columns, in radians.
     wobble: (amplitude, phase) of the outline's waves of 2, 3 and 4 periods.
   """
 
@@ -31,11 +31,11 @@ class Oval:
 
   @property
   def reach(self) -> float:
-    """No part of it is farther from its centre."""
+    """A distance from the centre beyond which there is no part of the oval."""
     return max(self.radii) * (1 + sum(amplitude for amplitude, _ in self.wobble))
 
   def distance(self, window: Window) -> np.ndarray:
-    """0 at the centre, 1 on the outline: float64, of the window's shape."""
+    """The distance from the centre, 0, to the outline, 1: float64 of the window's shape."""
     rows, columns = np.ogrid[window]
     y, x = rows - self.row, columns - self.column
     u = (x * np.cos(self.angle) + y * np.sin(self.angle)) / self.radii[0]
@@ -47,7 +47,7 @@ class Oval:
     return np.hypot(u, v) / outline
 
   def dome(self, window: Window) -> np.ndarray:
-    """sqrt(1 - distance^2), 0 outside: the upper half of an ellipsoid."""
+    """The upper half of an ellipsoid of height 1: sqrt(1 - distance^2), 0 outside."""
     return np.sqrt(np.maximum(1 - self.distance(window) ** 2, 0))
 
   def point(self, angle: float, away: float) -> tuple[float, float]:
@@ -58,7 +58,10 @@ class Oval:
 def random_oval(
   rng: np.random.Generator, place: tuple[float, float], radius: float, *, wobble: float
 ) -> Oval:
-  """One around `place` (row, column), stretched by up to 1.25, with waves of up to `wobble`."""
+  """Draws an oval around `place` (row, column).
+
+  It is stretched by up to 1.25, and its outline has waves of an amplitude of up to `wobble`.
+  """
   stretch = rng.uniform(1.0, 1.25)
   return Oval(
     row=place[0],
@@ -71,13 +74,13 @@ def random_oval(
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Path:
-  """The middle line of a tube, a point for each half pixel: float64 [point].
+  """The middle line of a tube, a point for each half pixel; arrays are float64 [point].
 
   Attributes:
-    row: of each point.
-    column: of each point.
-    height: of each point.
-    radius: of the tube there.
+    row: row of each point.
+    column: column of each point.
+    height: height of each point, in micrometres.
+    radius: radius of the tube at each point.
   """
 
   row: np.ndarray
@@ -86,11 +89,11 @@ class Path:
   radius: np.ndarray
 
   def widened(self, radius: np.ndarray | float) -> Path:
-    """This line with another radius, which broadcasts to [point]."""
+    """Gives this line another radius, which broadcasts to [point]."""
     return dataclasses.replace(self, radius=np.broadcast_to(radius, self.row.shape))
 
   def direction(self, point: int) -> float:
-    """Where it goes at a point, in radians from the direction of columns."""
+    """The line's direction at a point, in radians from the direction of columns."""
     before = max(point - 8, 0)
     across, along = self.row[point] - self.row[before], self.column[point] - self.column[before]
     return float(np.arctan2(across, along))
@@ -106,16 +109,16 @@ def walk(
   bend: float,
   climb: float = 0.05,
 ) -> Path:
-  """A line that keeps its direction more or less.
+  """Draws a line that more or less keeps its direction.
 
   Args:
-    rng: source of randomness.
-    start: (row, column).
-    angle: where it goes first, in radians from the direction of columns.
-    height: of its start.
-    length: in pixels.
-    bend: by how much (deviation, in radians) it turns in a pixel.
-    climb: by how many micrometres (deviation) its height changes in a pixel.
+    rng: generator of the random numbers.
+    start: (row, column) at which the line begins.
+    angle: direction in which the line begins, in radians from the direction of columns.
+    height: height at which the line begins, in micrometres.
+    length: length of the line, in pixels.
+    bend: standard deviation of the line's turn in a pixel, in radians.
+    climb: standard deviation of the change of height in a pixel, in micrometres.
 
   Returns:
     The line, of radius 1.
@@ -124,7 +127,7 @@ def walk(
   turns = np.convolve(rng.normal(0, bend, steps + 15), np.ones(16) / 16, 'valid')
   angles = angle + np.cumsum(turns) * np.sqrt(2)
   heights = height + np.cumsum(rng.normal(0, climb / np.sqrt(2), steps))
-  # Reflected at the lowest and the highest.
+  # Heights are reflected at the lowest and the highest.
   span = _HIGHEST - _LOWEST
   heights = _LOWEST + np.abs((heights - _LOWEST + span) % (2 * span) - span)
   return Path(
@@ -137,13 +140,13 @@ def walk(
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Tube:
-  """The tube around a path, at the pixels of a window: float64 [row, column].
+  """The tube around a path, at the pixels of a window; arrays are float64 [row, column].
 
   Attributes:
-    window: where it is.
-    half: half its thickness, in pixels, 0 outside of it.
-    height: of its middle.
-    radius: of the part of it that a pixel belongs to.
+    window: the pixels of the specimen that the arrays are of.
+    half: half the tube's thickness, in pixels; 0 outside of the tube.
+    height: height of the tube's middle, in micrometres.
+    radius: radius, in pixels, of the part of the tube that a pixel belongs to.
   """
 
   window: Window
@@ -153,7 +156,7 @@ class Tube:
 
 
 def tube_around(path: Path, specimen: Specimen) -> Tube | None:
-  """Fills the tube around a path, at the specimen's pixels; None if it has none there."""
+  """Computes the tube around a path at the specimen's pixels; None if it reaches none of them."""
   reach = int(np.ceil(path.radius.max())) + 1
   offsets = np.arange(-reach, reach + 1)
   line_row, line_column, height, radius = (

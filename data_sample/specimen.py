@@ -1,9 +1,8 @@
-"""The room that objects are put in: layers of phase, and how densely each label stains.
+"""The specimen that objects are put into: layers of phase, and how densely each label stains.
 
 An object is a column at each pixel, from a bottom to a top, and the difference dn of its refractive
-index from the medium's. Of a column, the thickness t in a layer delays light of the wavelength
-lambda by the phase 2 pi / lambda * dn * t (Born & Wolf, Principles of Optics, section 3.1: the
-optical path).
+index from the medium's. A column's thickness t in a layer delays light of the wavelength lambda by
+the phase 2 pi / lambda * dn * t (Born & Wolf, Principles of Optics, section 3.1: the optical path).
 """
 
 from __future__ import annotations
@@ -18,27 +17,28 @@ Window = tuple[slice, slice]
 
 
 class Specimen:
-  """What lies in a field of view.
+  """The phase objects in a field of view, and their labels.
 
   Attributes:
-    microscope: whose pixels and depths these are.
-    phase: radians, float64 [layer, row, column].
-    density: of each label, float64 [row, column]: the largest along z, about 1 where well stained.
+    microscope: the microscope, which has the size of pixels and the pitch of layers.
+    phase: phases in radians, float64 [layer, row, column].
+    density: by label, the largest density of its dye along z, about 1 where well stained: float64
+      [row, column].
   """
 
   def __init__(self, rows: int, columns: int, microscope: Microscope):
-    """An empty one, of `rows` x `columns` pixels and DEPTHS layers."""
+    """Makes an empty specimen of `rows` x `columns` pixels and DEPTHS layers."""
     self.microscope = microscope
     self.phase = np.zeros((DEPTHS, rows, columns))
     self.density = {channel: np.zeros((rows, columns)) for channel in CHANNELS}
 
   @property
   def size(self) -> tuple[int, int]:
-    """(rows, columns) in pixels."""
+    """(rows, columns) of the specimen, in pixels."""
     return self.phase.shape[1], self.phase.shape[2]
 
   def window(self, row: float, column: float, radius: float) -> Window:
-    """The pixels within `radius` of a point, as far as there are any."""
+    """The window of pixels within `radius` of a point, as far as the specimen reaches."""
     parts = []
     for middle, size in zip((row, column), self.size, strict=True):
       first, last = np.ceil(middle - radius), np.floor(middle + radius)
@@ -51,17 +51,19 @@ class Specimen:
     """Adds an object's phase to the layers that it reaches into.
 
     Args:
-      window: where.
-      bottom: micrometres above the lowest layer's middle; broadcasts to the window's shape.
-      top: likewise, [row, column]; no object where it is not above the bottom.
-      index: difference of refractive index from the medium's; broadcasts likewise.
+      window: the pixels that the object is at.
+      bottom: height of the object's bottom, in micrometres above the lowest layer's middle;
+        broadcasts to the window's shape.
+      top: height of the object's top, in micrometres above the lowest layer's middle, [row,
+        column]; there is no object where it is not above the bottom.
+      index: difference of refractive index from the medium's; broadcasts to the window's shape.
     """
     if not top.size:
       return
     per_length = 2 * np.pi / self.microscope.wavelength * np.asarray(index)
     pitch = self.microscope.pitch
     for layer in range(DEPTHS):
-      # What is below the lowest layer or above the highest counts as in it.
+      # Parts below the lowest layer or above the highest count as in it.
       floor = -np.inf if layer == 0 else (layer - 0.5) * pitch
       ceiling = np.inf if layer == DEPTHS - 1 else (layer + 0.5) * pitch
       if floor < top.max() and ceiling > np.min(bottom):
@@ -69,18 +71,18 @@ class Specimen:
         self.phase[layer][window] += per_length * np.maximum(thickness, 0)
 
   def stain(self, window: Window, channel: str, density: np.ndarray) -> None:
-    """Adds an object to a label: the larger of what is there and `density`."""
+    """Adds an object to a label: its density becomes at least `density`, [row, column]."""
     stained = self.density[channel][window]
     np.maximum(stained, density, out=stained)
 
 
 def texture(rng: np.random.Generator, size: tuple[int, int], period: float) -> np.ndarray:
-  """Noise whose spectrum f exp(-(period f)^2 / 2) is largest at f = 1 / period.
+  """Draws noise whose spectrum f exp(-(period f)^2 / 2) is largest at f = 1 / period.
 
   Args:
-    rng: source of randomness.
-    size: (rows, columns).
-    period: in pixels.
+    rng: generator of the random numbers.
+    size: (rows, columns) of the noise, in pixels.
+    period: the period that is strongest, in pixels.
 
   Returns:
     float64 [row, column] of mean 0 and standard deviation 1.
