@@ -2,7 +2,7 @@
 
     python docs/make_demo_panel.py demo/eval_eval_infer/*/target_error_panel.png
 
-The panel at half its size, with 8 bits a channel.
+The picture is the error panel at half its size, with 8 bits a channel.
 """
 
 import pathlib

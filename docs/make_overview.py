@@ -1,4 +1,4 @@
-"""Draws the README's picture.
+"""Draws overview.svg, the README's picture of how a prediction is made.
 
     python docs/make_overview.py > docs/overview.svg
 
@@ -31,7 +31,7 @@ def _arrow(x: float, y: float, length: float) -> str:
 
 
 def _stack(x: float, y: float, side: float) -> list[str]:
-  """The transmitted-light z-stack, front image with phase-object rings."""
+  """Draws the transmitted-light z-stack, with rings around phase objects in its front image."""
   parts = [_rect(x + 6 * i, y - 6 * i, side, side, '#d0d7de') for i in range(5, -1, -1)]
   for cx, cy, r in ((45, 50, 18), (100, 85, 24), (60, 110, 14), (112, 30, 15)):
     parts.append(
@@ -42,7 +42,7 @@ def _stack(x: float, y: float, side: float) -> list[str]:
 
 
 def _towers(x: float, y: float) -> list[str]:
-  """The five crops, each as large as what its tower sees."""
+  """Draws the five towers' crops, each as high as what its tower sees."""
   parts = []
   for scale, crop in enumerate(CONCORDANCE.crops):
     height = crop / CONCORDANCE.geometry.patch * 150
@@ -52,7 +52,7 @@ def _towers(x: float, y: float) -> list[str]:
 
 
 def _label(x: float, y: float, colour: str, name: str) -> list[str]:
-  """A predicted label: dark, with the nuclei that the stack shows."""
+  """Draws a predicted label, dark, with spots where the z-stack has phase objects."""
   parts = [_rect(x, y, 90, 90, '#0d1117')]
   for cx, cy, r in ((28, 31, 9), (62, 53, 12), (37, 68, 7), (70, 19, 8)):
     parts.append(f'<circle cx="{x + cx}" cy="{y + cy}" r="{r}" fill="{colour}"/>')
@@ -60,14 +60,14 @@ def _label(x: float, y: float, colour: str, name: str) -> list[str]:
 
 
 def _histogram(x: float, y: float) -> list[str]:
-  """One pixel's distribution over its classes."""
+  """Draws the distribution of a pixel over classes, as a histogram."""
   heights = (3, 5, 9, 16, 27, 42, 55, 50, 36, 22, 12, 7, 4, 2, 2)
   bars = [_rect(x + 8 * i, y - h, 7, h, '#8250df', '#8250df') for i, h in enumerate(heights)]
   return [*bars, f'<path d="M{x - 4} {y}h128" stroke="{_INK}"/>']
 
 
 def draw() -> str:
-  """The picture as SVG."""
+  """Draws the whole picture, as SVG."""
   middle = 150
   margin = CONCORDANCE.geometry.margin
   parts = [

@@ -9,7 +9,7 @@ import pytest
 
 
 def main(arguments: list[str]) -> int:
-  """Runs pytest on `arguments` and leaves nothing behind but what Bazel collects."""
+  """Runs pytest with these arguments, and leaves nothing behind but what Bazel collects."""
   # Bazel hands a test no home and wants its temporary files in a folder of its own.
   scratch = os.environ['TEST_TMPDIR']
   os.environ.setdefault('HOME', scratch)
