@@ -1,4 +1,4 @@
-"""What a user can get wrong, through the command line: one line, and nothing left half done."""
+"""Input that a user can get wrong gives an error of one line, and leaves nothing half done."""
 
 from __future__ import annotations
 

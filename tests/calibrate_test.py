@@ -153,7 +153,7 @@ def test_distributions_are_scaled(calibrated, run):
   for label, temperature in calibrated.temperatures.items():
     before = _distribution(calibrated.other_before, label)
     expected = _at(before, temperature)
-    # Halves hold less of what is smaller.
+    # float16 is less precise for smaller numbers.
     likely = np.minimum(before, expected) > 2.0**-13
     found = _distribution(run, label)
     np.testing.assert_allclose(found[likely], expected[likely], rtol=4e-3)

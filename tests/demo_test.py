@@ -1,4 +1,4 @@
-"""What ships with the project does what it is there for: a small network that labels its field."""
+"""The small network that ships with the project labels the field of view beside it."""
 
 from __future__ import annotations
 

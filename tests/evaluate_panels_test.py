@@ -72,7 +72,7 @@ def test_panels(setting, evaluate, metric):
     '--infer_size=2',
   )
   assert set(events) == {f'{panel.value.lower()}_error_panel' for panel in Panel}
-  # 130 pixels hold 3 x 3 outputs of 8 pixels.
+  # A crop of 130 pixels gives 3 x 3 outputs of 8 pixels.
   boxes = {}
   for panel, rows in (('target', 3), ('input', 3)):
     picture = event_picture(events[f'{panel}_error_panel'])

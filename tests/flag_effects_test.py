@@ -1,4 +1,4 @@
-"""What flags do of which results are independent, or that otherwise shows below them alone.
+"""Tests of flags whose effects do not change results, or show only below the command line.
 
 The others' effects are observed where their mode is tested; that none is dead, in
 flags_reach_the_experiment_test.py.

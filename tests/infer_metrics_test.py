@@ -1,4 +1,4 @@
-"""Tests of infer.py through the command line: metrics, beside others' of what the files hold."""
+"""Tests of infer.py through the command line: metrics, and other libraries' from the files."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _NAMES = (
 )
 _VALUES = np.arange(256) / 255
 _BINS = 15
-# Halves hold a probability to one part in 2048, and none below this.
+# float16 has a probability to one part in 2048, and none below this.
 _LEAST = 2.0**-25
 
 

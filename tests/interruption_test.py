@@ -1,4 +1,4 @@
-"""Full disks and kills, for real: no final name ever holds half a file."""
+"""Full disks and kills, for real: no final name ever stands for half a file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which machines train together, and which of them this process is."""
+"""Describes which machines train together, and which of them this process is."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run is: frozen dataclasses that say it in the field's terms. No TensorFlow, no I/O."""
+"""Describes a run in frozen dataclasses, in the field's terms. No TensorFlow, no I/O."""
 
 from __future__ import annotations
 

@@ -55,12 +55,12 @@ def images_read(field_of_view: FieldOfView, stack: StackSpec) -> list[int]:
 
 
 def is_recorded(channel: str, keys: Container[ImageKey]) -> bool:
-  """Whether a target channel, or all channels that a synthetic one is made from, are among keys."""
+  """Whether all channels that a target channel is made from have a key among `keys`."""
   return all(ImageKey(MAXPROJECT, part) in keys for part in parts_of(channel))
 
 
 def has_truth(field_of_view: FieldOfView, channel: str) -> bool:
-  """Whether a target channel, or all that a synthetic one is made from, were recorded."""
+  """Whether a field of view has all images that a target channel is made from."""
   return is_recorded(channel, field_of_view.images)
 
 

@@ -159,7 +159,7 @@ def test_fingerprint_of_files(tmp_path, png_fields, name, monkeypatch):
     write = write_ome_tiff if '.tif' in name else None
     (write or write_ome_zarr)(tmp_path / folder / name, png_fields[0])
   (one,), (two,) = find_fields(tmp_path / '1'), find_fields(tmp_path / '2')
-  # tifffile's metadata hold an identifier made by chance.
+  # tifffile's metadata contain a random identifier.
   if name == 'a.tif':
     shutil.copy(tmp_path / '1' / name, tmp_path / '2' / name)
   (tmp_path / '2' / name).rename(tmp_path / '2' / f'b{name}')

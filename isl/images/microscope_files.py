@@ -52,7 +52,7 @@ class MicroscopeFile:
   """
 
   def __init__(self, path: pathlib.Path):
-    """Opens nothing yet."""
+    """Takes the file's path; opens nothing yet."""
     self.path = path
     self._lock = threading.Lock()
     self._scenes: tuple[Scene, ...] | None = None

@@ -160,7 +160,7 @@ def test_each_channel_of_a_tiff_is_decoded_once(tmp_path, png_field, decoded):
   assert not decoded
   images = field.read()
   assert sorted(decoded) == [0, 1, 2, 3]
-  # Nobody holds the planes any more.
+  # Nothing refers to the planes any more.
   del images
   chosen = field.select(('PHASE_CONTRAST',), ())
   chosen.read()

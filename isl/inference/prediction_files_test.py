@@ -1,4 +1,4 @@
-"""Tests of prediction_files.py: what the files of predictions hold."""
+"""Tests of prediction_files.py: the contents of the files of predictions."""
 
 import itertools
 import json

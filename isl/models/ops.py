@@ -117,8 +117,8 @@ def distribution_statistics(
     MODE argmax(p) / (K - 1); QUANTILE_q #(cumulative p < q / 100) / (K - 1), MEDIAN being
     QUANTILE_50; MEAN; STANDARD_DEVIATION; PROBABILITY_NONZERO 1 - p[0]; ENTROPY
     -sum p ln(p + 1e-7) / ln K; CROSS_ENTROPY -ln p[label] / ln K, not clipped;
-    RANKED_PROBABILITY_SCORE as in losses.py; PROBABILITY_BELOW and PROBABILITY_UP_TO the sums of p
-    over classes below the label, and below or equal to it; MODE_PROBABILITY max p.
+    RANKED_PROBABILITY_SCORE as in isl/models/losses.py; PROBABILITY_BELOW and PROBABILITY_UP_TO the
+    sums of p over classes below the label, and below or equal to it; MODE_PROBABILITY max p.
   """
   p = tf.nn.softmax(logits)
   values = _from_reciprocal(tf.range(NUM_CLASSES))
