@@ -127,7 +127,7 @@ class Saver:
     """Writes and opens a checkpoint of the training as it is now; deletes the one before."""
     step = self._session.run(self._graph.global_step)
     path = os.fspath(self._folder / 'model.ckpt')
-    # Without this, the Saver would look in another graph.
+    # A Saver looks for its operations in the current graph.
     with self._session.graph.as_default():
       self._saver.save(self._session, path, global_step=step, write_meta_graph=False)
     return Checkpoint(find_newest(self._folder))

@@ -157,7 +157,7 @@ class Sampling:
   """How training and LOSS take patches from fields of view; sizes are in pixels.
 
   Attributes:
-    crop_size: side of the random crop of a field of view that is read at a time.
+    crop_size: side of the random crops of fields of view, which patches are cut from.
     patch_stride: stride of the patches in a crop, in both directions.
     output_size: side of a patch's output.
     batch_size: patches computed at once.

@@ -156,7 +156,7 @@ class ShardPatches:
     return Patches([[field_of_view]], spec)
 
   def batch(self, first: int, size: int) -> tuple[np.ndarray, ...]:
-    """Reads patches of the first Example alone, for summaries; they are not part of the stream.
+    """Reads patches of the first Example alone, for checks; they are not part of the stream.
 
     Args:
       first: number that decides, with the seed, which crops the patches are of.

@@ -32,8 +32,8 @@ class Percentiles:
   """The 0.1 and 99.9 percentiles of a whole field of view, for a reader of a part of it.
 
   Attributes:
-    inputs: by input channel, the percentiles over all its depths, as intensities in [0, 1].
-    targets: by label, synthetic ones included, its percentiles, as intensities in [0, 1].
+    inputs: by input channel, the percentiles over all its depths, as intensities.
+    targets: by label, synthetic ones included, its percentiles, as intensities.
   """
 
   inputs: Mapping[str, tuple[float, float]]
