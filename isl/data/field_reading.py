@@ -76,7 +76,7 @@ def read_for_training(
   targets: StackSpec,
   input_range: InputRange | None,
   stretch_targets: Sequence[str],
-  leave_out_others: bool = False,
+  leave_out_others: bool,
 ) -> tuple[tuple[FieldOfView, ...], ...]:
   """Reads all fields of view of all folders, for training or for evaluating a loss.
 

@@ -27,7 +27,7 @@ def _read(*folders, inputs=(TRANSMISSION,), channels=TARGET_CHANNELS, stretch_ta
     inputs=input_stack(3, inputs),
     targets=target_stack(channels),
     stretch_targets=stretch_targets,
-    **{'input_range': None, **kwargs},
+    **{'input_range': None, 'leave_out_others': False, **kwargs},
   )
 
 

@@ -66,7 +66,7 @@ class Patch:
   input: np.ndarray
   target_classes: np.ndarray
   target_mask: np.ndarray
-  input_mask: np.ndarray | None = None
+  input_mask: np.ndarray | None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)

@@ -73,8 +73,8 @@ class Scene:
   channels: tuple[str, ...]
   stack: Any
   pixel_size: tuple[float, float] | None
-  array: Any = None
-  axes: str = ''
+  array: Any
+  axes: str
 
   @property
   def depths(self) -> int:

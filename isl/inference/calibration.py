@@ -232,7 +232,7 @@ class Calibration:
       )
 
   def check_not_fitted_on(
-    self, folders: Iterable[str | os.PathLike[str]] = (), fields: Mapping[str, str] | None = None
+    self, folders: Iterable[str | os.PathLike[str]], fields: Mapping[str, str]
   ) -> None:
     """Checks that images were not used for the fit, since reports on them would look too good.
 
@@ -245,9 +245,7 @@ class Calibration:
     """
     used = {path.resolve() for path in self.folders}
     names = [repr(str(folder)) for folder in folders if pathlib.Path(folder).resolve() in used]
-    names += [
-      f'field of view {name!r}' for key, name in (fields or {}).items() if key in self.fields
-    ]
+    names += [f'field of view {name!r}' for key, name in fields.items() if key in self.fields]
     if names:
       raise ValueError(
         f'the temperatures in {NAME} were fitted on {", ".join(names)}; choose other images,'

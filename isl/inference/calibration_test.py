@@ -291,6 +291,6 @@ def test_images_of_the_fit_are_not_reported(tmp_path):
   (tmp_path / 'link').symlink_to(tmp_path / 'validation')
   for folder in ('validation', 'link', 'evaluation/../validation'):
     with pytest.raises(ValueError, match=f'fitted on .*{folder}.*choose other images'):
-      fitted.check_not_fitted_on([tmp_path / 'evaluation', str(tmp_path / folder)])
+      fitted.check_not_fitted_on([tmp_path / 'evaluation', str(tmp_path / folder)], {})
   with pytest.raises(ValueError, match=r"fitted on field of view 'copied'; choose other images"):
-    fitted.check_not_fitted_on(fields={'f2': 'other', 'f0': 'copied'})
+    fitted.check_not_fitted_on([], {'f2': 'other', 'f0': 'copied'})

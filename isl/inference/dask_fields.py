@@ -9,7 +9,6 @@ import logging as python_logging
 import os
 import threading
 from collections.abc import Iterator, Sequence
-from types import TracebackType
 from typing import Any, Self
 
 from absl import logging
@@ -87,12 +86,7 @@ class Workers:
       raise
     return self
 
-  def __exit__(
-    self,
-    kind: type[BaseException] | None,
-    error: BaseException | None,
-    traceback: TracebackType | None,
-  ) -> None:
+  def __exit__(self, *exception: object) -> None:
     if self._is_loaded:
       # So that workers that join the scheduler later do not load isl.
       with contextlib.suppress(Exception):

@@ -8,7 +8,6 @@ import pathlib
 import socket
 import time
 from collections.abc import Iterator, Mapping
-from types import TracebackType
 from typing import SupportsFloat
 
 import cv2
@@ -23,7 +22,7 @@ _PNG_OPTIONS = (cv2.IMWRITE_PNG_COMPRESSION, 1)
 
 
 class SummaryWriter:
-  """Writes an event file, as a context manager or until `close`.
+  """Writes an event file, until `close`.
 
   When a method returns, what it added is in the file. TensorFlow's own writers write in another
   thread, and drop silently what a full disk does not take.
@@ -46,17 +45,6 @@ class SummaryWriter:
       self._writer = tf.io.TFRecordWriter(os.fspath(self._path))
     # From this event, a reader knows the format.
     self._write(tf.Event(wall_time=now, file_version='brain.Event:2'))
-
-  def __enter__(self) -> SummaryWriter:
-    return self
-
-  def __exit__(
-    self,
-    kind: type[BaseException] | None,
-    error: BaseException | None,
-    traceback: TracebackType | None,
-  ) -> None:
-    self.close()
 
   def start(self, step: int) -> None:
     """Marks that a run goes on: events in the folder's older files from this step on are void.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import numpy as np
 import pytest
 from tensorboard.backend.event_processing import event_accumulator
@@ -11,7 +13,7 @@ from tests.support.program import event_picture, events, finish, python_process
 
 
 def test_scalars(tmp_path):
-  with event_files.SummaryWriter(tmp_path / 'made' / 'here') as writer:
+  with contextlib.closing(event_files.SummaryWriter(tmp_path / 'made' / 'here')) as writer:
     writer.scalars(3, {'total_loss': 0.25, 'loss/0.04/TRANSMISSION': np.float32(0.5)})
     writer.scalars(1 << 40, {'total_loss': 0.125})
   assert events(tmp_path / 'made' / 'here') == {
@@ -25,7 +27,7 @@ def test_steps_that_are_done_again_replace_the_older_ones(tmp_path):
   """As TensorBoard understands it."""
   for start, steps in ((1, (1, 3, 5, 7)), (4, (4, 6))):
     # The order of files is that of their names, which have the time.
-    with event_files.SummaryWriter(tmp_path) as writer:
+    with contextlib.closing(event_files.SummaryWriter(tmp_path)) as writer:
       writer.start(start)
       for step in steps:
         writer.scalars(step, {'x': 10 * start + step})
@@ -47,7 +49,7 @@ def test_all_is_in_the_file_at_once(tmp_path):
 
 def test_image(tmp_path):
   picture = np.random.default_rng(0).integers(0, 1 << 16, (5, 7, 3), dtype=np.uint16)
-  with event_files.SummaryWriter(tmp_path) as writer:
+  with contextlib.closing(event_files.SummaryWriter(tmp_path)) as writer:
     writer.image(2, 'target_error_panel', picture)
   ((key, value),) = events(tmp_path).items()
   assert key == (2, 'target_error_panel')
@@ -57,7 +59,7 @@ def test_image(tmp_path):
 
 def _histogram(tmp_path, values):
   """[bucket, (left, right, count)]."""
-  with event_files.SummaryWriter(tmp_path) as writer:
+  with contextlib.closing(event_files.SummaryWriter(tmp_path)) as writer:
     writer.histograms(1, {'x': values})
   (buckets,) = events(tmp_path).values()
   return buckets
@@ -100,8 +102,8 @@ def test_histogram_of_nothing(tmp_path, values):
 
 
 def test_two_writers_share_a_folder(tmp_path):
-  with event_files.SummaryWriter(tmp_path), event_files.SummaryWriter(tmp_path):
-    pass
+  for writer in [event_files.SummaryWriter(tmp_path) for _ in range(2)]:
+    writer.close()
   assert len(list(tmp_path.iterdir())) == 2
 
 
