@@ -20,7 +20,13 @@ from isl.core.statistic import PICTURE_STATISTICS
 from isl.images import png_folders
 from isl.inference import calibration
 from isl.programs import random_checkpoint
-from tests.support.program import InferSetting, finish, python_process, write_field
+from tests.support.program import (
+  InferSetting,
+  finish,
+  make_fovea_shallow,
+  python_process,
+  write_field,
+)
 
 _NAMES = (*(s.name for s in PICTURE_STATISTICS), 'QUANTILE_5', 'QUANTILE_97.5')
 _LABELS = ('NFH_CONFOCAL', 'DAPI_CONFOCAL')
@@ -30,7 +36,9 @@ _ROWS, _COLUMNS = InferSetting.rows, InferSetting.columns
 
 @pytest.fixture(scope='module')
 def setting(tmp_path_factory):
-  return InferSetting(launch.run, tmp_path_factory)
+  with pytest.MonkeyPatch.context() as monkeypatch:
+    make_fovea_shallow(monkeypatch)
+    yield InferSetting(launch.run, tmp_path_factory)
 
 
 def _stack_of(images, channel='PHASE_CONTRAST'):
@@ -94,7 +102,7 @@ def test_predictions_are_those_that_are_written_to_the_bit(predicted, written):
 def test_what_is_known_of_the_network(predictor):
   assert predictor.labels == TARGET_CHANNELS
   assert predictor.input_channels == ('TRANSMISSION',)
-  assert predictor.margin == 51
+  assert predictor.margin == InferSetting.margin
 
 
 def test_some_labels_and_statistics(predictor, stack, predicted):
@@ -155,7 +163,7 @@ def test_distributions(predictor, stack, predicted):
 
 
 def test_used_again_for_other_sizes_and_after_closing(setting, predictor, stack, predicted):
-  small = predictor.predict(stack[:, :120, :110], labels=_LABELS)
+  small = predictor.predict(stack[:, :28, :18], labels=_LABELS)
   for label in _LABELS:
     median = small[label]['MEDIAN']
     assert median.shape == (16, 8)
@@ -178,7 +186,7 @@ def test_two_input_channels(tmp_path, setting):
     target_channels=['GFP'],
   )
   images = tmp_path / 'images'
-  write_field(images, rows=118, columns=112, depths=2, further_inputs=['ACTIN'], channels=())
+  write_field(images, rows=26, columns=20, depths=2, further_inputs=['ACTIN'], channels=())
   written = _written(
     setting,
     f'--restore_directory={tmp_path / "c"}',
@@ -249,7 +257,7 @@ def test_network_that_is_certain(setting, stack, tmp_path):
     ({'stack': lambda s: s[0]}, r'\[z, row, column\]'),
     ({'stack': lambda s: s[:0]}, r'\[z, row, column\]'),
     ({'stack': lambda s: s.astype(np.int32)}, 'int32'),
-    ({'stack': lambda s: s[:, :109]}, '109 rows'),
+    ({'stack': lambda s: s[:, :17]}, '17 rows'),
     ({'stack': lambda s: s / 65535 + 0.5}, 'input_range'),
     ({'stack': lambda s: np.full(s.shape, np.nan)}, 'nan'),
     ({'stack': lambda s: np.full(s.shape, np.inf), 'input_range': (0, 2)}, 'finite'),
@@ -284,7 +292,7 @@ def test_predictor_that_cannot_be(setting, tmp_path):
 
 def test_default_graph_stays_empty(predictor, stack):
   with tf.Graph().as_default() as graph:
-    predictor.predict(stack[:, :120, :120], labels=_LABELS[:1])
+    predictor.predict(stack[:, :28, :28], labels=_LABELS[:1])
     assert not graph.get_operations()
     assert tf.get_default_session() is None
 
@@ -312,7 +320,7 @@ print(json.dumps({
 
 
 def test_eager_execution_stays(setting, stack, tmp_path):
-  np.save(tmp_path / 'stack.npy', stack[:, :126, :118])
+  np.save(tmp_path / 'stack.npy', stack[:, :34, :26])
   process = python_process(_EAGER, setting.checkpoint, tmp_path / 'stack.npy')
   outcome = finish(process)
   assert outcome.status == 0, outcome.stderr

@@ -16,11 +16,13 @@ from isl.core.channels import MAXPROJECT
 from isl.images import png_io
 from isl.programs import random_checkpoint
 from tests.support.program import (
+  RUN_SHALLOW,
   InferRun,
   InferSetting,
   files_in,
   finish,
   image_name,
+  make_fovea_shallow,
   python_process,
   run_in_process,
   write_field,
@@ -29,7 +31,9 @@ from tests.support.program import (
 
 @pytest.fixture(scope='module')
 def setting(tmp_path_factory):
-  return InferSetting(launch.run, tmp_path_factory)
+  with pytest.MonkeyPatch.context() as monkeypatch:
+    make_fovea_shallow(monkeypatch)
+    yield InferSetting(launch.run, tmp_path_factory)
 
 
 @pytest.fixture(scope='module')
@@ -60,7 +64,7 @@ def error(setting, tmp_path):
   return run
 
 
-_TRAIN = ('--mode=TRAIN', '--metric=LOSS', '--number_of_steps=1', '--loss_crop_size=110')
+_TRAIN = ('--mode=TRAIN', '--metric=LOSS', '--number_of_steps=1', '--loss_crop_size=18')
 
 
 @pytest.fixture(params=['INFER_FULL', 'TRAIN'])
@@ -121,7 +125,7 @@ def _text(path):
 
 
 def _rgb(path):
-  cv2.imwrite(str(path), np.zeros((139, 155, 3), np.uint8))
+  cv2.imwrite(str(path), np.zeros((47, 63, 3), np.uint8))
 
 
 def _damaged(path):
@@ -131,7 +135,7 @@ def _damaged(path):
 
 
 def _another_size(path):
-  png_io.write_png(path, np.zeros((139, 150), np.uint16))
+  png_io.write_png(path, np.zeros((47, 58), np.uint16))
 
 
 @pytest.mark.parametrize(
@@ -142,7 +146,7 @@ def _another_size(path):
     (_text, 'is not a PNG'),
     (_rgb, 'is RGB'),
     (_damaged, 'is damaged'),
-    (_another_size, 'has 139 rows x 150 columns; expected one size'),
+    (_another_size, 'has 47 rows x 58 columns; expected one size'),
   ],
 )
 @pytest.mark.parametrize(('z', 'channel'), [(3, 'PHASE_CONTRAST'), (MAXPROJECT, 'NFH_CONFOCAL')])
@@ -207,19 +211,19 @@ def test_unknown_channel_in_the_whitelist(error):
 
 
 def test_crop_smaller_than_a_patch(error, concordance):
-  line = error('--stitch_crop_size=109')
-  assert '--stitch_crop_size must be at least 110 pixels for FOVEA, or 0' in line
-  assert 'got 109' in line
+  line = error('--stitch_crop_size=17')
+  assert '--stitch_crop_size must be at least 18 pixels for FOVEA, or 0' in line
+  assert 'got 17' in line
   line = error('--stitch_crop_size=249', f'--restore_directory={concordance}')
   assert '--stitch_crop_size must be at least 250 pixels for CONCORDANCE' in line
 
 
-@pytest.mark.parametrize('size', [(109, 300), (300, 109)])
+@pytest.mark.parametrize('size', [(17, 60), (60, 17)])
 def test_image_smaller_than_a_patch(error, tmp_path, size):
   rows, columns = size
   write_field(tmp_path / 'small', rows=rows, columns=columns)
   line = error(images=tmp_path / 'small')
-  assert f'is {rows} rows x {columns} columns; FOVEA needs at least 110 x 110 pixels' in line
+  assert f'is {rows} rows x {columns} columns; FOVEA needs at least 18 x 18 pixels' in line
 
 
 def test_image_smaller_than_a_patch_of_concordance(error, tmp_path, concordance):
@@ -263,7 +267,7 @@ def test_process_says_no_more_than_that(setting, checkpoint, tmp_path):
   path = checkpoint / 'model.ckpt-1000.data-00000-of-00001'
   os.truncate(path, path.stat().st_size // 2)
   flags = [*setting.flags(tmp_path / 'base'), f'--restore_directory={checkpoint}']
-  process = python_process('from isl import launch; launch.run()', *flags)
+  process = python_process(RUN_SHALLOW, *flags)
   assert 'cannot be read, is it complete?' in finish(process).error
 
 
@@ -359,7 +363,7 @@ def test_folder_in_the_place_of_a_file(setting, tmp_path):
 
 def test_others_are_done_beside_a_faulty_field_of_view(setting, images, tmp_path):
   """The second has a truncated image."""
-  write_field(images, rows=110, columns=110, wells=('B5',))
+  write_field(images, rows=18, columns=18, wells=('B5',))
   _truncated(_path(images, 0, 'PHASE_CONTRAST', well='B5'))
   flags = setting.flags(tmp_path / 'base', images)
   outcome = run_in_process(launch.run, *flags, '--infer_channel_whitelist=DAPI_CONFOCAL')

@@ -61,6 +61,16 @@ def _benchmarks_are_found(monkeypatch):
 
 
 @pytest.fixture
+def shallow(tmp_path, monkeypatch):
+  """FOVEA is shallow here, and in all processes that are started from here."""
+  make_fovea_shallow(monkeypatch)
+  # Python loads it at its start.
+  (tmp_path / 'sitecustomize.py').write_text('import tests.support.shallow\n')
+  path = [tmp_path, REPOSITORY, REPOSITORY / 'benchmarks']
+  monkeypatch.setenv('PYTHONPATH', os.pathsep.join(map(os.fspath, path)))
+
+
+@pytest.fixture
 def curves():
   """benchmarks/curves.py."""
   return importlib.import_module('curves')
@@ -102,14 +112,16 @@ def test_lowest_so_far(curves):
   assert curves.lowest_so_far(curve) == [(10, 0.5), (20, 0.5), (30, 0.4), (40, 0.4)]
 
 
+@pytest.mark.usefixtures('shallow')
 def test_infer():
-  table, result = _run(
+  table, result = _run_here(
     'infer.py',
     '--model=FOVEA',
     '--base_depth=6',
     '--num_z_values=2',
     '--blocks=3',
     '--batches=2,4',
+    '--repeats=1',
     '--channels=DAPI_CONFOCAL',
   )
   assert result['ratio'] == result['patches_s_per_block'] / result['dense_s_per_block'] > 0
@@ -120,8 +132,9 @@ def test_infer():
   assert any(line.startswith('ratio:') for line in table)
 
 
+@pytest.mark.usefixtures('shallow')
 def test_train():
-  table, result = _run(
+  table, result = _run_here(
     'train.py',
     '--model=FOVEA',
     '--base_depth=6',
@@ -155,7 +168,7 @@ _QUALITY = (
 
 @pytest.fixture
 def images(tmp_path, monkeypatch):
-  """A folder of a field of view, for FOVEA with patches of 36 pixels."""
+  """A folder of a field of view, for a shallow FOVEA."""
   make_fovea_shallow(monkeypatch)
   folder = tmp_path / 'images'
   random_field.write_field(folder, rows=130, columns=60, depths=2)

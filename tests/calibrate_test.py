@@ -24,6 +24,7 @@ from tests.support.program import (
   InferSetting,
   files_in,
   image_name,
+  make_fovea_shallow,
   run_in_process,
   write_field,
 )
@@ -40,6 +41,7 @@ _FLAGS = (
 # What the truth is drawn from is the network's distributions at these temperatures.
 _TEMPERATURES = {'MAP2_CONFOCAL': 2.0, 'DAPI_CONFOCAL': 0.6}
 _ROWS, _COLUMNS = InferSetting.size
+_MARGIN = InferSetting.margin
 
 
 class _Calibrated:
@@ -72,7 +74,7 @@ class _Calibrated:
       p = _at(predicted[label]['DISTRIBUTION'].astype(float), _TEMPERATURES[label])
       drawn = (np.cumsum(p, -1) < random.random((_ROWS, _COLUMNS, 1))).sum(-1)
       image = np.zeros((rows, columns), np.uint16)
-      image[51 : 51 + _ROWS, 51 : 51 + _COLUMNS] = np.minimum(drawn, 255)
+      image[_MARGIN : _MARGIN + _ROWS, _MARGIN : _MARGIN + _COLUMNS] = np.minimum(drawn, 255)
       path = folder / image_name(well, MAXPROJECT, label)
       png_io.write_png(path, image * 257)
     return folder
@@ -103,7 +105,9 @@ class _Calibrated:
 
 @pytest.fixture(scope='module')
 def calibrated(tmp_path_factory):
-  return _Calibrated(tmp_path_factory)
+  with pytest.MonkeyPatch.context() as monkeypatch:
+    make_fovea_shallow(monkeypatch)
+    yield _Calibrated(tmp_path_factory)
 
 
 @pytest.fixture(scope='module')

@@ -20,17 +20,20 @@ from isl.data import shard_writing
 from isl.images import finding, png_folders
 from tests.support.microscope import write_ome_tiff, write_ome_zarr
 from tests.support.program import (
+  RUN_SHALLOW,
   InferRun,
   InferSetting,
   Outcome,
   files_in,
   finish,
+  make_fovea_shallow,
   python_process,
   run_in_process,
   write_field,
 )
 
-_RUN = f'from {launch.__name__} import run; run()'
+# Loaded by all of Dask's workers, which are started from here.
+_PRELOAD = {'DASK_DISTRIBUTED__WORKER__PRELOAD': 'tests.support.shallow'}
 _WELLS = [f'A{number}' for number in range(1, 5)]
 # What of a record is of when it was made.
 _TIMES = ('seconds', 'started', 'flags')
@@ -38,7 +41,9 @@ _TIMES = ('seconds', 'started', 'flags')
 
 @pytest.fixture(scope='module')
 def setting(tmp_path_factory):
-  return InferSetting(launch.run, tmp_path_factory)
+  with pytest.MonkeyPatch.context() as monkeypatch:
+    make_fovea_shallow(monkeypatch)
+    yield InferSetting(launch.run, tmp_path_factory)
 
 
 @pytest.fixture(scope='module')
@@ -50,9 +55,9 @@ def plate(setting):
 
 def _process(flags, **environment):
   with pytest.MonkeyPatch.context() as monkeypatch:
-    for name, value in environment.items():
+    for name, value in (_PRELOAD | environment).items():
       monkeypatch.setenv(name, value)
-    return python_process(_RUN, *flags)
+    return python_process(RUN_SHALLOW, *flags)
 
 
 def _contents(folder):
@@ -177,7 +182,7 @@ class _Cluster:
       [sys.executable, '-m', module, *arguments],
       cwd=self._folder,
       stderr=subprocess.DEVNULL,
-      env={**os.environ, 'PYTHONPATH': os.pathsep.join(sys.path)},
+      env={**os.environ, **_PRELOAD, 'PYTHONPATH': os.pathsep.join(sys.path)},
     )
 
   def start_worker(self) -> None:

@@ -8,9 +8,10 @@ import signal
 
 import pytest
 
+from isl import launch
 from isl.checkpoints.checkpoint import Checkpoint, find_newest
 from tests.support.machines import Machines
-from tests.support.program import make_fovea_shallow, write_field
+from tests.support.program import make_fovea_shallow, run_in_process, write_field
 
 
 @pytest.fixture(scope='module', autouse=True)
@@ -57,7 +58,7 @@ class TestAsynchronous:
       tmp_path_factory.mktemp('base'),
       servers=1,
       workers=2,
-      flags=['--learning_rate=2e-3', '--save_interval_secs=2'],
+      flags=['--learning_rate=2e-3', '--save_interval_secs=1'],
     )
     try:
       own = f'--master=grpc://{machines.worker_hosts[0]}'
@@ -120,9 +121,10 @@ class TestAsynchronous:
 
   def test_a_training_that_is_done_ends_its_servers(self, run):
     machines = run['machines']
-    started = [machines.server(0), *(machines.worker(i, '--number_of_steps=1') for i in (0, 1))]
-    assert [machine.end() for machine in started] == [0, 0, 0]
-    assert all('Nothing to do' in worker.log for worker in started[1:])
+    started = [machines.server(0), machines.worker(0, '--number_of_steps=1')]
+    outcome = run_in_process(launch.run, *machines.worker_flags(1, '--number_of_steps=1'))
+    assert [outcome.status, *(machine.end() for machine in started)] == [0, 0, 0]
+    assert all('Nothing to do' in log for log in (outcome.stderr, started[1].log))
 
   def test_a_worker_that_missed_the_end_ends(self, run, make_machines):
     """While it waits for servers, which are not there any more."""
@@ -171,11 +173,8 @@ def test_taken_port(make_machines):
   machines = make_machines()
   server = machines.server(0)
   server.wait_for('listens on')
-  second = machines.server(0)
-  assert second.end() == 1
-  assert re.search(
-    rf'isl-launch: port \d+ of {machines.ps_hosts[0]} cannot be listened on', second.log
-  )
+  error = run_in_process(launch.run, *machines.server_flags(0)).error
+  assert re.match(rf'isl-launch: port \d+ of {machines.ps_hosts[0]} cannot be listened on', error)
   server.process.send_signal(signal.SIGINT)
   assert server.end() == 130
 

@@ -9,6 +9,7 @@ from tests.support.program import (
   InferSetting,
   files_in,
   image_name,
+  make_fovea_shallow,
   run_in_process,
   write_field,
 )
@@ -16,7 +17,9 @@ from tests.support.program import (
 
 @pytest.fixture(scope='module')
 def setting(tmp_path_factory):
-  return InferSetting(launch.run, tmp_path_factory)
+  with pytest.MonkeyPatch.context() as monkeypatch:
+    make_fovea_shallow(monkeypatch)
+    yield InferSetting(launch.run, tmp_path_factory)
 
 
 def _dry_run(*flags):
@@ -30,7 +33,7 @@ def test_inference_says_what_it_found_and_would_write(setting, tmp_path):
   assert f'Checkpoint: {setting.checkpoint}/model.ckpt-1000, step 1000' in lines
   assert 'Network: FOVEA, reads 3 z positions of TRANSMISSION and predicts DAPI_CONFOCAL' in lines
   assert f'Field 1 of 1: {setting.field}' in lines
-  assert '  size: 139 rows x 155 columns' in lines
+  assert f'  size: {setting.rows} rows x {setting.columns} columns' in lines
   assert '  TRANSMISSION (PHASE_CONTRAST): 5 depths' in lines
   filled = {
     line.split(' fills ')[0].strip(): line.split(' fills ')[1].split(': ')[0]
@@ -40,7 +43,7 @@ def test_inference_says_what_it_found_and_would_write(setting, tmp_path):
   assert filled == {'z 0': '0.0', 'z 1': 'none', 'z 2': '0.5', 'z 3': 'none', 'z 4': '1.0'}
   assert '  labels: DAPI_CONFOCAL' in lines
   assert '  not used: MAP2_CONFOCAL, NFH_CONFOCAL' in lines
-  assert '  prediction: 32 rows x 48 columns, from pixel (51, 51)' in lines
+  assert '  prediction: 32 rows x 48 columns, from pixel (5, 5)' in lines
   assert not (tmp_path / 'base').exists()
 
 
@@ -67,13 +70,16 @@ def test_missing_labels_and_padding(setting, tmp_path):
   )
   assert '  labels: NEURITE_CONFOCAL' in outcome.stdout
   assert '  missing labels: DEAD_CONFOCAL' in outcome.stdout
-  assert 'prediction: 139 rows x 155 columns, from pixel (0, 0)' in outcome.stdout
+  assert (
+    f'prediction: {setting.rows} rows x {setting.columns} columns, from pixel (0, 0)'
+    in outcome.stdout
+  )
   assert 'predictions.ome.zarr' in outcome.stdout
 
 
 def test_bad_field_among_several_is_a_problem(setting, tmp_path):
   images = tmp_path / 'images'
-  write_field(images, rows=126, columns=118, wells=('A1', 'B2'))
+  write_field(images, rows=34, columns=26, wells=('A1', 'B2'))
   (images / image_name('A1', 0, 'PHASE_CONTRAST')).unlink()
   outcome = _dry_run(*setting.flags(tmp_path / 'base', images))
   assert outcome.status == 3
@@ -84,8 +90,8 @@ def test_bad_field_among_several_is_a_problem(setting, tmp_path):
 
 def test_bad_field_alone_is_an_error(setting, tmp_path):
   images = tmp_path / 'images'
-  write_field(images, rows=50, columns=118)
-  assert 'at least 110 x 110 pixels' in _dry_run(*setting.flags(tmp_path / 'base', images)).error
+  write_field(images, rows=17, columns=26)
+  assert 'at least 18 x 18 pixels' in _dry_run(*setting.flags(tmp_path / 'base', images)).error
 
 
 def test_training(setting, tmp_path):

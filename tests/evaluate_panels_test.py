@@ -16,17 +16,18 @@ from isl.data import data_provider
 from isl.images import png_io
 from isl.inference.controller import HeadGroup, Labeler
 from tests.support.program import (
+  SHALLOW,
   InferSetting,
   event_picture,
   events,
+  make_fovea_shallow,
   original_fields,
   panel_boxes,
   run_in_process,
   write_field,
 )
 
-# FOVEA's patches have 110 pixels.
-_PATCH, _MARGIN = 110, 51
+_PATCH, _MARGIN = SHALLOW.patch, SHALLOW.margin
 _INPUTS, _TARGETS = input_stack(3), target_stack()
 _DAPI = '--infer_channel_whitelist=DAPI_CONFOCAL'
 _NOISE = '--augment_noise_std=0.2'
@@ -34,7 +35,9 @@ _NOISE = '--augment_noise_std=0.2'
 
 @pytest.fixture(scope='module')
 def setting(tmp_path_factory):
-  return InferSetting(launch.run, tmp_path_factory)
+  with pytest.MonkeyPatch.context() as monkeypatch:
+    make_fovea_shallow(monkeypatch)
+    yield InferSetting(launch.run, tmp_path_factory)
 
 
 @pytest.fixture(scope='module')
@@ -66,13 +69,13 @@ def test_panels(setting, evaluate, metric):
   whitelist = 'NFH_CONFOCAL,DAPI_CONFOCAL,DEAD_CONFOCAL'
   events = evaluate(
     metric,
-    '--stitch_crop_size=130',
+    '--stitch_crop_size=38',
     f'--infer_channel_whitelist={whitelist}',
     _NOISE,
     '--infer_size=2',
   )
   assert set(events) == {f'{panel.value.lower()}_error_panel' for panel in Panel}
-  # A crop of 130 pixels gives 3 x 3 outputs of 8 pixels.
+  # 38 pixels give 3 x 3 outputs of 8 pixels.
   boxes = {}
   for panel, rows in (('target', 3), ('input', 3)):
     picture = event_picture(events[f'{panel}_error_panel'])
@@ -144,7 +147,7 @@ def test_jitter_flips_turns_and_corrupts(evaluate):
   # Each happens to half of the crops.
   corruptions = (_NOISE, '--augment_multiplier_std=0.2', '--augment_offset_std=0.2')
   flags += [[*f, *corruptions] for f in flags[:2]]
-  drawn = [evaluate('JITTER_STITCH', *f, '--stitch_crop_size=130') for f in flags]
+  drawn = [evaluate('JITTER_STITCH', *f, '--stitch_crop_size=38') for f in flags]
   for tag in drawn[0]:
     one, again, other, noisy, noisy_again = (event_picture(events[tag]) for events in drawn)
     np.testing.assert_array_equal(one, again)

@@ -23,17 +23,18 @@ from isl.images import png_io
 from isl.inference.controller import HeadGroup, Labeler
 from isl.programs import random_checkpoint
 from tests.support.program import (
+  SHALLOW,
   events,
   files_in,
+  make_fovea_shallow,
   original_fields,
   run_in_process,
   shared_path,
   write_field,
 )
 
-# FOVEA's patches have 110 pixels.
-_ROWS, _COLUMNS = 139, 155
-_PATCH, _MARGIN = 110, 51
+_ROWS, _COLUMNS = 47, 63
+_PATCH, _MARGIN = SHALLOW.patch, SHALLOW.margin
 _CHANNELS = ('DAPI_CONFOCAL', 'MAP2_CONFOCAL', 'NFH_CONFOCAL')
 _INPUTS, _TARGETS = input_stack(3), target_stack()
 _HEADS = (*_INPUTS.keys, *_TARGETS.keys)
@@ -43,6 +44,13 @@ def _write_checkpoint(folder, step=1000, seed=0):
   return random_checkpoint.write_random_checkpoint(
     folder, model='FOVEA', base_depth=8, num_z_values=3, global_step=step, seed=seed
   )
+
+
+@pytest.fixture(scope='module', autouse=True)
+def shallow():
+  with pytest.MonkeyPatch.context() as monkeypatch:
+    make_fovea_shallow(monkeypatch)
+    yield
 
 
 @pytest.fixture(scope='module')
@@ -65,7 +73,7 @@ def _arguments(base, images, *flags):
     '--read_pngs',
     f'--dataset_eval_directory={images}',
     f'--base_directory={base}',
-    '--loss_crop_size=120',
+    '--loss_crop_size=28',
     '--metric_num_examples=6',
     *flags,
   ]
@@ -121,7 +129,7 @@ def test_losses_are_the_networks(checkpoint, tmp_path, loss):
     images,
     f'--restore_directory={checkpoint}',
     '--eval_once',
-    '--loss_crop_size=110',
+    f'--loss_crop_size={_PATCH}',
     f'--loss={loss.value}',
   )
   found = _losses(base / f'eval_eval_loss_{loss.value}')
@@ -141,6 +149,7 @@ def test_losses_are_the_networks(checkpoint, tmp_path, loss):
   assert not outcome.error_lines
 
 
+@pytest.mark.soak
 def test_losses_are_the_originals(tmp_path):
   """At full width, on the real sample; see the reference's README."""
   make = shared_path('reference', 'make_checkpoint.py')
@@ -346,8 +355,8 @@ def test_label_that_the_checkpoint_lacks(images, tmp_path):
 
 def test_crop_larger_than_the_image(checkpoint, images, tmp_path):
   restore = f'--restore_directory={checkpoint}'
-  line = _error(tmp_path / 'base', images, restore, '--loss_crop_size=140')
-  assert 'is 139 rows x 155 columns, too small for --loss_crop_size 140' in line
+  line = _error(tmp_path / 'base', images, restore, '--loss_crop_size=48')
+  assert 'is 47 rows x 63 columns, too small for --loss_crop_size 48' in line
 
 
 def test_unknown_channel_in_the_whitelist(checkpoint, images, tmp_path):

@@ -17,14 +17,14 @@ from isl import launch
 from isl.checkpoints.checkpoint import find_newest
 from isl.core import statistic
 from isl.programs import random_checkpoint
-from tests.support.program import files_in, run_in_process
+from tests.support.program import SHALLOW, files_in, make_fovea_shallow, run_in_process
 
 _LABELS = ['MAP2_CONFOCAL', 'DAPI_CONFOCAL']
 _STATISTICS = ['MODE', 'MEDIAN', 'MEAN', 'STANDARD_DEVIATION', 'PROBABILITY_NONZERO', 'ENTROPY']
 _STATISTICS += ['QUANTILE_2.5']
-# Of FOVEA, whose patch has 110 pixels: one block; two by three; several tiles of 4 blocks, of an
+# Of the shallow FOVEA: one block; two by three; several tiles of 4 blocks, of an
 # odd number and some pixels that make none.
-_SIZES = [(1, 110, 110), (2, 118, 126), (1, 153, 203)]
+_SIZES = [(1, 18, 18), (2, 26, 34), (1, 61, 111)]
 _FRESH = """
 import sys
 import numpy as np, tensorflow as tf
@@ -36,7 +36,7 @@ for name, stacks in np.load(sys.argv[2]).items():
 described = model.signatures['describe']()
 found |= {f'describe/{n}': np.asarray(v.numpy()) for n, v in described.items()}
 try:
-  model.signatures['predict'](transmission=tf.zeros([1, 110, 109, 3]))
+  model.signatures['predict'](transmission=tf.zeros([1, 18, 17, 3]))
 except tf.errors.InvalidArgumentError as e:
   found['too small'] = np.array(str(e))
 assert not any(name.split('.')[0] == 'isl' for name in sys.modules)
@@ -83,6 +83,13 @@ def _assert_same(found, checkpoint, stacks, tolerance):
             assert value.shape == close.shape and close.mean() >= share, (name, label, kind)
 
 
+@pytest.fixture(scope='module', autouse=True)
+def shallow():
+  with pytest.MonkeyPatch.context() as monkeypatch:
+    make_fovea_shallow(monkeypatch)
+    yield
+
+
 @pytest.fixture(scope='module')
 def checkpoint(tmp_path_factory):
   folder = tmp_path_factory.mktemp('checkpoint')
@@ -122,15 +129,15 @@ class TestSavedModel:
       'statistics': [kind.encode() for kind in _STATISTICS],
       'input_channels': [b'TRANSMISSION'],
       'z_positions': [0, 0.5, 1],
-      'patch': 110,
+      'patch': SHALLOW.patch,
       'output': 8,
-      'margin': 51,
+      'margin': SHALLOW.margin,
       'global_step': 1000,
       'model': b'FOVEA',
     }
 
   def test_says_what_is_too_small(self, found):
-    text = 'transmission must have at least 110 rows and columns, got the shape'
+    text = 'transmission must have at least 18 rows and columns, got the shape'
     assert text in str(found['too small'])
 
   def test_saved_model_cli(self, folder, tmp_path):
@@ -157,7 +164,10 @@ class TestSavedModel:
 
 @pytest.mark.parametrize(
   ('model', 'base_depth', 'sizes'),
-  [('FOVEA', 8, _SIZES), ('CONCORDANCE', 6, [(1, 250, 250), (1, 267, 274)])],
+  [
+    ('FOVEA', 8, _SIZES),
+    pytest.param('CONCORDANCE', 6, [(1, 250, 250), (1, 267, 274)], marks=pytest.mark.soak),
+  ],
 )
 def test_onnx_equals_inference(model, base_depth, sizes, tmp_path):
   random_checkpoint.write_random_checkpoint(

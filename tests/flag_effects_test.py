@@ -37,7 +37,7 @@ _WELLS = ('A1', 'A2', 'A3', 'A4', 'B1', 'B2', 'B3', 'B4')
 
 @pytest.fixture(scope='module', autouse=True)
 def shallow():
-  """FOVEA with patches of 36 pixels."""
+  """FOVEA with patches of 18 pixels."""
   with pytest.MonkeyPatch.context() as monkeypatch:
     make_fovea_shallow(monkeypatch)
     yield
@@ -153,9 +153,9 @@ def test_capacity_and_threads_of_shards(shards, monkeypatch):
 
 
 class _Infer(InferSetting):
-  """Fields of view of 4 x 6 blocks of patches of 36 pixels."""
+  """Fields of view of 4 x 6 blocks of patches of 18 pixels."""
 
-  rows, columns = 36 + 3 * 8, 36 + 5 * 8
+  rows, columns = 18 + 3 * 8, 18 + 5 * 8
 
 
 @pytest.fixture(scope='module')
@@ -167,9 +167,9 @@ def infer(tmp_path_factory):
   ('flag', 'shapes'),
   [
     # At most 3 blocks: the four rows of blocks are in tiles of two, the six columns of three.
-    ('--infer_size=3', {(1, 36 + 1 * 8, 36 + 2 * 8)}),
-    ('--infer_size=16', {(1, 36 + 3 * 8, 36 + 5 * 8)}),
-    ('--infer_method=PATCHES', {(field_labeling.PATCHES_AT_ONCE, 36, 36)}),
+    ('--infer_size=3', {(1, 18 + 1 * 8, 18 + 2 * 8)}),
+    ('--infer_size=16', {(1, 18 + 3 * 8, 18 + 5 * 8)}),
+    ('--infer_method=PATCHES', {(field_labeling.PATCHES_AT_ONCE, 18, 18)}),
   ],
 )
 def test_what_is_computed_at_once(infer, flag, shapes, monkeypatch):

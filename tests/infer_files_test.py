@@ -20,17 +20,20 @@ from tests.support.program import (
   InferSetting,
   files_in,
   image_name,
+  make_fovea_shallow,
   panel_boxes,
   run_in_process,
   write_field,
 )
 
-_SIZE = InferSetting.size
+_SIZE, _MARGIN = InferSetting.size, InferSetting.margin
 
 
 @pytest.fixture(scope='module')
 def setting(tmp_path_factory):
-  return InferSetting(launch.run, tmp_path_factory)
+  with pytest.MonkeyPatch.context() as monkeypatch:
+    make_fovea_shallow(monkeypatch)
+    yield InferSetting(launch.run, tmp_path_factory)
 
 
 @pytest.mark.parametrize('panel', ['TARGET', 'INPUT'])
@@ -62,7 +65,9 @@ def test_8_bit_images_are_read(setting):
   )
   run = setting.run('--infer_channel_whitelist=DAPI_CONFOCAL', images=images)
   name = image_name('A4', MAXPROJECT, 'DAPI_CONFOCAL', dialect=PUBLISHED)
-  truth = png_io.read_png(images / name)[51 : 51 + _SIZE[0], 51 : 51 + _SIZE[1]].astype(int) * 257
+  truth = (
+    png_io.read_png(images / name)[*(slice(_MARGIN, _MARGIN + n) for n in _SIZE)].astype(int) * 257
+  )
   _, drawn, _ = panel_boxes(run.panel('target'), 3)
   assert np.abs(drawn - truth[..., np.newaxis]).max() <= 1
   assert run.prediction(field, 'DAPI_CONFOCAL').shape == _SIZE
@@ -70,9 +75,9 @@ def test_8_bit_images_are_read(setting):
 
 def test_several_fields_of_view(setting):
   images = setting.new_folder()
-  fields = write_field(images, rows=126, columns=118, wells=('B2', 'A1'))
+  fields = write_field(images, rows=34, columns=26, wells=('B2', 'A1'))
   # The next is of another size, which needs a network for other tiles.
-  fields += write_field(images, rows=110, columns=126, wells=('C3',), channels=())
+  fields += write_field(images, rows=18, columns=34, wells=('C3',), channels=())
   run = setting.run('--infer_channel_whitelist=DAPI_CONFOCAL,MAP2_CONFOCAL', images=images)
   assert [record['field'] for record in run.record['fields']] == sorted(fields)
   sizes = dict(zip(fields, [[24, 16], [24, 16], [8, 24]], strict=True))
@@ -126,7 +131,7 @@ def test_evaluation_of_the_training_set(setting):
 def test_second_run_replaces_the_files_of_the_first(setting):
   base = setting.new_folder()
   whitelist = '--infer_channel_whitelist=DAPI_CONFOCAL'
-  first = setting.run('--stitch_crop_size=110', whitelist, base=base)
+  first = setting.run('--stitch_crop_size=18', whitelist, base=base)
   files = files_in(first.folder)
   second = setting.run(whitelist, base=base)
   assert files_in(second.folder) == files

@@ -13,7 +13,13 @@ import zarr
 from isl import launch
 from isl.core.statistic import PICTURE_STATISTICS
 from tests.support.microscope import write_ome_tiff
-from tests.support.program import InferSetting, files_in, original_fields, run_in_process
+from tests.support.program import (
+  InferSetting,
+  files_in,
+  make_fovea_shallow,
+  original_fields,
+  run_in_process,
+)
 
 _SIZE = InferSetting.size
 _LABELS = ('MAP2_CONFOCAL', 'DAPI_CONFOCAL')
@@ -25,14 +31,16 @@ _STATISTICS = f'--infer_statistics={",".join(_NAMES)}'
 _NO_PANELS = '--infer_panels='
 # (row, column) in micrometres: of pixels, and of the first one that is predicted.
 _PIXEL_SIZE = (0.5, 0.25)
-_BEGIN = (51 * 0.5, 51 * 0.25)
+_BEGIN = (InferSetting.margin * 0.5, InferSetting.margin * 0.25)
 _FIELD = 'well-B7'
 _VALUES = np.arange(256) / 255
 
 
 @pytest.fixture(scope='module')
 def setting(tmp_path_factory):
-  return InferSetting(launch.run, tmp_path_factory)
+  with pytest.MonkeyPatch.context() as monkeypatch:
+    make_fovea_shallow(monkeypatch)
+    yield InferSetting(launch.run, tmp_path_factory)
 
 
 @pytest.fixture(scope='module')
@@ -217,7 +225,7 @@ def test_second_run_replaces_the_first(setting, name):
   base = setting.new_folder()
   label = '--infer_channel_whitelist=DAPI_CONFOCAL'
   flags = (label, f'--prediction_format={name}', _NO_PANELS)
-  first = setting.run('--stitch_crop_size=118', '--infer_statistics=MEAN,MODE', *flags, base=base)
+  first = setting.run('--stitch_crop_size=26', '--infer_statistics=MEAN,MODE', *flags, base=base)
   names = {path.name for path in first.folder.iterdir()}
   second = setting.run('--infer_statistics=MEDIAN', *flags, base=base)
   assert {path.name for path in second.folder.iterdir()} == names

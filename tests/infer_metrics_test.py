@@ -17,7 +17,13 @@ from skimage import metrics as skimage_metrics
 from isl import launch
 from isl.images import png_io
 from isl.report import metrics
-from tests.support.program import REPOSITORY, InferRun, InferSetting, run_in_process
+from tests.support.program import (
+  REPOSITORY,
+  InferRun,
+  InferSetting,
+  make_fovea_shallow,
+  run_in_process,
+)
 
 _IMAGES = REPOSITORY / 'data_sample' / 'synthetic_evaluation'
 # In the order of the predictions; of the last one there is no truth.
@@ -227,8 +233,9 @@ def test_report_shows_each_label(run):
       assert f'{float(row[name]):.4f}' in page, name
 
 
-def test_constant_label_has_no_correlation(tmp_path_factory):
+def test_constant_label_has_no_correlation(tmp_path_factory, monkeypatch):
   """And JSON no word for that."""
+  make_fovea_shallow(monkeypatch)
   setting = InferSetting(launch.run, tmp_path_factory)
   images = setting.new_folder()
   for path in setting.images.iterdir():

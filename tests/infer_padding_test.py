@@ -21,6 +21,7 @@ from tests.support.program import (
   InferRun,
   InferSetting,
   image_name,
+  make_fovea_shallow,
   panel_boxes,
   run_in_process,
   write_field,
@@ -32,15 +33,17 @@ _NAMES = [s.name for s in PICTURE_STATISTICS]
 _ALL_STATISTICS = f'--infer_statistics={",".join(_NAMES)}'
 _FLOATS = '--prediction_format=OME_TIFF'
 _NO_PANELS = '--infer_panels='
-# FOVEA: what an unpadded prediction lacks; how far in front of the crop a padded grid begins.
-_MARGIN, _PAD = 51, 64
+# What an unpadded prediction lacks; how far in front of the crop a padded grid begins.
+_MARGIN, _PAD = InferSetting.margin, 16
 _ROWS, _COLUMNS = InferSetting.rows, InferSetting.columns
 _INTERIOR = tuple(slice(_MARGIN, _MARGIN + n) for n in InferSetting.size)
 
 
 @pytest.fixture(scope='module')
 def setting(tmp_path_factory):
-  return InferSetting(launch.run, tmp_path_factory)
+  with pytest.MonkeyPatch.context() as monkeypatch:
+    make_fovea_shallow(monkeypatch)
+    yield InferSetting(launch.run, tmp_path_factory)
 
 
 @pytest.fixture(scope='module')
@@ -126,11 +129,11 @@ def test_tiles_of_another_shape(in_small_tiles, unpadded, reflected):
 
 
 def test_reflected_is_the_prediction_of_images_padded_by_numpy(setting, reflected):
-  """Registration, all around: what lies over pixel (r, c) lies over (r + 64, c + 64) of these."""
-  images = _changed(setting, lambda image: np.pad(image, (_PAD, _MARGIN), mode='reflect'))
+  """Registration, all around: what lies over pixel (r, c) lies over (r + 16, c + 16) of these."""
+  images = _changed(setting, lambda image: np.pad(image, (_PAD, _MARGIN + 7), mode='reflect'))
   run = setting.run(_WHITELIST, _ALL_STATISTICS, _FLOATS, _NO_PANELS, images=images)
   whole = _floats(run)
-  assert whole.shape[1:] == (152, 168)  # Whole blocks of 8 from _MARGIN on.
+  assert whole.shape[1:] == (64, 80)  # Whole blocks of 8 from _MARGIN on.
   begin = _PAD - _MARGIN
   expected = whole[:, begin : begin + _ROWS, begin : begin + _COLUMNS]
   _assert_same_but_for_rounding(_floats(reflected), expected)
@@ -237,6 +240,7 @@ def test_crop_is_what_is_padded(setting, light):
   np.testing.assert_array_equal(of_crop, alone)
 
 
+@pytest.mark.soak
 def test_concordance(tmp_path):
   """Margin 121, 128 pixels in front of the crop, of which 7 are cut; 2 x 3 blocks unpadded."""
   checkpoint, images = tmp_path / 'checkpoint', tmp_path / 'images'

@@ -18,6 +18,7 @@ from tests.support.program import (
   field_name,
   files_in,
   image_name,
+  make_fovea_shallow,
   run_in_process,
   write_field,
 )
@@ -30,14 +31,16 @@ _FLAGS = (f'--infer_channel_whitelist={_LABEL}', '--infer_panels=TARGET')
 
 @pytest.fixture(scope='module')
 def setting(tmp_path_factory):
-  return InferSetting(launch.run, tmp_path_factory)
+  with pytest.MonkeyPatch.context() as monkeypatch:
+    make_fovea_shallow(monkeypatch)
+    yield InferSetting(launch.run, tmp_path_factory)
 
 
 @pytest.fixture(scope='module')
 def original(setting):
   """Three fields of view, of a few blocks each."""
   folder = setting.new_folder()
-  write_field(folder, rows=112, columns=119, wells=_WELLS, channels=[_LABEL])
+  write_field(folder, rows=20, columns=27, wells=_WELLS, channels=[_LABEL])
   return folder
 
 

@@ -12,9 +12,22 @@ from isl.core.channels import MAXPROJECT, ImageKey
 from isl.images import png_folders, png_io
 from isl.programs import bare_checkpoint, random_checkpoint
 from tests.support.microscope import write_manifest, write_ome_tiff, write_ome_zarr
-from tests.support.program import InferRun, run_in_process, shared_path, write_field
+from tests.support.program import (
+  InferRun,
+  make_fovea_shallow,
+  run_in_process,
+  shared_path,
+  write_field,
+)
 
 _SOURCES = ('OME_TIFF', 'OME_ZARR', 'MANIFEST', 'MANIFEST_OF_FILES')
+
+
+@pytest.fixture(scope='module', autouse=True)
+def shallow():
+  with pytest.MonkeyPatch.context() as monkeypatch:
+    make_fovea_shallow(monkeypatch)
+    yield
 
 
 def _labeled(base, checkpoint, images, *flags):
@@ -72,7 +85,7 @@ def sample(tmp_path_factory):
   checkpoint = tmp_path / 'checkpoint'
   random_checkpoint.write_random_checkpoint(checkpoint, model='FOVEA', base_depth=5, num_z_values=3)
   flags = (
-    '--stitch_crop_size=270',
+    '--stitch_crop_size=178',
     '--infer_panels=',
     '--infer_statistics=MEDIAN,MEAN,QUANTILE_5',
     '--infer_channel_whitelist=DAPI_CONFOCAL,MAP2_CONFOCAL,NFH_CONFOCAL',
@@ -96,7 +109,7 @@ def test_input_range_is_that_of_images_stretched_beforehand(tmp_path):
   """By a factor that takes 8-bit images to 16-bit ones without rounding."""
   checkpoint, images, stretched = (tmp_path / n for n in ('checkpoint', 'images', 'stretched'))
   random_checkpoint.write_random_checkpoint(checkpoint, model='FOVEA', base_depth=5, num_z_values=2)
-  write_field(images, rows=118, columns=126, depths=2, bits=8)
+  write_field(images, rows=26, columns=34, depths=2, bits=8)
   stretched.mkdir()
   for path in images.iterdir():
     image = png_io.read_png(path)
@@ -124,7 +137,7 @@ def test_network_of_other_channels_labels_a_microscopes_file(tmp_path):
     target_channels=['RFP', 'GFP'],
     input_channels=['TRANSMISSION', 'POLARIZATION'],
   )
-  write_field(images, rows=118, columns=126, further_inputs=['POLARIZATION'], channels=['GFP'])
+  write_field(images, rows=26, columns=34, further_inputs=['POLARIZATION'], channels=['GFP'])
   (field,) = png_folders.find_png_fields(images)
   path = write_ome_zarr(tmp_path / 'field.ome.zarr', field)
   bare_checkpoint.copy_bare(checkpoint, tmp_path / 'bare')
@@ -152,7 +165,7 @@ def test_missing_input_channel_is_one_line(tmp_path):
   random_checkpoint.write_random_checkpoint(
     checkpoint, model='FOVEA', base_depth=5, num_z_values=2, input_channels=['POLARIZATION']
   )
-  write_field(images, rows=118, columns=126)
+  write_field(images, rows=26, columns=34)
   outcome = run_in_process(
     launch.run,
     '--mode=EVAL_EVAL',

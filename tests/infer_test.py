@@ -19,6 +19,7 @@ from isl.core.statistic import PICTURE_STATISTICS, Statistic
 from isl.data import data_provider
 from isl.images import png_io
 from isl.inference.controller import HeadGroup, Labeler
+from isl.models import networks
 from isl.programs import random_checkpoint
 from isl.report import metrics
 from tests.support.program import (
@@ -26,13 +27,15 @@ from tests.support.program import (
   InferSetting,
   files_in,
   image_name,
+  make_concordance_shallow,
+  make_fovea_shallow,
   original_fields,
   panel_boxes,
   run_in_process,
   write_field,
 )
 
-_SIZE = InferSetting.size
+_SIZE, _MARGIN = InferSetting.size, InferSetting.margin
 _CHANNELS = InferSetting.channels
 _COMPUTED = tuple(dict.fromkeys((*PICTURE_STATISTICS, *metrics.NEEDED)))
 _BY_EQUAL_PIXELS = ('MODE', 'MEDIAN')
@@ -42,7 +45,9 @@ _ALL_STATISTICS = f'--infer_statistics={",".join(s.name for s in PICTURE_STATIST
 
 @pytest.fixture(scope='module')
 def setting(tmp_path_factory):
-  return InferSetting(launch.run, tmp_path_factory)
+  with pytest.MonkeyPatch.context() as monkeypatch:
+    make_fovea_shallow(monkeypatch)
+    yield InferSetting(launch.run, tmp_path_factory)
 
 
 @pytest.fixture(scope='module')
@@ -62,7 +67,7 @@ def labeled(setting):
   checkpoint = Checkpoint(setting.checkpoint / 'model.ckpt-1000')
   plan = checkpoint.describe().plan()
   rows, columns = (slice(0, plan.spec.geometry.input_size(n // 8)) for n in _SIZE)
-  output = [slice(51, 51 + n) for n in _SIZE]
+  output = [slice(_MARGIN, _MARGIN + n) for n in _SIZE]
   truth = data_provider.target_crop(field_of_view, target_stack(), *output)[:, :, 0, :, 0]
   labeler = Labeler(
     plan,
@@ -149,7 +154,7 @@ def test_run_is_on_record(setting, whole):
   assert field['field'] == setting.field
   assert field['image_size'] == [setting.rows, setting.columns]
   assert field['output_size'] == list(_SIZE)
-  assert field['output_offset'] == [51, 51]
+  assert field['output_offset'] == [_MARGIN, _MARGIN]
 
 
 def _truth(setting, run, channel, images=None):
@@ -220,7 +225,7 @@ def test_patch_by_patch_is_the_same(setting, whole):
 
 @pytest.mark.parametrize(
   ('crop', 'size'),
-  [(110, (8, 8)), (125, (16, 16)), (1500, _SIZE), (0, _SIZE)],
+  [(18, (8, 8)), (33, (16, 16)), (1500, _SIZE), (0, _SIZE)],
 )
 def test_crop_is_at_the_top_left_and_clipped(setting, whole, crop, size):
   whitelist = '--infer_channel_whitelist=DAPI_CONFOCAL'
@@ -229,7 +234,7 @@ def test_crop_is_at_the_top_left_and_clipped(setting, whole, crop, size):
   )
   (record,) = run.record['fields']
   assert record['output_size'] == list(size)
-  assert record['output_offset'] == [51, 51]
+  assert record['output_offset'] == [_MARGIN, _MARGIN]
   _assert_same_predictions(setting.field, run, whole, size, ['DAPI_CONFOCAL'])
   assert run.prediction(setting.field, 'DAPI_CONFOCAL').shape == size
   assert int(run.metrics[0]['pixels']) == math.prod(size)
@@ -259,7 +264,9 @@ def test_input_panel_has_the_stack_that_the_network_reads(setting, whole):
   # The network's positions 0, 0.5 and 1 in a stack of 5 depths.
   for strip, depth in zip(np.split(panel, 3), (0, 2, 4), strict=True):
     path = setting.images / image_name('A4', depth, 'PHASE_CONTRAST')
-    truth = png_io.read_png(path)[51 : 51 + _SIZE[0], 51 : 51 + _SIZE[1], np.newaxis].astype(int)
+    truth = png_io.read_png(path)[*(slice(_MARGIN, _MARGIN + n) for n in _SIZE), np.newaxis].astype(
+      int
+    )
     boxes = panel_boxes(strip, 12)
     assert np.abs(boxes[4] - truth).max() <= 1
     assert (boxes[11] == 65535).all()
@@ -295,11 +302,16 @@ def test_label_without_ground_truth_is_predicted_all_the_same(setting, whole):
   assert [row['channel'] for row in run.metrics] == ['DAPI_CONFOCAL']
 
 
-def test_concordance_by_both_methods(tmp_path):
-  """2 x 3 blocks of patches of 250 pixels."""
+@pytest.mark.parametrize('is_shallow', [True, pytest.param(False, marks=pytest.mark.soak)])
+def test_concordance_by_both_methods(tmp_path, monkeypatch, is_shallow):
+  """2 x 3 blocks of patches of 250 pixels, or of shallow ones."""
+  if is_shallow:
+    make_concordance_shallow(monkeypatch)
+  geometry = networks.NETWORKS['CONCORDANCE'].geometry
   checkpoint, images = tmp_path / 'checkpoint', tmp_path / 'images'
   random_checkpoint.write_random_checkpoint(checkpoint, base_depth=5, num_z_values=2)
-  (field,) = write_field(images, rows=258, columns=270, bits=8)
+  rows, columns = geometry.input_size(2), geometry.input_size(3) + 4
+  (field,) = write_field(images, rows=rows, columns=columns, bits=8)
   runs = []
   for method in ('DENSE', 'PATCHES'):
     outcome = run_in_process(
@@ -319,4 +331,4 @@ def test_concordance_by_both_methods(tmp_path):
     runs.append(InferRun(tmp_path / method / 'eval_eval_infer' / '00001000', outcome))
   _assert_same_predictions(field, runs[0], runs[1], size=(16, 24))
   (record,) = runs[0].record['fields']
-  assert (record['output_size'], record['output_offset']) == ([16, 24], [121, 121])
+  assert (record['output_size'], record['output_offset']) == ([16, 24], [geometry.margin] * 2)

@@ -8,7 +8,15 @@ import subprocess
 import pytest
 
 from isl import launch
-from tests.support.program import InferSetting, files_in, finish, python_process, run_in_process
+from tests.support.program import (
+  MAKE_FOVEA_SHALLOW,
+  InferSetting,
+  files_in,
+  make_fovea_shallow,
+  python_process,
+  run_in_process,
+  small_disk,
+)
 
 # A label alone keeps the runs short.
 _DAPI = '--infer_channel_whitelist=DAPI_CONFOCAL'
@@ -18,7 +26,9 @@ _PREDICTION, _PANEL = 'predictions', 'error_panel'
 
 @pytest.fixture(scope='module')
 def setting(tmp_path_factory):
-  return InferSetting(launch.run, tmp_path_factory)
+  with pytest.MonkeyPatch.context() as monkeypatch:
+    make_fovea_shallow(monkeypatch)
+    yield InferSetting(launch.run, tmp_path_factory)
 
 
 @pytest.fixture(scope='module')
@@ -35,16 +45,9 @@ def _sizes(run):
 def test_file_that_grows_too_large(setting, finished, tmp_path, first_missing):
   """As on a full disk: the system refuses to write on."""
   limit = min(size for name, size in _sizes(finished).items() if first_missing in name) - 1
-  code = """if True:
-    import resource, sys
-    from isl import launch
-    limit = int(sys.argv.pop(1))
-    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-    launch.run()
-  """
   base = tmp_path / 'base'
-  process = python_process(code, limit, *setting.flags(base), _DAPI)
-  line = finish(process).error
+  with small_disk(limit):
+    line = run_in_process(launch.run, *setting.flags(base), _DAPI).error
   assert 'File too large' in line
   assert first_missing in line
   assert str(base) in line
@@ -73,18 +76,18 @@ def test_disk_that_is_full(setting, finished, tmp_path):
 
 
 def test_kill_while_the_panel_is_written(setting, finished, tmp_path):
-  code = """if True:
-    import sys
-    from isl import launch
-    from isl.report import visualize
-    bands = visualize.bands
-    def stopping_bands(*arguments):
-      for band in bands(*arguments):
-        yield band
-        print('drawing', flush=True)
-        sys.stdin.read()
-    visualize.bands = stopping_bands
-    launch.run()
+  code = f"""{MAKE_FOVEA_SHALLOW}
+  import sys
+  from isl import launch
+  from isl.report import visualize
+  bands = visualize.bands
+  def stopping_bands(*arguments):
+    for band in bands(*arguments):
+      yield band
+      print('drawing', flush=True)
+      sys.stdin.read()
+  visualize.bands = stopping_bands
+  launch.run()
   """
   base = tmp_path / 'base'
   process = python_process(code, *setting.flags(base), _DAPI)
@@ -105,7 +108,7 @@ def test_kill_while_the_panel_is_written(setting, finished, tmp_path):
     assert (folder / name).read_bytes() == (finished.folder / name).read_bytes()
 
 
-_KILLED_AT = """if True:
+_KILLED_AT = f"""{MAKE_FOVEA_SHALLOW}
   import os, pathlib, signal, sys
   from isl import launch
   wanted, renames = int(sys.argv.pop(1)), 0

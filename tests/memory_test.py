@@ -97,13 +97,14 @@ def test_growth_is_small(tmp_path, monkeypatch):
   make_fovea_shallow(monkeypatch)
   checkpoint = tmp_path / 'checkpoint'
   random_checkpoint.write_random_checkpoint(checkpoint, model='FOVEA', base_depth=5, num_z_values=2)
-  # Of 13 x 13 blocks, and of 36 x 36.
-  images = [tmp_path / str(side) for side in (132, 324)]
+  # Of 15 x 15 blocks, and of 36 x 36.
+  images = [tmp_path / str(side) for side in (132, 298)]
   for folder in images:
     side = int(folder.name)
     write_field(folder, rows=side, columns=side, depths=2)
   # Tiles of one size, whatever the field of view's.
-  assert _growth_mb(tmp_path, checkpoint, images, '--infer_size=8') < 60
+  flags = ('--infer_size=8', '--infer_channel_whitelist=DAPI_CONFOCAL,MAP2_CONFOCAL')
+  assert _growth_mb(tmp_path, checkpoint, images, *flags) < 60
 
 
 def _write_fields(tmp_path, sides, depths):
@@ -127,9 +128,9 @@ def _write_fields(tmp_path, sides, depths):
 
 
 def test_growth_is_smaller_to_zarr(tmp_path, monkeypatch):
-  """From 8 x 8 blocks to 65 x 65, of which the logits would take 277 MB."""
+  """From 8 x 8 blocks to 48 x 48, of which the logits would take 151 MB."""
   make_fovea_shallow(monkeypatch)
-  checkpoint, fields = _write_fields(tmp_path, (92, 548), depths=2)
+  checkpoint, fields = _write_fields(tmp_path, (74, 394), depths=2)
   images = [field['OME_ZARR'] for field in fields]
   assert _growth_mb(tmp_path, checkpoint, images, *_TO_ZARR) < 60
 

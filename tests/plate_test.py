@@ -12,18 +12,24 @@ import pytest
 
 from isl import launch
 from isl.programs import random_checkpoint
-from tests.support.program import files_in, finish, python_process, write_field
+from tests.support.program import (
+  RUN_SHALLOW,
+  files_in,
+  finish,
+  make_fovea_shallow,
+  python_process,
+  run_in_process,
+  write_field,
+)
 
-_RUN = r"""if True:
-  import importlib, sys
-  importlib.import_module(sys.argv.pop(1)).run()
-"""
+
+@pytest.fixture(autouse=True)
+def shallow(monkeypatch):
+  make_fovea_shallow(monkeypatch)
 
 
-def _start(tmp_path, *flags):
-  return python_process(
-    _RUN,
-    launch.__name__,
+def _flags(tmp_path, *flags):
+  return [
     '--mode=EVAL_EVAL',
     '--metric=INFER_FULL',
     '--read_pngs',
@@ -32,7 +38,11 @@ def _start(tmp_path, *flags):
     f'--base_directory={tmp_path / "base"}',
     '--infer_statistics=MEDIAN,QUANTILE_5',
     *flags,
-  )
+  ]
+
+
+def _start(tmp_path, *flags):
+  return python_process(RUN_SHALLOW, *_flags(tmp_path, *flags))
 
 
 def _make_plate(tmp_path, num_fields):
@@ -46,15 +56,20 @@ def _make_plate(tmp_path, num_fields):
   wells = [f'{row}{column}' for row in 'ABCD' for column in range(1, 7)][:num_fields]
   return write_field(
     tmp_path / 'images',
-    rows=142,
-    columns=150,
+    rows=50,
+    columns=58,
     depths=2,
     wells=wells,
     channels=['DAPI_CONFOCAL'],
   )
 
 
-def _kill_until_done(tmp_path, fields, seconds, *flags, most_kills=100):
+def _begun(outcome):
+  """The fields of view that a run has begun, or found to be done."""
+  return re.findall(r'\] Field \d+ of \d+: (.+)', outcome.stderr)
+
+
+def _kill_until_done(tmp_path, fields, seconds, *flags):
   """Runs until a run ends by itself; counts how often each field of view is computed.
 
   Args:
@@ -62,24 +77,21 @@ def _kill_until_done(tmp_path, fields, seconds, *flags, most_kills=100):
     fields: their names.
     seconds: () -> how long the next run may take.
     *flags: more of the command line.
-    most_kills: after so many the run is left alone.
 
   Returns:
     (the last run's outcome, how often each field was begun, the number of kills).
   """
   folder = tmp_path / 'base' / 'eval_eval_infer' / '00001000'
   begun: collections.Counter[str] = collections.Counter()
-  for kills in range(most_kills + 1):
+  for kills in range(100):
     done = {field for field in fields if (folder / field / 'field.json').exists()}
     process = _start(tmp_path, *flags)
-    if kills < most_kills:
-      # What it logs in the meantime fits into the pipe.
-      with contextlib.suppress(subprocess.TimeoutExpired):
-        process.wait(seconds())
-      process.kill()
+    # What it logs in the meantime fits into the pipe.
+    with contextlib.suppress(subprocess.TimeoutExpired):
+      process.wait(seconds())
+    process.kill()
     outcome = finish(process)
-    named = re.findall(r'\] Field \d+ of \d+: (.+)', outcome.stderr)
-    begun.update(field for field in named if field not in done)
+    begun.update(field for field in _begun(outcome) if field not in done)
     if outcome.status == 0:
       return outcome, begun, kills
     assert outcome.status == -9, outcome.stderr
@@ -90,9 +102,8 @@ def _assert_complete(tmp_path, fields, prediction_format):
   """Every file that a run without kills writes is there, with the same contents."""
   killed = tmp_path / 'base' / 'eval_eval_infer' / '00001000'
   whole = tmp_path / 'whole'
-  outcome = finish(
-    _start(tmp_path, f'--prediction_format={prediction_format}', f'--base_directory={whole}')
-  )
+  flags = [f'--prediction_format={prediction_format}', f'--base_directory={whole}']
+  outcome = run_in_process(launch.run, *_flags(tmp_path, *flags))
   assert outcome.status == 0, outcome.stderr
   folder = whole / 'eval_eval_infer' / '00001000'
   assert files_in(killed) == files_in(folder)
@@ -133,9 +144,9 @@ def test_a_few_fields_and_one_kill(tmp_path):
   finish(process)
   assert first.exists()
   written = first.stat().st_mtime_ns
-  outcome, begun, kills = _kill_until_done(tmp_path, fields, lambda: 0, most_kills=0)
-  assert kills == 0
-  assert sorted(fields)[0] not in begun
+  outcome = run_in_process(launch.run, *_flags(tmp_path))
+  assert outcome.status == 0, outcome.stderr
+  assert set(_begun(outcome)) == set(sorted(fields)[1:])
   assert first.stat().st_mtime_ns == written
   assert 'Field 1 of 3 is done already' in outcome.stderr
   _assert_complete(tmp_path, fields, 'PNG')

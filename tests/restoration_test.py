@@ -16,7 +16,12 @@ from isl.core.channels import target_stack
 from isl.models import fovea, networks, plan
 from isl.programs import random_checkpoint
 from isl.training.start import find_start
-from tests.support.program import TrainSetting, make_fovea_shallow, write_field
+from tests.support.program import (
+  TrainSetting,
+  make_concordance_shallow,
+  make_fovea_shallow,
+  write_field,
+)
 
 _SEED = '--random_seed=5'
 _ONE_STEP = '--number_of_steps=1'
@@ -147,19 +152,20 @@ def test_heads_that_the_checkpoint_lacks_start_fresh(setting):
   )
 
 
-def test_other_depths_of_concordance(setting, tmp_path):
+def test_other_depths_of_concordance(setting, tmp_path, monkeypatch):
   """Only the projection depends on them, and heads are of positions: 0 and 1 are in both."""
+  make_concordance_shallow(monkeypatch)
   prefix = random_checkpoint.write_random_checkpoint(
     tmp_path / 'checkpoint', base_depth=5, num_z_values=2
   )
-  write_field(tmp_path / 'images', rows=250, columns=250)
+  write_field(tmp_path / 'images', rows=30, columns=30)
   run = _restored(
     setting,
     prefix,
     '--norestore_inputs',
     '--num_z_values=3',
     f'--dataset_train_directory={tmp_path / "images"}',
-    '--loss_crop_size=250',
+    '--loss_crop_size=30',
     '--preprocess_batch_size=1',
   )
   middle = 'head/0.5/TRANSMISSION/residual_v2_conv'

@@ -15,17 +15,17 @@ from isl.core.channels import TARGET_CHANNELS
 from isl.report import visualize
 from isl.report.visualize import Layout
 from tests.support.browser import chromium
-from tests.support.program import make_fovea_shallow, run_in_process, write_field
+from tests.support.program import SHALLOW, make_fovea_shallow, run_in_process, write_field
 
 # Of the checkpoints that are evaluated; each start of the training writes summaries once, after its
 # second step.
 _EVALUATED = (2, 4, 7)
 _TRAINED = (2, 4, 6)
-# 4 x 6 outputs of 8 pixels: the shallow FOVEA's patches have 36.
-_ROWS, _COLUMNS = 65, 81
+# 4 x 6 outputs of 8 pixels, and some more.
+_ROWS, _COLUMNS = 47, 63
 _SIZE = (32, 48)
 _NUM_Z_VALUES = 3
-_CROP, _PATCH, _BATCH = 60, 36, 2
+_CROP, _PATCH, _BATCH = 42, SHALLOW.patch, 2
 # Loading TensorFlow takes TensorBoard long on a busy machine.
 _SECONDS = 120
 

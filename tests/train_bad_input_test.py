@@ -17,6 +17,7 @@ from isl.core.channels import MAXPROJECT
 from isl.images import png_io
 from isl.programs import random_checkpoint
 from tests.support.program import (
+  RUN_SHALLOW,
   TrainSetting,
   files_in,
   finish,
@@ -238,5 +239,5 @@ def test_constant_channel_to_stretch(error, images):
 def test_process_says_no_more_than_that(setting, tmp_path):
   """Native code, which the other tests don't hear, included."""
   flags = [*setting.flags(tmp_path), *setting.network, '--learning_rate=1e30']
-  process = python_process('from isl import launch; launch.run()', *flags)
+  process = python_process(RUN_SHALLOW, *flags)
   assert 'is not finite at step' in finish(process).error

@@ -11,11 +11,13 @@ from isl import launch
 from isl.checkpoints.checkpoint import find_newest
 from isl.programs import random_checkpoint
 from tests.support.program import (
+  SHALLOW,
   InferRun,
   TrainRun,
   TrainSetting,
   event_picture,
   events,
+  make_concordance_shallow,
   make_fovea_shallow,
   run_in_process,
   write_field,
@@ -33,7 +35,7 @@ _TRAIN = (
   ' --metric LOSS --master "" --restore_directory $(pwd)/checkpoints --read_pngs'
   ' --dataset_train_directory $(pwd)/data_sample/condition_e_sample_B2'
 )
-_FEW = ' --number_of_steps 2 --loss_crop_size 250 --preprocess_batch_size 1 --learning_rate 1e-3'
+_FEW = ' --number_of_steps 2 --loss_crop_size 18 --preprocess_batch_size 1 --learning_rate 1e-3'
 _CHANNELS = ('DAPI_CONFOCAL', 'MAP2_CONFOCAL', 'NFH_CONFOCAL')
 
 
@@ -41,19 +43,25 @@ _CHANNELS = ('DAPI_CONFOCAL', 'MAP2_CONFOCAL', 'NFH_CONFOCAL')
 def work(tmp_path_factory):
   """Where the user stands: folders as the commands name them, with a slim network."""
   folder = tmp_path_factory.mktemp('work')
+  with pytest.MonkeyPatch.context() as monkeypatch:
+    make_concordance_shallow(monkeypatch)
+    _write_work(folder)
+    yield folder
+
+
+def _write_work(folder):
   random_checkpoint.write_random_checkpoint(folder / 'checkpoints', base_depth=5, num_z_values=2)
   samples = folder / 'data_sample'
-  write_field(samples / 'condition_b_sample', rows=258, columns=266)
+  write_field(samples / 'condition_b_sample', rows=26, columns=34)
   write_field(
     samples / 'condition_e_sample_B2',
-    rows=250,
-    columns=260,
+    rows=18,
+    columns=28,
     transmitted_light='DIC',
     channels=('DAPI_CONFOCAL', 'CELLMASK_CONFOCAL'),
     wells=('B2',),
     seed=1,
   )
-  return folder
 
 
 def _type(work, command):
@@ -113,7 +121,7 @@ def test_every_mode_and_metric(trained, mode, metric):
     f'--metric={metric}',
     '--eval_once',
     '--metric_num_examples=4',
-    '--stitch_crop_size=60',
+    f'--stitch_crop_size={SHALLOW.input_size(4)}',
   )
   assert outcome.status == 0, outcome.stderr
   assert not outcome.error_lines, outcome.stderr
@@ -124,28 +132,28 @@ def test_every_mode_and_metric(trained, mode, metric):
     assert 0 < float(found[2, 'total_loss']) < 2
   else:
     for tag, num_heads in (('target_error_panel', 9), ('input_error_panel', 3)):
-      # (60 - 36) // 8 + 1 blocks.
       assert event_picture(found[2, tag]).shape[0] == num_heads * (4 * 8 + 8)
 
 
-@pytest.mark.parametrize('metric', ['LOSS', 'STITCH', 'INFER_FULL'])
-def test_stretched_labels_are_compared_with_stretched_ones(trained, metric):
-  """Else predictions and truth would be on different scales."""
+@pytest.fixture(scope='module')
+def stretched(trained):
+  """The BASE of a training on stretched labels."""
   setting, _ = trained
-  base = setting.new_folder()
-  setting.run(
-    *setting.network,
-    '--number_of_steps=1',
-    '--stretch_targets=NFH_CONFOCAL,DAPI_CONFOCAL',
-    base=base,
-  )
+  stretch = '--stretch_targets=NFH_CONFOCAL,DAPI_CONFOCAL'
+  return setting.run(*setting.network, '--number_of_steps=1', stretch).folder.parent
+
+
+@pytest.mark.parametrize('metric', ['LOSS', 'STITCH', 'INFER_FULL'])
+def test_stretched_labels_are_compared_with_stretched_ones(trained, stretched, metric):
+  """Else predictions and truth would be on different scales."""
+  setting, base = trained[0], stretched
   flags = [
     *setting.flags(base),
     '--mode=EVAL_TRAIN',
     f'--metric={metric}',
     '--eval_once',
     '--metric_num_examples=4',
-    '--stitch_crop_size=60',
+    f'--stitch_crop_size={SHALLOW.input_size(4)}',
     '--infer_channel_whitelist=DAPI_CONFOCAL',
   ]
   for wrong, shown in (('', 'empty'), ('DAPI_CONFOCAL', 'DAPI_CONFOCAL')):

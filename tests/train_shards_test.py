@@ -14,6 +14,7 @@ from isl.training import train
 from isl.training.graph import TrainingGraph
 from isl.training.start import find_start
 from tests.support.program import (
+  SHALLOW,
   InferRun,
   Outcome,
   TrainRun,
@@ -27,9 +28,8 @@ from tests.support.program import (
 )
 
 _CHANNELS = 'DAPI_CONFOCAL,MAP2_CONFOCAL,NFH_CONFOCAL'
-# FOVEA's.
-_MARGIN = 51
-_SIDE = 160
+_MARGIN = SHALLOW.margin
+_SIDE = 68
 
 
 class _Setting:
@@ -94,8 +94,10 @@ class _Setting:
 
 
 @pytest.fixture(scope='module')
-def setting(tmp_path_factory) -> _Setting:
-  return _Setting(tmp_path_factory)
+def setting(tmp_path_factory):
+  with pytest.MonkeyPatch.context() as monkeypatch:
+    make_fovea_shallow(monkeypatch)
+    yield _Setting(tmp_path_factory)
 
 
 def _evaluate(setting: _Setting, base: pathlib.Path, *flags: str) -> Outcome:
@@ -109,7 +111,7 @@ def _evaluate(setting: _Setting, base: pathlib.Path, *flags: str) -> Outcome:
     f'--loss_crop_size={_SIDE}',
     '--metric_num_examples=6',
     '--infer_size=4',
-    '--stitch_crop_size=126',
+    '--stitch_crop_size=34',
     *flags,
   )
 
@@ -130,9 +132,8 @@ def test_evaluated_loss_is_that_of_the_folder(setting, tmp_path):
     assert value == pytest.approx(losses[1][tag], rel=1e-5)
 
 
-def test_step_of_a_training_is_that_of_the_folder(setting, monkeypatch):
+def test_step_of_a_training_is_that_of_the_folder(setting):
   """The same patches, whose mask is 1, give the same losses and gradients."""
-  make_fovea_shallow(monkeypatch)
   flags = [
     *TrainSetting.network,
     '--mode=TRAIN',
@@ -175,9 +176,8 @@ def _experiment(arguments: list[str]):
     return command_line.make_experiment()
 
 
-def test_mask_of_the_padding_reaches_the_network(setting, monkeypatch):
+def test_mask_of_the_padding_reaches_the_network(setting):
   """A network sees whether it is dark there, or whether nothing is known."""
-  make_fovea_shallow(monkeypatch)
   experiment = _experiment(
     [
       *TrainSetting.network,
@@ -218,8 +218,7 @@ def _train(base: pathlib.Path, *flags: str) -> Outcome:
   )
 
 
-def test_training_goes_on_where_it_was(setting, tmp_path, monkeypatch):
-  make_fovea_shallow(monkeypatch)
+def test_training_goes_on_where_it_was(setting, tmp_path):
   flags = [*setting.shards(), '--tensorcheck_enable_checks', '--augment_noise_std=0.1']
   for steps in (2, 4):
     outcome = _train(tmp_path, *flags, f'--number_of_steps={steps}')
@@ -229,8 +228,7 @@ def test_training_goes_on_where_it_was(setting, tmp_path, monkeypatch):
   assert 'crops' in {tag for _, tag in events(run.folder)}
 
 
-def test_same_seed_gives_the_same_training(setting, tmp_path, monkeypatch):
-  make_fovea_shallow(monkeypatch)
+def test_same_seed_gives_the_same_training(setting, tmp_path):
   values = []
   for name in ('one', 'other'):
     outcome = _train(tmp_path / name, *setting.shards(), '--number_of_steps=2')
@@ -239,9 +237,8 @@ def test_same_seed_gives_the_same_training(setting, tmp_path, monkeypatch):
   assert_same_values(*values)
 
 
-def test_evaluation_shards_are_trained_on_only_if_asked_for(setting, tmp_path, monkeypatch):
+def test_evaluation_shards_are_trained_on_only_if_asked_for(setting, tmp_path):
   """The first of eight is held out: it is missing here."""
-  make_fovea_shallow(monkeypatch)
   only = tmp_path / 's-1'
   only.write_bytes((setting.folder / 's-1').read_bytes())
   flags = setting.shards(str(tmp_path / 's-%d'))
@@ -283,21 +280,19 @@ def test_dry_run_says_what_is_in_the_shards(setting, tmp_path):
     (['--dataset_pattern=%d-%d'], '--dataset_pattern must have one %d'),
     (['--dataset_num_shards=1'], '--dataset_num_shards 1 leaves none for --mode TRAIN'),
     (['--nois_recordio'], '--is_recordio must be true'),
-    (['--loss_crop_size=500'], 'too small for --loss_crop_size 500; expected at most 188'),
+    (['--loss_crop_size=500'], 'too small for --loss_crop_size 500; expected at most 78'),
     (['--num_z_values=3', '--input_channels=GFP'], 'has no image of GFP'),
     (['--target_channels=DAPI_CONFOCAL,GFP', '--stretch_targets=GFP2'], 'does not predict'),
   ],
 )
-def test_bad_flags_are_said_in_a_line(setting, tmp_path, flags, what, monkeypatch):
-  make_fovea_shallow(monkeypatch)
+def test_bad_flags_are_said_in_a_line(setting, tmp_path, flags, what):
   outcome = _train(tmp_path, *setting.shards(), *flags)
   assert what in outcome.error
   assert not files_in(tmp_path)
 
 
 @pytest.mark.parametrize('damage', ['cut', 'empty'])
-def test_damage_is_said_in_a_line_and_left_out_if_asked_for(setting, tmp_path, damage, monkeypatch):
-  make_fovea_shallow(monkeypatch)
+def test_damage_is_said_in_a_line_and_left_out_if_asked_for(setting, tmp_path, damage):
   data = (setting.folder / 's-1').read_bytes()
   (tmp_path / 's-2').write_bytes(data)
   (tmp_path / 's-1').write_bytes(data[:-9] if damage == 'cut' else b'')
@@ -312,9 +307,8 @@ def test_damage_is_said_in_a_line_and_left_out_if_asked_for(setting, tmp_path, d
   assert str(tmp_path / 's-1') in outcome.stderr
 
 
-def test_damage_behind_the_first_example_ends_a_training(setting, tmp_path, monkeypatch):
+def test_damage_behind_the_first_example_ends_a_training(setting, tmp_path):
   """It shows only when steps have been done: the error is not TensorFlow's."""
-  make_fovea_shallow(monkeypatch)
   images = tmp_path / 'images'
   wells = [f'A{i}' for i in range(4)]
   write_field(images, rows=60, columns=60, wells=wells)
@@ -330,9 +324,8 @@ def test_damage_behind_the_first_example_ends_a_training(setting, tmp_path, monk
 
 
 @pytest.mark.soak
-def test_a_hundred_shards_whose_bits_are_flipped(setting, tmp_path, monkeypatch):
+def test_a_hundred_shards_whose_bits_are_flipped(setting, tmp_path):
   """Each ends a training with the line that names it, or is left out with one."""
-  make_fovea_shallow(monkeypatch)
   data = (setting.folder / 's-1').read_bytes()
   (tmp_path / 's-2').write_bytes(data)
   flags = [*setting.shards(str(tmp_path / 's-%d'), 3), '--number_of_steps=2']

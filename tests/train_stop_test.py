@@ -7,7 +7,6 @@ import itertools
 import mmap
 import random
 import re
-import resource
 import shutil
 import signal
 import subprocess
@@ -18,9 +17,10 @@ import pytest
 
 from isl import launch
 from isl.checkpoints.checkpoint import Checkpoint, find_newest
-from isl.training import hooks, summary_hook
-from isl.training.hooks import ProgressLog
+from isl.training import hooks, summary_hook, train
+from isl.training.hooks import CheckpointSaver, ProgressLog
 from tests.support.program import (
+  RUN_SHALLOW,
   TrainRun,
   TrainSetting,
   assert_same_values,
@@ -29,17 +29,10 @@ from tests.support.program import (
   make_fovea_shallow,
   python_process,
   run_in_process,
+  small_disk,
 )
 
-_RUN = 'from isl import launch; launch.run()'
 _SEED = '--random_seed=5'
-# The first of FOVEA's towers alone, as in make_fovea_shallow.
-_SHALLOW = """if True:
-  import os, pytest, sys
-  from isl import launch
-  from tests.support import program
-  program.make_fovea_shallow(pytest.MonkeyPatch())
-"""
 
 
 @pytest.fixture(scope='module')
@@ -54,9 +47,8 @@ def two_steps(setting):
   return setting.run(*setting.network, _SEED, '--number_of_steps=2')
 
 
-def _start(setting, base, *more, code='launch.run()'):
-  flags = [*setting.flags(base), *setting.network, _SEED, *more]
-  return python_process(f'{_SHALLOW}  {code}', *flags)
+def _start(setting, base, *more):
+  return python_process(RUN_SHALLOW, *setting.flags(base), *setting.network, _SEED, *more)
 
 
 def _read_until(process, words):
@@ -85,114 +77,96 @@ def _saved_steps(log):
   return [int(step) for step in re.findall(r'Saved \S+-(\d+)\n', log)]
 
 
-@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
-def test_signal_between_steps(setting, tmp_path, number):
-  process = _start(setting, tmp_path)
-  _read_until(process, 'step 1: ')
+def _stop_between_steps(process, base, number):
+  """Sends a signal to a training in BASE, which must end well."""
   process.send_signal(number)
   outcome = finish(process)
   assert outcome.status == 0
   assert not outcome.error_lines
-  step = _verified(tmp_path / 'train')
+  step = _verified(base / 'train')
   assert step >= 1
-  assert f'Saved {tmp_path / "train" / "model.ckpt"}-{step}\n' in outcome.stderr
+  assert f'Saved {base / "train" / "model.ckpt"}-{step}\n' in outcome.stderr
   assert f'Stopped by {number.name}\n' in outcome.stderr
-  assert not _partial_files(tmp_path)
+  assert not _partial_files(base)
+  return outcome
 
 
-def test_two_trainings_in_one_base(setting, tmp_path):
+def test_interrupt_between_steps(setting, tmp_path):
+  process = _start(setting, tmp_path)
+  _read_until(process, 'step 1: ')
+  _stop_between_steps(process, tmp_path, signal.SIGINT)
+
+
+def test_two_trainings_in_one_base_of_which_the_first_is_stopped(setting, tmp_path):
   first = _start(setting, tmp_path)
   _read_until(first, 'step 1: ')
-  outcome = finish(_start(setting, tmp_path))
+  outcome = run_in_process(launch.run, *setting.flags(tmp_path), *setting.network)
   folder = tmp_path / 'train'
   assert outcome.error == (
     f'isl-launch: another TRAIN is at work in {folder}: stop it first, or give another'
     ' --base_directory'
   )
-  first.send_signal(signal.SIGTERM)
-  outcome = finish(first)
-  assert outcome.status == 0
+  outcome = _stop_between_steps(first, tmp_path, signal.SIGTERM)
   assert len(TrainRun(folder, outcome).record['starts']) == 1
 
 
-def _pausing(name):
-  """Code of a process that stops twice before a function, until it reads a line."""
-  return f"""
-  os.environ['TF_CPP_MIN_LOG_LEVEL'] = '3'
-  from isl.system import quiet
-  with quiet.quiet_stderr():
-    from isl.training import hooks
-    from isl.training import train
-  wrapped = {name}
-  def pausing(*arguments):
-    for _ in range(2):
-      print('pausing', flush=True)
-      sys.stdin.readline()
+def _signalled(setting, base, monkeypatch, place, number, *more, times=1):
+  """A training in this process, that signals come to before a function: (owner, its name)."""
+  owner, name = place
+  wrapped = getattr(owner, name)
+
+  def with_signals(*arguments):
+    for _ in range(times):
+      signal.raise_signal(number)
     return wrapped(*arguments)
-  {name} = pausing
-  launch.run()
-"""
 
-
-def _wait_for_pause(process):
-  assert process.stdout
-  assert process.stdout.readline() == 'pausing\n'
-
-
-def _go_on(process):
-  assert process.stdin
-  process.stdin.write('\n')
-  process.stdin.flush()
-
-
-def _stop_in_pause(process, number):
-  """Sends a signal to a process that pauses, which must end well."""
-  _wait_for_pause(process)
-  process.send_signal(number)
-  for _ in range(2):
-    _go_on(process)
-  outcome = finish(process)
-  assert outcome.status == 0
-  assert not outcome.error_lines
+  monkeypatch.setattr(owner, name, with_signals)
+  # A shell's background jobs ignore Ctrl-C.
+  previous = signal.signal(signal.SIGINT, signal.default_int_handler)
+  try:
+    outcome = run_in_process(launch.run, *setting.flags(base), *setting.network, _SEED, *more)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+  finally:
+    signal.signal(signal.SIGINT, previous)
   return outcome
 
 
-def test_signal_while_the_graph_is_built(setting, tmp_path):
-  process = _start(setting, tmp_path, code=_pausing('train.TrainingGraph'))
-  outcome = _stop_in_pause(process, signal.SIGTERM)
+def _assert_ended_well(outcome):
+  assert outcome.status == 0
+  assert not outcome.error_lines
+
+
+_BUILT, _SAVED_FIRST = (train, 'TrainingGraph'), (CheckpointSaver, 'after_create_session')
+
+
+def test_signal_while_the_graph_is_built(setting, tmp_path, monkeypatch):
+  outcome = _signalled(setting, tmp_path, monkeypatch, _BUILT, signal.SIGTERM)
+  _assert_ended_well(outcome)
   assert 'Stopped by SIGTERM\n' in outcome.stderr
   assert 'step 1: ' not in outcome.stderr
   # A training that has not begun binds no other to its flags.
   assert not files_in(tmp_path)
 
 
-def test_signal_before_the_first_step(setting, tmp_path):
+def test_signal_before_the_first_step(setting, tmp_path, monkeypatch):
   """What it starts from is saved by then, and can be gone on with."""
-  code = _pausing('hooks.CheckpointSaver.after_create_session')
-  process = _start(setting, tmp_path, code=code)
-  outcome = _stop_in_pause(process, signal.SIGTERM)
+  outcome = _signalled(setting, tmp_path, monkeypatch, _SAVED_FIRST, signal.SIGTERM)
+  _assert_ended_well(outcome)
   assert 'step 1: ' not in outcome.stderr
   assert _verified(tmp_path / 'train') == 0
 
 
-def test_signal_while_a_resumed_graph_is_built(setting, two_steps, tmp_path):
+def test_signal_while_a_resumed_graph_is_built(setting, two_steps, tmp_path, monkeypatch):
   base = shutil.copytree(two_steps.folder.parent, tmp_path / 'base')
   before = {name: (base / name).read_bytes() for name in files_in(base)}
-  process = _start(setting, base, code=_pausing('train.TrainingGraph'))
-  _stop_in_pause(process, signal.SIGINT)
+  _assert_ended_well(_signalled(setting, base, monkeypatch, _BUILT, signal.SIGINT))
   assert {name: (base / name).read_bytes() for name in files_in(base)} == before
 
 
-@pytest.mark.parametrize('name', ['train.TrainingGraph', 'hooks.CheckpointSaver.end'])
-def test_second_interrupt_stops_at_once(setting, tmp_path, name):
-  process = _start(setting, tmp_path, '--number_of_steps=2', code=_pausing(name))
-  for again in (False, True):
-    _wait_for_pause(process)
-    process.send_signal(signal.SIGINT)
-    if not again:
-      # The first is taken before the next pause.
-      _go_on(process)
-  outcome = finish(process)
+@pytest.mark.parametrize('place', [_BUILT, (CheckpointSaver, 'end')], ids=lambda place: place[1])
+def test_second_interrupt_stops_at_once(setting, tmp_path, monkeypatch, place):
+  flags = '--number_of_steps=2'
+  outcome = _signalled(setting, tmp_path, monkeypatch, place, signal.SIGINT, flags, times=2)
   assert (outcome.status, outcome.error_lines) == (130, ['isl-launch: stopped'])
 
 
@@ -297,17 +271,6 @@ def test_training_that_diverges_with_checks(setting, tmp_path):
   assert _verified(tmp_path / 'train') == 0
 
 
-@contextlib.contextmanager
-def _small_disk(room):
-  """No file can grow beyond `room` bytes, as on a full disk: the system refuses to write on."""
-  soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-  resource.setrlimit(resource.RLIMIT_FSIZE, (room, hard))
-  try:
-    yield lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-  finally:
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-
 def _size_of_checkpoint(run):
   return (run.folder / 'model.ckpt-2.data-00000-of-00001').stat().st_size
 
@@ -329,7 +292,7 @@ def test_training_goes_on_when_the_disk_is_full(setting, two_steps, tmp_path):
   base = shutil.copytree(two_steps.folder.parent, tmp_path / 'base')
   before = files_in(base)
   flags = [*setting.flags(base), *setting.network, _SEED, '--save_interval_secs=1']
-  with _small_disk(_size_of_checkpoint(two_steps) - 1):
+  with small_disk(_size_of_checkpoint(two_steps) - 1):
     outcome = run_in_process(launch.run, *flags, '--number_of_steps=52')
   assert outcome.status == 1
   *complaints, error = outcome.error_lines
@@ -347,7 +310,7 @@ def test_training_goes_on_when_the_disk_is_full(setting, two_steps, tmp_path):
 
 @pytest.mark.usefixtures('seconds_pass')
 def test_saving_is_tried_again_until_there_is_room(setting, two_steps, tmp_path, monkeypatch):
-  with _small_disk(_size_of_checkpoint(two_steps) - 1) as make_room:
+  with small_disk(_size_of_checkpoint(two_steps) - 1) as make_room:
     after_run = ProgressLog.after_run
 
     def making_room(hook, context, values):

@@ -8,6 +8,13 @@ from isl.checkpoints import watching
 from isl.checkpoints.checkpoint import find_newest
 from isl.core.experiment import Evaluation
 from isl.programs import random_checkpoint
+from tests.support.program import make_fovea_shallow
+
+
+@pytest.fixture(autouse=True)
+def shallow(monkeypatch):
+  """Checkpoints of few variables."""
+  make_fovea_shallow(monkeypatch)
 
 
 class _Training:

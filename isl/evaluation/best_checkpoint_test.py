@@ -14,10 +14,16 @@ from isl.core.channels import TARGET_CHANNELS, TRANSMISSION
 from isl.evaluation import best_checkpoint
 from isl.evaluation.best_checkpoint import BestCheckpoint
 from isl.programs import random_checkpoint
-from tests.support.program import files_in, python_process
+from tests.support.program import files_in, finish, make_fovea_shallow, python_process
 
 _SETTINGS = {'loss': 'CROSS_ENTROPY', 'dataset_eval_directory': ['/a'], 'metric_num_examples': 4}
 _FLAGS = {'mode': 'EVAL_EVAL', 'dataset_train_directory': None, 'infer_panels': ['TARGET']}
+
+
+@pytest.fixture(autouse=True)
+def shallow(monkeypatch):
+  """Checkpoints with a fifth of the variables."""
+  make_fovea_shallow(monkeypatch)
 
 
 @pytest.fixture
@@ -196,11 +202,22 @@ def test_nothing_else_in_the_folder_is_touched(train, tmp_path):
   assert others < files_in(folder)
 
 
-# Kills itself before the n-th renaming, or if there is none, at the first deletion.
+# Of data, record, index, state file; after the state file, at the first deletion, the newer counts.
+_RENAMINGS = range(1, 6)
+
+# A child for each folder, which kills itself before the n-th renaming, or, if there is none, at the
+# first deletion. TensorFlow is loaded only once.
 _KILLED_AT = """if True:
   import os, pathlib, signal, sys
   from isl.evaluation import best_checkpoint
-  folder, train, wanted = pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2]), int(sys.argv[3])
+  train = pathlib.Path(sys.argv[1])
+  for wanted, folder in enumerate(map(pathlib.Path, sys.argv[2:]), start=1):
+    child = os.fork()
+    if not child:
+      break
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+  else:
+    sys.exit()
   renames = 0
   replace = pathlib.Path.replace
   def kill(*arguments):
@@ -221,21 +238,18 @@ _KILLED_AT = """if True:
 """
 
 
-# Of data, record, index, state file; after the state file the newer counts.
-@pytest.mark.parametrize(
-  'renaming', [3, 4, 5, *(pytest.param(n, marks=pytest.mark.soak) for n in (1, 2))]
-)
-def test_kill(train, tmp_path, renaming):
-  folder = tmp_path / 'best'
-  _offer(BestCheckpoint(folder, _FLAGS), train, 1, 0.5)
+def test_kills(train, tmp_path):
+  folders = [tmp_path / f'best{renaming}' for renaming in _RENAMINGS]
+  for folder in folders:
+    _offer(BestCheckpoint(folder, _FLAGS), train, 1, 0.5)
   code = _KILLED_AT.replace('SETTINGS', repr(_SETTINGS)).replace('FLAGS', repr(_FLAGS))
-  process = python_process(code, folder, train, renaming)
-  process.communicate(timeout=300)
-  assert process.returncode == -9
-  step, loss = (1, 0.5) if renaming <= 4 else (2, 0.4)
-  assert _kept(folder) == step
-  again = BestCheckpoint(folder, _FLAGS)
-  assert not _offer(again, train, 3, loss)
-  assert _offer(again, train, 4, 0.3)
-  assert _kept(folder) == 4
-  assert len(files_in(folder)) == 4
+  outcome = finish(python_process(code, train, *folders))
+  assert outcome.stdout.split() == ['-9'] * len(folders), outcome.stderr
+  for renaming, folder in zip(_RENAMINGS, folders, strict=True):
+    step, loss = (1, 0.5) if renaming <= 4 else (2, 0.4)
+    assert _kept(folder) == step, renaming
+    again = BestCheckpoint(folder, _FLAGS)
+    assert not _offer(again, train, 3, loss)
+    assert _offer(again, train, 4, 0.3)
+    assert _kept(folder) == 4
+    assert len(files_in(folder)) == 4

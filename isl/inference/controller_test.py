@@ -233,7 +233,14 @@ def test_reference_input(reference):
   np.testing.assert_allclose(center, reference.numbers['input'][0], atol=1e-7)
 
 
-@pytest.mark.parametrize('dense', [True, False], ids=['DENSE', 'PATCHES'])
+# That both are the same, towers_test.py shows.
+_METHODS = [
+  pytest.param(True, id='DENSE'),
+  pytest.param(False, id='PATCHES', marks=pytest.mark.soak),
+]
+
+
+@pytest.mark.parametrize('dense', _METHODS)
 def test_reference_numbers(reference, dense):
   crops = reference.crop[np.newaxis] if dense else reference.patches()
   labeler = _labeler(
@@ -252,7 +259,7 @@ def test_reference_numbers(reference, dense):
 
 
 @pytest.mark.parametrize('reference', [_CONCORDANCE], indirect=True, ids=['CONCORDANCE'])
-@pytest.mark.parametrize('dense', [True, False], ids=['DENSE', 'PATCHES'])
+@pytest.mark.parametrize('dense', _METHODS)
 def test_reference_distribution(reference, dense):
   crops = reference.crop[np.newaxis] if dense else reference.patches()
   head = ImageKey(MAXPROJECT, 'DAPI_CONFOCAL')

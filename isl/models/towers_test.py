@@ -12,6 +12,7 @@ import tensorflow.compat.v1 as tf
 
 from isl.checkpoints.checkpoint import Checkpoint
 from isl.core.channels import input_stack, target_stack
+from isl.core.experiment import Geometry
 from isl.core.statistic import PICTURE_STATISTICS, Statistic
 from isl.inference.controller import HeadGroup, Labeler
 from isl.models import model_util, towers, training_layers
@@ -26,6 +27,29 @@ _BY_EQUAL_PIXELS = (Statistic.MODE, Statistic.MEDIAN)
 # Blocks in rows and columns.
 _WHOLE = (5, 4)
 _NUM_Z_VALUES = 2
+
+
+def _short(spec):
+  """All scales, but one recursion of each: half as many modules. The sizes follow from the end."""
+  in_scale = 2 if spec.in_scale else 0
+  # The smallest that all upscalings can give.
+  merged = {'CONCORDANCE': 20, 'FOVEA': 16}[spec.name]
+  crops = []
+  for scale in range(len(spec.crops)):
+    size = merged
+    for _ in range(scale):
+      size = (size + in_scale + 2 * spec.deconv_crop - spec.deconv_kernel) // 2 + 1
+    size += 2
+    for _ in range(scale):
+      size = 2 * (size + in_scale) + 2
+    crops.append(size)
+  return dataclasses.replace(
+    spec,
+    geometry=Geometry(patch=crops[-1], output=8),
+    crops=tuple(crops),
+    lower_recursions=(1,) * len(crops),
+    upper_recursions=(merged - 8) // 2,
+  )
 
 
 class _Network:
@@ -97,15 +121,21 @@ class _Network:
 @pytest.fixture(
   scope='module',
   params=[
-    ('CONCORDANCE', 5, 2),
-    ('FOVEA', 9, 3),
-    pytest.param(('CONCORDANCE', 12, 1), marks=pytest.mark.soak),
-    pytest.param(('FOVEA', 1, 1), marks=pytest.mark.soak),
+    ('CONCORDANCE', 5, 2, _short),
+    ('FOVEA', 9, 3, _short),
+    pytest.param(('CONCORDANCE', 5, 2, None), marks=pytest.mark.soak),
+    pytest.param(('FOVEA', 9, 3, None), marks=pytest.mark.soak),
+    pytest.param(('CONCORDANCE', 12, 1, None), marks=pytest.mark.soak),
+    pytest.param(('FOVEA', 1, 1, None), marks=pytest.mark.soak),
   ],
-  ids=lambda param: '-'.join(map(str, param)),
+  ids=lambda param: '-'.join(map(str, param[:3])) + '-short' * (param[3] is not None),
 )
 def network(request, tmp_path_factory):
-  return _Network(tmp_path_factory.mktemp('checkpoint'), *request.param)
+  model, base_depth, num_z_values, change = request.param
+  with pytest.MonkeyPatch.context() as monkeypatch:
+    if change:
+      monkeypatch.setitem(NETWORKS, model, change(NETWORKS[model]))
+    yield _Network(tmp_path_factory.mktemp('checkpoint'), model, base_depth, num_z_values)
 
 
 def test_random_network_varies(network):
@@ -114,7 +144,7 @@ def test_random_network_varies(network):
     assert network.expected[statistic].std(axis=(1, 2)).min() > 1e-3, statistic
 
 
-@pytest.mark.parametrize('blocks', [(3, 1), (1, 4), _WHOLE])
+@pytest.mark.parametrize('blocks', [pytest.param((3, 1), marks=pytest.mark.soak), (1, 4), _WHOLE])
 def test_dense_is_patch_by_patch(network, blocks):
   """For odd and even numbers of blocks in each direction, wherever the crop starts."""
   last = tuple(n - m for n, m in zip(_WHOLE, blocks, strict=True))
@@ -129,7 +159,8 @@ def test_crops_join_at_every_border(network):
 
 
 @pytest.mark.parametrize('model', NETWORKS)
-def test_single_patch_is_the_modules_one_after_the_other(tmp_path, model):
+def test_single_patch_is_the_modules_one_after_the_other(tmp_path, model, monkeypatch):
+  monkeypatch.setitem(NETWORKS, model, _short(NETWORKS[model]))
   prefix = random_checkpoint.write_random_checkpoint(
     tmp_path, model=model, base_depth=7, num_z_values=2
   )
@@ -202,10 +233,20 @@ def _heads():
   return (*input_stack(_NUM_Z_VALUES).keys[-1:], *target_stack().keys[:1])
 
 
-@pytest.fixture(scope='module', params=[('CONCORDANCE', 5), ('FOVEA', 3)], ids=lambda p: p[0])
+@pytest.fixture(
+  scope='module',
+  params=[
+    ('CONCORDANCE', 5, _short),
+    ('FOVEA', 3, _short),
+    pytest.param(('CONCORDANCE', 5, None), marks=pytest.mark.soak),
+    pytest.param(('FOVEA', 3, None), marks=pytest.mark.soak),
+  ],
+  ids=lambda param: param[0] + '-short' * (param[2] is not None),
+)
 def training_network(request):
-  model, base_depth = request.param
-  plan = make_plan(NETWORKS[model], base_depth, _NUM_Z_VALUES)
+  model, base_depth, change = request.param
+  spec = NETWORKS[model]
+  plan = make_plan(change(spec) if change else spec, base_depth, _NUM_Z_VALUES)
   rng = np.random.default_rng(0)
   values = {}
   for name, shape in variable_shapes(plan, _heads()):

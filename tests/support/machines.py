@@ -14,17 +14,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from isl import launch
-from tests.support.program import python_process
-
-# Runs the program with the first of FOVEA's towers alone, as program.make_fovea_shallow makes it.
-_SHALLOW = f"""if True:
-  import pytest
-  from tests.support import program
-  program.make_fovea_shallow(pytest.MonkeyPatch())
-  from {launch.__name__} import run
-  run()
-"""
+from tests.support.program import RUN_SHALLOW, python_process
 
 
 def free_addresses(count: int) -> list[str]:
@@ -55,7 +45,7 @@ class Machine:
     with pytest.MonkeyPatch.context() as monkeypatch:
       for name, value in environment.items():
         monkeypatch.setenv(name, value)
-      self.process = python_process(_SHALLOW, *flags)
+      self.process = python_process(RUN_SHALLOW, *flags)
     self._lines: list[str] = []
     self._changed = threading.Condition()
     self._is_over = False
@@ -161,24 +151,32 @@ class Machines:
       f'--worker_hosts={",".join(self.worker_hosts)}',
     ]
 
+  def server_flags(self, task: int, *flags: str) -> list[str]:
+    """The command line of a parameter server."""
+    return [*self._flags, '--mode=PS', f'--task={task}', *self._hosts(), *flags]
+
+  def worker_flags(self, task: int, *flags: str) -> list[str]:
+    """The command line of a worker."""
+    return [*self._flags, '--mode=TRAIN', f'--task={task}', *self._hosts(), *flags]
+
   def _start(self, *flags: str, tf_config: object = None) -> Machine:
-    machine = Machine(*self._flags, *flags, tf_config=tf_config)
+    machine = Machine(*flags, tf_config=tf_config)
     self._started.append(machine)
     return machine
 
   def server(self, task: int, *flags: str) -> Machine:
     """Starts the parameter server of a number, by flags."""
-    return self._start('--mode=PS', f'--task={task}', *self._hosts(), *flags)
+    return self._start(*self.server_flags(task, *flags))
 
   def worker(self, task: int, *flags: str) -> Machine:
     """Starts the worker of a number, by flags."""
-    return self._start('--mode=TRAIN', f'--task={task}', *self._hosts(), *flags)
+    return self._start(*self.worker_flags(task, *flags))
 
   def from_environment(self, job: str, task: int, *flags: str) -> Machine:
     """Starts a server or worker by TF_CONFIG, with the same command for all."""
     cluster = {'ps': self.ps_hosts, 'worker': self.worker_hosts}
     config = {'cluster': cluster, 'task': {'type': job, 'index': task}}
-    return self._start('--mode=TRAIN', *flags, tf_config=config)
+    return self._start(*self._flags, '--mode=TRAIN', *flags, tf_config=config)
 
   def steps_saved(self) -> list[int]:
     """The steps of the checkpoints in BASE/train, sorted."""

@@ -15,10 +15,11 @@ import json
 import os
 import pathlib
 import re
+import resource
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
 from unittest import mock
 
@@ -40,6 +41,20 @@ from isl.programs.random_field import write_field as write_field
 
 # Under Bazel this file is a link into the repository.
 REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
+
+# Of FOVEA after `make_fovea_shallow`.
+SHALLOW = Geometry(patch=18, output=8)
+
+# For processes, before they do anything: `make_fovea_shallow`.
+MAKE_FOVEA_SHALLOW = """if True:
+  from tests.support import shallow
+"""
+
+# For processes: the program, of which FOVEA is shallow.
+RUN_SHALLOW = f"""{MAKE_FOVEA_SHALLOW}
+  from isl import launch
+  launch.run()
+"""
 
 
 def shared_path(*parts: str) -> pathlib.Path:
@@ -163,6 +178,24 @@ def finish(process: subprocess.Popen[str], timeout: float = 300) -> Outcome:
   return Outcome(status=process.returncode, stdout=out, stderr=err)
 
 
+@contextlib.contextmanager
+def small_disk(room: int) -> Iterator[Callable[[], None]]:
+  """No file can grow beyond `room` bytes, as on a full disk: the system refuses to write on.
+
+  Args:
+    room: so many bytes.
+
+  Yields:
+    () -> None, which makes room.
+  """
+  soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+  resource.setrlimit(resource.RLIMIT_FSIZE, (room, hard))
+  try:
+    yield lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+  finally:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
 def files_in(folder: pathlib.Path) -> set[str]:
   """The paths of all files below a folder (which may be missing), relative to it."""
   return {str(path.relative_to(folder)) for path in folder.rglob('*') if not path.is_dir()}
@@ -234,8 +267,8 @@ class InferRun:
 class InferSetting:
   """A FOVEA of random weights, a field of view with three labels, and runs of INFER_FULL.
 
-  The field of view has 4 x 6 blocks (patches of 110 pixels, margin 51), some pixels that make no
-  block, and 5 depths, of which the network reads those at 0, 0.5 and 1.
+  FOVEA has to be shallow (`make_fovea_shallow`). The field of view has 4 x 6 blocks, some pixels
+  that make no block, and 5 depths, of which the network reads those at 0, 0.5 and 1.
 
   Attributes:
     checkpoint: folder of the checkpoint, at step 1000.
@@ -244,18 +277,22 @@ class InferSetting:
     rows: rows of the field of view's images, in pixels.
     columns: columns of the field of view's images, in pixels.
     size: (rows, columns) of the predictions, in pixels.
+    margin: pixels that the predictions lack on each side.
     channels: labels of the field of view.
   """
 
-  rows, columns = 139, 155
   size = (32, 48)
+  margin = SHALLOW.margin
+  rows, columns = size[0] + 2 * margin + 5, size[1] + 2 * margin + 5
   channels = ('DAPI_CONFOCAL', 'MAP2_CONFOCAL', 'NFH_CONFOCAL')
 
   def __init__(self, run: Callable[[], None], tmp_path_factory: pytest.TempPathFactory):
     """Writes the checkpoint and the images; `run` is the console script's function."""
     # TensorFlow takes seconds to load, which not all tests should wait for.
+    from isl.models import networks
     from isl.programs import random_checkpoint
 
+    assert networks.NETWORKS['FOVEA'].geometry == SHALLOW
     self._run = run
     self._tmp = tmp_path_factory
     self.checkpoint = self.new_folder()
@@ -367,13 +404,27 @@ class TrainSetting:
 
 
 def make_fovea_shallow(monkeypatch: pytest.MonkeyPatch) -> None:
-  """Leaves FOVEA only the first of its towers, which takes a quarter of the time to build."""
+  """Leaves FOVEA a module of its first tower, and what follows: a fifth of the time to build."""
   from isl.models import fovea, networks
 
   shallow = dataclasses.replace(
-    fovea.FOVEA, geometry=Geometry(patch=36, output=8), crops=(36,), lower_recursions=(10,)
+    fovea.FOVEA, geometry=SHALLOW, crops=(SHALLOW.patch,), lower_recursions=(1,)
   )
   monkeypatch.setitem(networks.NETWORKS, 'FOVEA', shallow)
+
+
+def make_concordance_shallow(monkeypatch: pytest.MonkeyPatch) -> None:
+  """Leaves CONCORDANCE its projection and a module of its first tower: a tenth of the time."""
+  from isl.models import concordance, networks
+
+  shallow = dataclasses.replace(
+    concordance.CONCORDANCE,
+    geometry=SHALLOW,
+    crops=(SHALLOW.patch,),
+    lower_recursions=(1,),
+    upper_recursions=4,
+  )
+  monkeypatch.setitem(networks.NETWORKS, 'CONCORDANCE', shallow)
 
 
 def assert_same_values(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> None:
