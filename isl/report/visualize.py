@@ -104,16 +104,19 @@ class PredictedImage:
     return self.truth if what is Target.TRUTH else self.mask
 
 
-def _name(what: Statistic | Target) -> str:
-  return what.value.lower()
+def _name(statistic: Statistic) -> str:
+  return statistic.value.lower()
 
 
 def shown(statistic: Statistic, values: np.ndarray) -> np.ndarray:
-  """A computed statistic as a panel shows it: all but CROSS_ENTROPY, which has no bound, as it is.
+  """A computed statistic as panels show it: CROSS_ENTROPY clipped, all others as they are.
 
   Args:
     statistic: what was computed.
     values: of any number of pixels, float32 of any shape.
+
+  Returns:
+    float32 of the same shape.
   """
   return clipped_cross_entropy(values) if statistic is Statistic.CROSS_ENTROPY else values
 
