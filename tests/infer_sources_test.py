@@ -60,7 +60,7 @@ def _write_source(folder, source, images):
     return write_ome_tiff(folder / 'field.ome.tif', field, (0.5, 0.25))
   if source == 'OME_ZARR':
     path = folder / 'field.ome.zarr'
-    return write_ome_zarr(path, field, (0.5, 0.25), chunk=256)
+    return write_ome_zarr(path, field, (0.5, 0.25), chunk=128)
   if source == 'MANIFEST':
     return write_manifest(folder / 'fields.csv', [field])
   # The light as one file, each label as its own.
@@ -85,7 +85,7 @@ def sample(tmp_path_factory):
   checkpoint = tmp_path / 'checkpoint'
   random_checkpoint.write_random_checkpoint(checkpoint, model='FOVEA', base_depth=5, num_z_values=3)
   flags = (
-    '--stitch_crop_size=178',
+    '--stitch_crop_size=146',
     '--infer_panels=',
     '--infer_statistics=MEDIAN,MEAN,QUANTILE_5',
     '--infer_channel_whitelist=DAPI_CONFOCAL,MAP2_CONFOCAL,NFH_CONFOCAL',
