@@ -21,6 +21,7 @@ from isl.images import png_folders
 from isl.inference import calibration
 from isl.programs import random_checkpoint
 from tests.support.program import (
+  MAKE_FOVEA_SHALLOW,
   InferSetting,
   finish,
   make_fovea_shallow,
@@ -321,7 +322,9 @@ print(json.dumps({
 
 def test_eager_execution_stays(setting, stack, tmp_path):
   np.save(tmp_path / 'stack.npy', stack[:, :34, :26])
-  process = python_process(_EAGER, setting.checkpoint, tmp_path / 'stack.npy')
+  process = python_process(
+    f'{MAKE_FOVEA_SHALLOW}\n{_EAGER}', setting.checkpoint, tmp_path / 'stack.npy'
+  )
   outcome = finish(process)
   assert outcome.status == 0, outcome.stderr
   said = json.loads(outcome.stdout.splitlines()[-1])

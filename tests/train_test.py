@@ -8,6 +8,7 @@ import re
 import shutil
 import types
 
+import cv2
 import numpy as np
 import pytest
 import tensorflow.compat.v1 as tf
@@ -130,6 +131,7 @@ def test_run_is_on_record(setting, straight):
     'isl': isl.__version__,
     'tensorflow': tf.__version__,
     'numpy': np.__version__,
+    'opencv': cv2.__version__,
   }
 
 
