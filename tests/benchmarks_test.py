@@ -208,7 +208,7 @@ def test_train_quality_from_a_checkpoint_that_diverges(images, tmp_path):
   assert result['wide_over_single'] == 0
 
 
-@pytest.mark.parametrize('option', ['--split=20', '--split=100', '--images=/no/such/folder'])
+@pytest.mark.parametrize('option', ['--split=20', '--split=120', '--images=/no/such/folder'])
 def test_train_quality_of_what_cannot_be(images, option):
   with pytest.raises(SystemExit) as caught:
     _run_here('train_quality.py', f'--images={images}', *_QUALITY, option)

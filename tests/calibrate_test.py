@@ -17,6 +17,7 @@ from isl.checkpoints import saving
 from isl.checkpoints.checkpoint import Checkpoint, find_newest
 from isl.core.channels import MAXPROJECT
 from isl.images import png_folders, png_io
+from isl.models import fovea, networks
 from isl.programs import bare_checkpoint, random_checkpoint
 from tests.support.program import (
   REPOSITORY,
@@ -44,11 +45,23 @@ _ROWS, _COLUMNS = InferSetting.size
 _MARGIN = InferSetting.margin
 
 
+def _multiply_logits(folder, factor):
+  """Changes a checkpoint: the distributions become narrower, if the factor is above 1."""
+  checkpoint = Checkpoint(find_newest(folder))
+  values = {name: checkpoint.value(name) for name in checkpoint.shapes}
+  for name in values:
+    if name.startswith('head/') and name.endswith(('Conv/weights', 'Conv/biases')):
+      values[name] = factor * values[name]
+  saving.write_values(checkpoint.prefix, values)
+
+
 class _Calibrated:
   """A checkpoint with a calibration, what that was fitted on, and runs without it."""
 
   def __init__(self, tmp_path_factory):
     self.setting = InferSetting(launch.run, tmp_path_factory)
+    # Those of so small a network are so wide that a temperature hardly changes their intervals.
+    _multiply_logits(self.folder, 2)
     self.fitted_on = self._make_field('B2')
     self.other = self._make_field('C1')
     (self.field,) = (field.name for field in png_folders.find_png_fields(self.fitted_on))
@@ -248,17 +261,13 @@ def test_flags_that_exclude_each_other(calibrated, tmp_path, flags):
 _TRAINED = ('DAPI_CONFOCAL', 'NFH_CONFOCAL')
 
 
-@pytest.fixture(scope='module')
-def overconfident(tmp_path_factory):
+@pytest.fixture
+def overconfident(tmp_path_factory, monkeypatch):
   """The trained network with all logits doubled."""
+  monkeypatch.setitem(networks.NETWORKS, 'FOVEA', fovea.FOVEA)
   folder = tmp_path_factory.mktemp('overconfident')
   bare_checkpoint.copy_bare(REPOSITORY / 'checkpoints', folder, _TRAINED)
-  checkpoint = Checkpoint(find_newest(folder))
-  values = {name: checkpoint.value(name) for name in checkpoint.shapes}
-  for name in values:
-    if name.startswith('head/') and name.endswith(('Conv/weights', 'Conv/biases')):
-      values[name] = 2 * values[name]
-  saving.write_values(checkpoint.prefix, values)
+  _multiply_logits(folder, 2)
   return folder
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import pathlib
 import shlex
 
 import numpy as np
@@ -9,6 +11,7 @@ import pytest
 
 from isl import launch
 from isl.checkpoints.checkpoint import find_newest
+from isl.models import networks
 from isl.programs import random_checkpoint
 from tests.support.program import (
   SHALLOW,
@@ -35,28 +38,44 @@ _TRAIN = (
   ' --metric LOSS --master "" --restore_directory $(pwd)/checkpoints --read_pngs'
   ' --dataset_train_directory $(pwd)/data_sample/condition_e_sample_B2'
 )
-_FEW = ' --number_of_steps 2 --loss_crop_size 18 --preprocess_batch_size 1 --learning_rate 1e-3'
+_FEW = ' --number_of_steps 2 --preprocess_batch_size 1 --learning_rate 1e-3 --loss_crop_size '
 _CHANNELS = ('DAPI_CONFOCAL', 'MAP2_CONFOCAL', 'NFH_CONFOCAL')
 
 
-@pytest.fixture(scope='module')
-def work(tmp_path_factory):
-  """Where the user stands: folders as the commands name them, with a slim network."""
-  folder = tmp_path_factory.mktemp('work')
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Work:
+  """Where the user stands: folders as the commands name them, with a slim network.
+
+  Attributes:
+    folder: holds them.
+    patch: side of the network's patch, in pixels.
+  """
+
+  folder: pathlib.Path
+  patch: int
+
+
+@pytest.fixture(scope='module', params=['shallow', pytest.param('whole', marks=pytest.mark.soak)])
+def work(request, tmp_path_factory):
+  """Of a CONCORDANCE of a few modules, or with all of them."""
   with pytest.MonkeyPatch.context() as monkeypatch:
-    make_concordance_shallow(monkeypatch)
-    _write_work(folder)
-    yield folder
+    if request.param == 'shallow':
+      make_concordance_shallow(monkeypatch)
+    patch = networks.NETWORKS['CONCORDANCE'].geometry.patch
+    made = _Work(folder=tmp_path_factory.mktemp('work'), patch=patch)
+    _write_work(made)
+    yield made
 
 
-def _write_work(folder):
+def _write_work(work):
+  folder, patch = work.folder, work.patch
   random_checkpoint.write_random_checkpoint(folder / 'checkpoints', base_depth=5, num_z_values=2)
   samples = folder / 'data_sample'
-  write_field(samples / 'condition_b_sample', rows=26, columns=34)
+  write_field(samples / 'condition_b_sample', rows=patch + 8, columns=patch + 16)
   write_field(
     samples / 'condition_e_sample_B2',
-    rows=18,
-    columns=28,
+    rows=patch,
+    columns=patch + 10,
     transmitted_light='DIC',
     channels=('DAPI_CONFOCAL', 'CELLMASK_CONFOCAL'),
     wells=('B2',),
@@ -74,9 +93,10 @@ def _type(work, command):
 
 
 def test_readmes_three_steps(work):
+  few, work = f'{_FEW}{work.patch}', work.folder
   results = work / 'base' / 'eval_eval_infer'
   before = InferRun(results / '00001000', _type(work, _INFER + _RESTORE))
-  trained = TrainRun(work / 'base' / 'train', _type(work, _TRAIN + _FEW))
+  trained = TrainRun(work / 'base' / 'train', _type(work, _TRAIN + few))
   outcome = _type(work, _INFER)
   after = InferRun(results / '00000002', outcome)
 

@@ -18,9 +18,9 @@ from isl.inference import field_labeling
 from isl.inference.controller import HeadGroup
 from isl.inference.field_labeling import FieldLabeler
 from isl.programs import random_checkpoint
-from tests.support.program import make_fovea_shallow, original_fields, write_field
+from tests.support.program import SHALLOW, make_fovea_shallow, original_fields, write_field
 
-_MARGIN = 14
+_MARGIN = SHALLOW.margin
 _INPUTS = input_stack(2)
 # DEAD_CONFOCAL is not among the images.
 _TARGETS = target_stack(('NFH_CONFOCAL', 'DEAD_CONFOCAL', 'NEURITE_CONFOCAL'))
@@ -42,7 +42,7 @@ _SETTINGS = Inference(
 
 @pytest.fixture(scope='module', autouse=True)
 def shallow():
-  """FOVEA with patches of 36 pixels."""
+  """Leaves FOVEA a few modules."""
   with pytest.MonkeyPatch.context() as monkeypatch:
     make_fovea_shallow(monkeypatch)
     yield
@@ -79,7 +79,7 @@ class _Network:
     self.made.append(self)
 
   def __call__(self, inputs, true_classes):
-    side = [36 + 8 * (n - 1) for n in self.blocks]
+    side = [SHALLOW.input_size(n) for n in self.blocks]
     assert inputs.shape == (self.batch, *side, 2, 1, 2)
     assert all(classes.dtype == np.uint8 for classes in true_classes)
     return [

@@ -23,6 +23,7 @@ from isl.training import summary_hook, train
 from isl.training.start import find_start
 from isl.training.summary_hook import SummaryHook
 from tests.support.program import (
+  SHALLOW,
   event_picture,
   events,
   make_fovea_shallow,
@@ -32,7 +33,7 @@ from tests.support.program import (
 
 _BATCH = 5
 _NUM_Z_VALUES = 3
-_PATCH, _CROP = 36, 50
+_PATCH, _CROP = SHALLOW.patch, 50
 _SECONDS = 180.0
 _KEYS = (*input_stack(_NUM_Z_VALUES).keys, *target_stack().keys)
 _SCALARS = {'total_loss', 'loss/input', 'loss/target', *(f'loss/{key}' for key in _KEYS)}
