@@ -69,7 +69,7 @@ _TRAIN = ('--mode=TRAIN', '--metric=LOSS', '--number_of_steps=1', '--loss_crop_s
 
 @pytest.fixture(params=['INFER_FULL', 'TRAIN'])
 def error_of_images(request, error):
-  """Like `error`, of a folder of images, for one who labels them and for one who trains on them."""
+  """Gives the error of labeling a folder of images, and of training on it, see `error`."""
   flags: tuple[str, ...] = ()
   if request.param == 'TRAIN':
     network = ('--restore_directory=', '--model=FOVEA', '--base_depth=8', '--num_z_values=3')
@@ -83,7 +83,7 @@ def error_of_images(request, error):
 
 @pytest.fixture(params=['INFER_FULL', 'TRAIN'])
 def error_of_checkpoint(request, error, setting):
-  """Like `error`, of a folder to restore from."""
+  """Gives the error of labeling, and of training, with a folder of a checkpoint, see `error`."""
   trains = (*_TRAIN, f'--dataset_train_directory={setting.images}')
   flags = trains if request.param == 'TRAIN' else ()
   return lambda folder: error(*flags, f'--restore_directory={folder}')

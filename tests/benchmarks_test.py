@@ -27,7 +27,7 @@ from tests.support.program import (
 
 
 def _run(name, *options):
-  """What a benchmark prints before its last line, and that line's JSON."""
+  """Runs a benchmark; gives the lines before the last that it prints, and the last line's JSON."""
   done = subprocess.run(
     [sys.executable, os.fspath(REPOSITORY / 'benchmarks' / name), *options],
     stdout=subprocess.PIPE,
@@ -40,7 +40,7 @@ def _run(name, *options):
 
 
 def _run_here(name, *options):
-  """What a benchmark prints that measures no process: in this one, which has TensorFlow already."""
+  """Runs a benchmark in this process, which has TensorFlow already; results as from `_run`."""
   path = os.fspath(REPOSITORY / 'benchmarks' / name)
   out = io.StringIO()
   with (
@@ -72,7 +72,7 @@ def shallow(tmp_path, monkeypatch):
 
 @pytest.fixture
 def curves():
-  """benchmarks/curves.py."""
+  """The module benchmarks/curves.py."""
   return importlib.import_module('curves')
 
 
@@ -191,7 +191,7 @@ def test_train_quality(images):
 
 
 def test_train_quality_from_a_checkpoint_that_diverges(images, tmp_path):
-  """What is thrown out of its start gets nowhere, and the rest is printed all the same."""
+  """A training that diverges from its start gets nowhere, and the rest is printed all the same."""
   random_checkpoint.write_random_checkpoint(
     tmp_path / 'checkpoint', model='FOVEA', base_depth=6, num_z_values=2
   )

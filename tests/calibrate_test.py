@@ -125,12 +125,12 @@ def calibrated(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def run(calibrated):
-  """Of the field of view that was not fitted on."""
+  """A calibrated run on the field of view that was not used for the fit."""
   return calibrated.setting.run('--calibrated', *_FLAGS, images=calibrated.other)
 
 
 def _distribution(run, label):
-  """[row, column, class]."""
+  """The distributions that a run wrote of a label, [row, column, class]."""
   group = zarr.open_group(run.folder / f'{label}_distribution.ome.zarr', mode='r')
   return np.moveaxis(group['0'][:], 0, -1).astype(float)
 

@@ -61,7 +61,7 @@ def _process(flags, **environment):
 
 
 def _contents(folder):
-  """Of all files, by name, without times."""
+  """The contents of all files in a folder, by name, without times."""
 
   def without_times(value):
     if isinstance(value, dict):
@@ -152,9 +152,9 @@ class _Cluster:
   """A scheduler and its workers, started by hand.
 
   Attributes:
-    address: the scheduler's.
-    scheduler: its process.
-    workers: processes.
+    address: address of the scheduler.
+    scheduler: process of the scheduler.
+    workers: processes of the workers.
   """
 
   def __init__(self, folder: pathlib.Path):

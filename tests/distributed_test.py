@@ -49,7 +49,7 @@ def _steps_done(log):
 
 
 class TestAsynchronous:
-  """One parameter server and two workers, of which one is killed, and comes back."""
+  """A training of a parameter server and two workers, of which one is killed and comes back."""
 
   @pytest.fixture(scope='class')
   def run(self, images, tmp_path_factory):
@@ -255,7 +255,7 @@ def test_two_signals_end_who_waits_in_a_step(make_machines):
 
 @pytest.mark.soak
 def test_one_of_two_lost_servers_ends_a_synchronous_training(make_machines):
-  """With an error, since the others of its queues are closed; all of it started again goes on."""
+  """The training ends with an error, since queues are closed; started again, it goes on."""
   machines = make_machines('--sync_replicas', '--save_interval_secs=2', servers=2)
   servers, workers = [machines.server(0), machines.server(1)], [machines.worker(0)]
   workers.append(machines.worker(1))

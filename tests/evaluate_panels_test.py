@@ -98,7 +98,7 @@ def test_panels(setting, evaluate, metric):
 
 
 def test_cross_entropy_is_drawn_of_inputs_and_labels(setting, evaluate, tmp_path):
-  """Of the only patch, pixel by pixel; that of labels without truth means nothing."""
+  """The cross entropy of the only patch is drawn pixel by pixel, where the truth is known."""
   write_field(tmp_path, rows=_PATCH, columns=_PATCH, depths=5, channels=setting.channels)
   (field,) = original_fields(tmp_path)
   field_of_view, centre = field.read(), slice(_MARGIN, _MARGIN + 8)
@@ -142,7 +142,7 @@ def test_several_fields_of_view_have_a_tag_each(setting, evaluate, tmp_path):
 
 
 def test_jitter_flips_turns_and_corrupts(evaluate):
-  """As the seed says."""
+  """The seed decides how the crop is changed."""
   flags = [['--random_seed=1'], ['--random_seed=1'], ['--random_seed=2']]
   # Each happens to half of the crops.
   corruptions = (_NOISE, '--augment_multiplier_std=0.2', '--augment_offset_std=0.2')

@@ -180,7 +180,7 @@ def test_losses_are_the_originals(tmp_path):
 
 
 def test_losses_are_means_over_all_patches(checkpoint, images, tmp_path):
-  """Of whole batches and of what is left of the last; the same patches each time."""
+  """Losses are means over whole batches and the rest of the last, of the same patches each time."""
   found = {}
   for count in (1, 4, 5):
     base = tmp_path / str(count)
@@ -279,7 +279,7 @@ def test_folders_may_have_fields_of_one_name(checkpoint, images, tmp_path):
 
 
 def test_folders_of_one_name_with_fields_of_one_name(checkpoint, images, tmp_path):
-  """Their results would have the same names."""
+  """Fields of view whose results would have the same names are an error."""
   other = shutil.copytree(images, tmp_path / images.name)
   line = _error(
     tmp_path / 'base',

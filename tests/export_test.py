@@ -104,7 +104,7 @@ class TestSavedModel:
 
   @pytest.fixture(scope='class')
   def found(self, folder, tmp_path_factory):
-    """What a process computes that cannot import isl."""
+    """The predictions of a process that cannot import isl."""
     tmp_path = tmp_path_factory.mktemp('fresh')
     np.savez(tmp_path / 'stacks.npz', **_stacks(_SIZES))
     arguments = [folder, tmp_path / 'stacks.npz', tmp_path / 'found.npz']

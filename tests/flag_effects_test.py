@@ -60,7 +60,7 @@ def shards(images, tmp_path_factory):
 
 
 def _patches(*more):
-  """What a training of so many flags would read, and its Experiment."""
+  """The Experiment that further flags of a training make, and the patches that it would read."""
   given = ['--mode=TRAIN', *TrainSetting.network, '--base_directory=/nowhere', *more]
   with flagsaver.flagsaver():
     flags.FLAGS(['isl-launch', *given, '--loss_crop_size=60'])

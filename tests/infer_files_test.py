@@ -141,7 +141,7 @@ def test_second_run_replaces_the_files_of_the_first(setting):
 
 
 class _Waits:
-  """In place of the clock: what happens while the program waits."""
+  """Stands in for the clock: lets something happen while the program waits."""
 
   def __init__(self, *events):
     self._events = list(events)

@@ -53,7 +53,7 @@ def microscope(setting):
 
 @pytest.fixture(scope='module')
 def pngs(setting):
-  """From PNGs."""
+  """A run that reads and writes PNGs."""
   return setting.run(_WHITELIST, _STATISTICS, _NO_PANELS)
 
 
@@ -66,7 +66,7 @@ def tiff(setting, microscope):
 
 @pytest.fixture(scope='module')
 def zarrs(setting, microscope):
-  """With distributions."""
+  """A run that reads a microscope's file and writes OME-Zarrs, with distributions."""
   return setting.run(
     _WHITELIST,
     f'{_STATISTICS},DISTRIBUTION',

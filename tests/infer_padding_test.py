@@ -80,7 +80,7 @@ def unpadded(setting, light):
 
 @pytest.fixture(scope='module')
 def in_small_tiles(setting, light):
-  """Likewise, with REFLECT."""
+  """Predictions in tiles of 2 x 2 blocks, with REFLECT."""
   flags = (_WHITELIST, _ALL_STATISTICS, _FLOATS, '--infer_size=2', _NO_PANELS)
   return _floats(setting.run('--infer_padding=REFLECT', *flags, images=light))
 
@@ -115,7 +115,7 @@ def test_interior_in_tiles_of_the_usual_size_to_the_bit(setting, reflected):
 
 
 def test_interior_in_pngs(setting, light):
-  """With ZERO, and differing from REFLECT only around it."""
+  """The interior is the same with ZERO as without padding; around it, ZERO differs from REFLECT."""
   flags = (_WHITELIST, _ALL_STATISTICS, '--infer_size=2', _NO_PANELS)
   zero = _pngs(setting, setting.run('--infer_padding=ZERO', *flags, images=light))
   assert zero.shape == (len(_NAMES), _ROWS, _COLUMNS)

@@ -61,7 +61,7 @@ def images(original, tmp_path):
 
 
 def _times(base):
-  """When each field's files were written, by field and path."""
+  """The times at which files were written, by field of view and path."""
   (folder,) = (base / 'eval_eval_infer').iterdir()
   return {
     field: {p: (folder / field / p).stat().st_mtime_ns for p in files_in(folder / field)}
@@ -257,7 +257,7 @@ def test_single_bad_field_is_an_error(setting, images, tmp_path):
 
 
 def test_record_of_a_field_that_fails_now_is_gone(setting, base, images):
-  """What was done before does not pass for what was asked for now."""
+  """Results of an earlier run do not pass for those of a run in which the field of view fails."""
   folder = base / 'eval_eval_infer' / '00001000'
   _truncate(_image(images, 'A2'))
   outcome = run_in_process(launch.run, *setting.flags(base, images), *_FLAGS)

@@ -31,7 +31,7 @@ def shallow():
 
 
 def _labeled(base, checkpoint, images, *flags):
-  """{file name: its contents} of the predictions; and metrics.csv without the field's name."""
+  """Labels images; gives the predictions' contents by file name, and metrics.csv without names."""
   outcome = run_in_process(
     launch.run,
     '--mode=EVAL_EVAL',
@@ -106,7 +106,7 @@ def test_real_sample_by_every_way_is_the_same_to_the_bit(sample, tmp_path, sourc
 
 
 def test_input_range_is_that_of_images_stretched_beforehand(tmp_path):
-  """By a factor that takes 8-bit images to 16-bit ones without rounding."""
+  """Images are stretched by a factor that takes 8-bit images to 16-bit ones without rounding."""
   checkpoint, images, stretched = (tmp_path / n for n in ('checkpoint', 'images', 'stretched'))
   random_checkpoint.write_random_checkpoint(checkpoint, model='FOVEA', base_depth=5, num_z_values=2)
   write_field(images, rows=26, columns=34, depths=2, bits=8)

@@ -58,9 +58,9 @@ def whole(setting):
 
 @pytest.fixture(scope='module')
 def labeled(setting):
-  """What the network says of the whole field of view at once: statistic -> [channel, row, column].
+  """The network's statistics of the whole field of view at once, each [channel, row, column].
 
-  Of the labels' true classes, 0 where there is no truth.
+  Those that compare with the truth take the labels' true classes, 0 where the truth is unknown.
   """
   (files,) = original_fields(setting.images)
   field_of_view = files.read()

@@ -43,7 +43,7 @@ def _sizes(run):
 
 @pytest.mark.parametrize('first_missing', [_PREDICTION, _PANEL])
 def test_file_that_grows_too_large(setting, finished, tmp_path, first_missing):
-  """As on a full disk: the system refuses to write on."""
+  """The system refuses to write on in the middle of a file, as on a full disk."""
   limit = min(size for name, size in _sizes(finished).items() if first_missing in name) - 1
   base = tmp_path / 'base'
   with small_disk(limit):
@@ -58,7 +58,7 @@ def test_file_that_grows_too_large(setting, finished, tmp_path, first_missing):
 
 @pytest.mark.soak
 def test_disk_that_is_full(setting, finished, tmp_path):
-  """A file system with room for the prediction, but not for the panels: of two pages."""
+  """The disk, of two pages, has room for the prediction, but not for the panels."""
   disk = tmp_path / 'disk'
   disk.mkdir()
   for name, size in _sizes(finished).items():

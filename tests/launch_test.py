@@ -286,7 +286,7 @@ def test_debugging_shows_where_it_happened(tmp_path):
 
 
 def test_console_script_is_the_program():
-  """Where isl is installed, as `make test` does it."""
+  """The console script is tested where isl is installed, as `make test` does it."""
   script = pathlib.Path(sys.executable).with_name('isl-launch')
   if not os.access(script, os.X_OK):
     pytest.skip('isl is not installed beside this Python')

@@ -39,7 +39,7 @@ _TO_ZARR = ('--prediction_format=OME_ZARR', '--infer_panels=', '--infer_size=8')
 
 
 def _arguments(base, checkpoint, images):
-  """Of labelling a whole field of view."""
+  """The command line for labeling a whole field of view."""
   return [
     '--mode=EVAL_EVAL',
     '--metric=INFER_FULL',
@@ -52,7 +52,7 @@ def _arguments(base, checkpoint, images):
 
 
 def _peak_mb(base, checkpoint, images, timeout, *flags):
-  """Of labelling a whole field of view, in MB; without flags all heads and both panels."""
+  """The peak memory of labeling a whole field of view, in MB; without flags, of all it can do."""
   if not pathlib.Path('/proc/self/status').exists():
     pytest.skip('this system does not tell a peak')
   arguments = _arguments(base, checkpoint, images)
@@ -78,7 +78,7 @@ _GROWTH = r"""if True:
 
 
 def _growth_mb(tmp_path, checkpoint, images, *flags):
-  """By how much the peak is higher for the last folder of images than for those before, in MB."""
+  """How much higher the peak memory is for the last folder of images than before it, in MB."""
   if not pathlib.Path('/proc/self/status').exists():
     pytest.skip('this system does not tell a peak')
   lines = [
@@ -137,7 +137,7 @@ def test_growth_is_smaller_to_zarr(tmp_path, monkeypatch):
 
 @pytest.mark.soak
 def test_field_of_view_sixteen_times_as_large_to_zarr(tmp_path):
-  """Of 4096 x 4096 pixels, 13 depths: half a gigabyte of images, which are not kept in memory."""
+  """Half a gigabyte of images, 13 depths of 4096 x 4096 pixels, is not kept in memory."""
   checkpoint, (small, large) = _write_fields(tmp_path, (1024, 4096), depths=13)
   for source in ('PNG', 'OME_ZARR'):
     peaks = [

@@ -41,7 +41,7 @@ _CHANNELS = ('--input_channels=TRANSMISSION,POLARIZATION', '--target_channels=RF
 
 
 class _Setting(TrainSetting):
-  """Its field of view has two labels that isl doesn't know, and a second input channel."""
+  """A setting whose field of view has two labels unknown to isl, and a second input channel."""
 
   def __init__(self, run, tmp_path_factory):
     super().__init__(run, tmp_path_factory)
@@ -51,7 +51,7 @@ class _Setting(TrainSetting):
     )
 
   def error(self, base, *flags):
-    """The one line; BASE stays as it was."""
+    """Runs a training that is refused, and gives its error of one line; BASE must not change."""
     before = {name: (base / name).read_bytes() for name in files_in(base)}
     outcome = run_in_process(launch.run, *self.flags(base), '--number_of_steps=3', *flags)
     assert outcome.status == 1
@@ -59,7 +59,7 @@ class _Setting(TrainSetting):
     return outcome.error
 
   def find_start(self, base, *flags):
-    """Where a training would start from, without doing it."""
+    """Finds where a training would start from, without training."""
     with flagsaver.flagsaver():
       flags_module.FLAGS(['isl-launch', *self.flags(base), *flags])
       return find_start(command_line.make_experiment())

@@ -62,7 +62,7 @@ _SIZE = (8, 16)
 
 
 def _write_folders(work: pathlib.Path) -> None:
-  """Those that the commands name, with a slim network of 26 depths and small fields of view."""
+  """Writes the folders that the commands name: a slim network of 26 depths, small images."""
   random_checkpoint.write_random_checkpoint(work / 'checkpoints', base_depth=5, num_z_values=26)
   write_field(work / 'data_sample' / 'condition_b_sample', rows=_ROWS, columns=_COLUMNS, depths=13)
   write_field(
@@ -106,7 +106,7 @@ def _check(base: pathlib.Path, outcome: Outcome, channels: list[str], num_column
 
 @pytest.fixture(scope='module')
 def user_folder(tmp_path_factory):
-  """Where a user stands who has the two folders, and isl installed."""
+  """The folder of a user who has the checkpoint and the images, and isl installed."""
   work = tmp_path_factory.mktemp('user')
   _write_folders(work)
   return work

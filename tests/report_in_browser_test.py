@@ -21,9 +21,10 @@ _SECONDS = 30
 
 @pytest.fixture(scope='module')
 def address(tmp_path_factory):
-  """Of a page of 4 fields with long names, the third without truth, and _LABELS labels each.
+  """The address of a page of 4 fields of view with _LABELS labels each.
 
-  Predictions are white and truths are black, or they are of noise.
+  Names are long; the third field of view has no truth. Predictions are white and truths are black,
+  or they are noise.
   """
   folder = tmp_path_factory.mktemp('report')
 
@@ -70,7 +71,7 @@ def address(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def browser():
-  """Chromium."""
+  """Chromium without a window."""
   with chromium() as browser:
     yield browser
 
@@ -138,7 +139,7 @@ def test_unfolded_field_shows_all_its_pictures(open_page):
 
 
 def _brightness(locator) -> float:
-  """Of what is seen, in [0, 1]."""
+  """The mean brightness of what is seen of an element, in [0, 1]."""
   seen = cv2.imdecode(np.frombuffer(locator.screenshot(), np.uint8), cv2.IMREAD_GRAYSCALE)
   assert seen is not None
   return seen.mean() / 255

@@ -36,7 +36,7 @@ def setting(tmp_path_factory):
 
 
 def _model_values(prefix):
-  """Of a checkpoint's network alone."""
+  """The values of a checkpoint's model variables, by name."""
   checkpoint = Checkpoint(prefix)
   description = checkpoint.describe()
   shapes = plan.variable_shapes(description.plan(), description.heads)
@@ -45,7 +45,7 @@ def _model_values(prefix):
 
 @pytest.fixture(scope='module')
 def checkpoint(setting):
-  """As a training of 1000 steps leaves it, with an optimizer's slots."""
+  """A checkpoint as a training of 1000 steps leaves it, with an optimizer's slots."""
   folder = setting.new_folder()
   prefix = random_checkpoint.write_random_checkpoint(
     folder, model='FOVEA', base_depth=6, num_z_values=3

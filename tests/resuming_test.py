@@ -90,7 +90,7 @@ def test_base_that_was_trained_with_other_flags(setting, base, name, was, now):
 
 
 def test_flags_that_base_was_trained_with(setting, base):
-  """Whether they were given then or came from the checkpoint."""
+  """The flags may be left out or given again."""
   for more in ((), setting.network):
     start = _find_start(setting, base, *more)
     assert start.resumes
@@ -112,7 +112,7 @@ def test_other_learning_rate_is_logged(setting, base, restored):
 
 
 def test_restore_directory_that_base_began_with(setting, base, checkpoint):
-  """It is not read again."""
+  """The folder of the first checkpoint is not read again."""
   folder = checkpoint.parent
   hidden = folder.rename(folder.with_name('hidden'))
   try:
@@ -164,7 +164,7 @@ def test_copy_of_a_base_that_names_itself(setting, base, tmp_path):
 
 
 def test_base_of_another_program(setting, base):
-  """Without run.json: the checkpoint alone says what it is."""
+  """Without run.json, the checkpoint alone says how it was trained."""
   (base / 'train' / 'run.json').unlink()
   assert _find_start(setting, base).resumes
   line = _refused(setting, base, '--base_depth=50')
@@ -207,7 +207,7 @@ def test_newest_checkpoint_that_is_incomplete(setting, base, part):
 
 @pytest.mark.parametrize('share', [0.1, 0.4, 0.7, 0.999])
 def test_newest_checkpoint_with_a_wrong_byte(setting, base, share):
-  """Of the optimizer's state, too."""
+  """A wrong byte is found anywhere in the checkpoint, also in the optimizer's state."""
   path = base / 'train' / 'model.ckpt-1.data-00000-of-00001'
   data = bytearray(path.read_bytes())
   data[int(share * len(data))] ^= 1

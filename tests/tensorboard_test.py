@@ -63,7 +63,7 @@ def base(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def address(base):
-  """Of the TensorBoard that shows BASE."""
+  """The address of a TensorBoard that shows BASE."""
   process = subprocess.Popen(
     [sys.executable, '-m', 'tensorboard.main', f'--logdir={base}', '--host=127.0.0.1', '--port=0'],
     stdout=subprocess.DEVNULL,

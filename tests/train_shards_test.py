@@ -36,9 +36,10 @@ class _Setting:
   """Shards of which no crop touches the padding, and their field of view in a folder.
 
   Attributes:
-    images: the folder.
-    pattern: of the shards, of which the first has the field of view, as the tile of a larger one.
-    checkpoint: the folder of a narrow FOVEA with random weights.
+    images: folder of the field of view.
+    pattern: pattern of the shards, of which the first has the field of view, as the tile of a
+      larger one.
+    checkpoint: folder of a narrow FOVEA with random weights.
   """
 
   def __init__(self, tmp_path_factory: pytest.TempPathFactory):

@@ -50,7 +50,7 @@ def _run(setting, *flags, steps=3, base=None):
 
 @pytest.fixture(scope='module')
 def half(setting):
-  """Three steps."""
+  """A training of three steps."""
   return _run(setting)
 
 
@@ -63,7 +63,7 @@ def straight(setting):
 
 
 def _copy(run, tmp_path):
-  """Its BASE again, to go on with."""
+  """Copies a run's BASE, for trainings that go on from it."""
   return shutil.copytree(run.folder.parent, tmp_path / 'base')
 
 
@@ -260,7 +260,7 @@ def test_flag_changes_no_number(setting, half, flag):
 
 
 def test_intervals_of_checkpoints_and_summaries(setting, half, monkeypatch):
-  """By a clock on which each look at it takes a second."""
+  """The clock goes on by a second at each look at it."""
   for module in (hooks, summary_hook):
     clock = itertools.count(1000.0)
     monkeypatch.setattr(module, 'time', types.SimpleNamespace(monotonic=lambda c=clock: next(c)))

@@ -452,9 +452,9 @@ class _Damaged:
     self._values = {name: reader.get_tensor(name) for name in names}
 
   def error(self, *, index: bytes | None = None, data: bytes | None = None) -> str | None:
-    """What the reading of a checkpoint with these contents says, in one line.
+    """Reads a checkpoint with these contents, and gives the error of one line.
 
-    Where it says nothing, every value must be as it was.
+    None: there was no error, and then every value must be as it was.
     """
     whole = (self.index, self.data)
     for ending, content, otherwise in zip(self._ENDINGS, (index, data), whole, strict=True):

@@ -18,7 +18,7 @@ def shallow(monkeypatch):
 
 
 class _Training:
-  """In place of the clock: what a training does while the watcher waits."""
+  """Stands in for the clock: lets a training do something while the watcher waits."""
 
   def __init__(self, monkeypatch, folder, *events):
     monkeypatch.setattr(watching, 'time', self)
@@ -105,7 +105,7 @@ def test_one_deleted_between_finding_and_opening(monkeypatch, tmp_path, ending):
 
 
 def test_one_that_is_about_to_be_written(monkeypatch, tmp_path):
-  """Its data are there, its index is not."""
+  """A checkpoint whose data are there, but not yet its index, is waited for."""
   training = _Training(monkeypatch, tmp_path)
   training.write(3)
   index = tmp_path / 'model.ckpt-3.index'

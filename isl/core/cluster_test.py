@@ -52,7 +52,7 @@ def test_environment_says_the_same_as_flags(is_ps, job):
 
 @pytest.mark.parametrize('chief', ['chief', 'master'])
 def test_chief_of_its_own_is_the_first_of_the_workers(chief):
-  """As Kubernetes' TFJob and TensorFlow's estimators have it; the order in the text is any."""
+  """The chief is worker 0, as for Kubernetes' TFJob, in whatever order the jobs are given."""
   hosts = {'worker': list(_WORKERS), 'ps': list(_PS), chief: ['c:1']}
   found = [_read(hosts, chief, 0), _read(hosts, 'worker', 0), _read(hosts, 'worker', 2)]
   assert [one.worker_number for one in found] == [0, 1, 3]

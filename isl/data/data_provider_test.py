@@ -38,7 +38,7 @@ def _made(**targets) -> FieldOfView:
 
 
 def _depths_read(num_depths: int) -> list[int]:
-  """By a network of 26 z depths."""
+  """The depths that a network of 26 z depths reads of a field of view that has `num_depths`."""
   z_values = input_stack(26).z_values
   return [data_provider.depth_at(float(z), num_depths) for z in z_values]
 
@@ -160,7 +160,7 @@ def _stretched(channels, **targets) -> FieldOfView:
 
 
 def _intensities(field_of_view: FieldOfView, channel: str, **window: slice) -> np.ndarray:
-  """What a network that predicts this channel alone should."""
+  """The intensities that a network that predicts this channel alone should predict."""
   rows, columns = (window.get(name, _ALL) for name in ('rows', 'columns'))
   stack = target_stack([channel])
   return data_provider.target_crop(field_of_view, stack, rows, columns)[:, :, 0, 0, 0]

@@ -59,7 +59,10 @@ def _patches(
   corruption=_NONE,
   **sampling,
 ) -> Patches:
-  """Of one field of view if no folders are given; `sampling` replaces values of _SAMPLING."""
+  """Makes a stream of patches, of one field of view if no folders are given.
+
+  `sampling` replaces values of _SAMPLING.
+  """
   return Patches(
     folders or [[_field()]],
     PatchSpec(
@@ -306,7 +309,7 @@ def test_corruption_is_the_crops_but_noise_is_the_patchs():
 
 
 def test_input_channels_are_beside_each_other_at_each_depth():
-  """Each has its own number of depths, and its own corruption."""
+  """Each input channel has its own number of depths, and its own corruption."""
   rng = np.random.default_rng(3)
   field = _field(depths=3)
   other = {
@@ -392,7 +395,7 @@ def test_crop_smaller_than_a_patch_is_an_error():
 
 
 def _one_field(size=40) -> Patches:
-  """Of one random field of view, so many pixels long and wide; 3 z, 2 labels."""
+  """Makes patches of a random field of view of `size` x `size` pixels, with one of two labels."""
   rng = np.random.default_rng(0)
   keys = [*(ImageKey(z, 'DIC') for z in range(3)), ImageKey(MAXPROJECT, 'DAPI_CONFOCAL')]
   images = {key: rng.integers(0, 65535, (size, size), np.uint16) for key in keys}

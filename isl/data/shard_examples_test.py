@@ -102,7 +102,7 @@ def test_no_damage_of_a_plain_png_goes_unnoticed(compression):
 
 
 def _changed(**features) -> bytes:
-  """Without those that are None."""
+  """An Example's bytes with other features; those that are None are left out."""
   example = tf.train.Example.FromString(_encode())
   for name, feature in features.items():
     name = name.replace('__', '/')

@@ -42,13 +42,13 @@ def images(tmp_path_factory) -> pathlib.Path:
 
 @pytest.fixture(scope='module')
 def whole(images, tmp_path_factory) -> list[pathlib.Path]:
-  """Three shards of these."""
+  """Three shards of the images, each field of view as a whole."""
   return write_shards(tmp_path_factory.mktemp('whole'), images, 3)
 
 
 @pytest.fixture(scope='module')
 def tiles(images, tmp_path_factory) -> list[pathlib.Path]:
-  """One shard of the first one's tiles, 2 x 2."""
+  """One shard of the 2 x 2 tiles of the first field of view."""
   found = finding.find_all([images])[:1]
   pattern = str(tmp_path_factory.mktemp('tiles') / 't-%d')
   return shard_writing.write_shards(found, pattern, 1, Cut(tile_size=26, overlap=_MARGIN))
@@ -147,7 +147,7 @@ def test_crop_of_a_shard_is_the_crop_of_a_folder(whole, images):
 
 
 def test_every_output_of_the_field_of_view_is_drawn(tiles):
-  """Each pixel of a tile's own is an output of one of its patches, as often as another."""
+  """Each pixel of a tile's own is an output of its patches, all about as often."""
   record = next(shard_reading.records(tiles[0]))
   tile = record.decode()
   counts = np.zeros(tile.place.size, int)
@@ -237,7 +237,7 @@ for paths, count in ((shards[:4], 40), (shards, 2 * len(shards))):
 
 
 def test_memory_does_not_grow_with_the_shards(tmp_path):
-  """Those of 700 MB are read, twice, in the memory that a few of them take."""
+  """Shards of 700 MB are read, twice, in the memory that a few of them take."""
   write_field(tmp_path / 'images', rows=900, columns=900, depths=6, channels=('GFP',), bits=8)
   found = finding.find_all([tmp_path / 'images'])
   (path,) = shard_writing.write_shards(found, str(tmp_path / 's-%d'), 1, Cut(overlap=0))
@@ -340,7 +340,7 @@ def test_so_many_examples_are_decoded_at_once(whole, batch_size, monkeypatch):
 
 
 def test_patches_of_several_crops_are_shuffled(whole):
-  """Of so many patches, the next is any; without, those of a crop follow each other."""
+  """The next patch is any of so many; without shuffling, those of a crop follow each other."""
   capacity = 3 * PER_CROP
   in_order = np.concatenate([batch[0] for batch in read_batches(make_patches(whole), 6)])
   drawn = read_batches(make_patches(whole, shuffled=capacity), 3)

@@ -59,7 +59,10 @@ def test_examples_come_one_after_the_other(shard):
 
 
 def _ends(data: bytes) -> list[int]:
-  """Where the records of a plain shard end: length, its checksum, contents, their checksum."""
+  """Where the records of a plain shard end.
+
+  A record is the length, its checksum, the contents, and their checksum.
+  """
   ends = [0]
   while ends[-1] < len(data):
     length = int.from_bytes(data[ends[-1] : ends[-1] + 8], 'little')
@@ -108,7 +111,7 @@ def test_a_thousand_shards_whose_bits_are_flipped(shard, skip_corrupt):
 
 
 def _check_flips(shard: pathlib.Path, count: int, skip_corrupt: bool) -> None:
-  """One bit each; of lengths and checksums more often than their share."""
+  """Flips one bit at a time; bits of lengths and checksums more often than their share."""
   data = shard.read_bytes()
   whole = [record.data for record in shard_reading.records(shard)]
   rng = np.random.default_rng(0)
@@ -214,7 +217,7 @@ def test_shards_without_an_example_are_an_error_if_all_are(shard, tmp_path, gzip
 
 
 def test_shard_of_no_bytes_is_damaged(shard, tmp_path):
-  """As an interrupted copy leaves it: one to which no field of view belongs says so."""
+  """An interrupted copy leaves no bytes; a shard without fields of view has an Example."""
   empty = tmp_path / 'empty'
   empty.touch()
   with pytest.raises(DamagedError, match=r"empty' is cut off before its first example"):

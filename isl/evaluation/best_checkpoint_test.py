@@ -137,7 +137,7 @@ def test_loss_of_other_patches_is_not_compared(train, tmp_path, caplog):
 
 
 def test_two_evaluations_at_once(train, tmp_path):
-  """Each sees what the other kept."""
+  """Each of two evaluations sees the checkpoint that the other kept."""
   first, second = (BestCheckpoint(tmp_path / 'best', _FLAGS) for _ in range(2))
   assert _offer(first, train, 1, 0.5)
   assert not _offer(second, train, 2, 0.6)
@@ -147,7 +147,7 @@ def test_two_evaluations_at_once(train, tmp_path):
 
 
 def test_same_step_of_another_training(train, tmp_path):
-  """Its files have the same names, but never take each other's place half-way."""
+  """Files of checkpoints of the same step have the same names, but never replace half of a copy."""
   folder = tmp_path / 'best'
   best = BestCheckpoint(folder, _FLAGS)
   contents = {}

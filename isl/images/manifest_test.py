@@ -18,7 +18,7 @@ _STACK = np.random.default_rng(0).integers(0, 1 << 16, (2, 3, 6, 9), dtype=np.ui
 
 @pytest.fixture
 def folder(tmp_path) -> pathlib.Path:
-  """With plain files of each depth of a stack and a file of two channels of three depths."""
+  """A folder with plain files of each depth of a z-stack, and a file of two z-stacks of three."""
   for z, image in enumerate(_STACK[0]):
     png_io.write_png(tmp_path / f'{z}.png', image)
     tifffile.imwrite(tmp_path / f'{z}.tif', image, photometric='minisblack')

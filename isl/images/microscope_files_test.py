@@ -31,7 +31,7 @@ def png_field(tmp_path_factory):
 
 @pytest.fixture
 def decoded(monkeypatch) -> list[object]:
-  """What is decoded: channels by number, chunks by index."""
+  """Collects what is decoded: channels by number, chunks by index."""
   result: list[object] = []
 
   def noting(read):
@@ -169,7 +169,7 @@ def test_each_channel_of_a_tiff_is_decoded_once(tmp_path, png_field, decoded):
 
 @pytest.fixture(scope='module')
 def zarr_file(tmp_path_factory, png_field) -> pathlib.Path:
-  """Of chunks of 32 x 32 pixels."""
+  """An OME-Zarr with chunks of 32 x 32 pixels."""
   path = tmp_path_factory.mktemp('zarr') / 'a.zarr'
   return write_ome_zarr(path, png_field, chunk=32)
 

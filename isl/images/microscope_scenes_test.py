@@ -32,7 +32,7 @@ def silent(capfd, caplog):
 
 
 def _error(path) -> str:
-  """What is wrong with a file: one line that names it."""
+  """Opens a file that is wrong, and gives the error: one line that names the file."""
   with pytest.raises(ValueError) as raised:
     open_scenes(path)
   message = str(raised.value)

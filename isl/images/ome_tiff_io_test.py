@@ -36,7 +36,7 @@ def _write(path, values, *, names=_NAMES, placement=None, description=''):
 
 
 def _document(path):
-  """The OME-XML, after validation."""
+  """Reads and validates a file's OME-XML."""
   ome_types = pytest.importorskip('ome_types')
   with tifffile.TiffFile(path) as tiff:
     xml = tiff.ome_metadata

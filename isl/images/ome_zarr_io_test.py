@@ -336,7 +336,7 @@ _WRITE = """if True:
 
 
 def _growth_mb(folder, side):
-  """Of the peak of memory, from an image of 1024 x 1024 pixels to a larger one, in MB."""
+  """The growth of peak memory from an image of side 1024 to one of `side` pixels, in MB."""
   if not pathlib.Path('/proc/self/status').exists():
     pytest.skip('this system does not tell a peak')
   peaks = []
@@ -348,13 +348,13 @@ def _growth_mb(folder, side):
 
 
 def test_memory_does_not_grow_with_the_image(tmp_path):
-  """Of which a channel alone has 33 MB."""
+  """A channel of the larger image alone has 33 MB."""
   assert _growth_mb(tmp_path, 4096) < 25
 
 
 @pytest.mark.soak
 def test_memory_does_not_grow_with_a_large_image(tmp_path):
-  """Of which a channel alone has 134 MB."""
+  """A channel of the larger image alone has 134 MB."""
   assert _growth_mb(tmp_path, 8192) < 25
 
 

@@ -16,7 +16,7 @@ _PERCENTS = (0, 0.1, 13.7, 50, 99.9, 100)
 
 
 class _Sliced:
-  """An image that is read when it is sliced, and notes how much of it at once."""
+  """An image that is read when it is sliced, and notes how many rows are read at once."""
 
   def __init__(self, image):
     self._image = image

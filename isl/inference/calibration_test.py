@@ -70,7 +70,7 @@ def test_temperature_has_bounds(true, lowest, highest):
 
 
 def test_distributions_that_no_temperature_changes():
-  """Of a uniform one nothing can be better, and what is as good is left alone."""
+  """No temperature makes a uniform distribution better, so the temperature stays 1."""
   logits = np.zeros((10, 256), np.float32)
   assert calibration.fit_temperature(logits, np.arange(10, dtype=np.uint8)) == 1
 
@@ -157,7 +157,7 @@ def test_sample_is_even():
 
 
 def test_fields_have_different_pixels():
-  """The same places of every field of view would be a grid, not a sample."""
+  """Fields of view are sampled at different places: with the same, a sample would be a grid."""
   field, row, column = _places(_sample(600, _tiles(8, 8)))
   first, second = (
     set(zip(row[field == i].tolist(), column[field == i].tolist(), strict=True)) for i in (0, 1)

@@ -51,7 +51,7 @@ def checkpoint(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def crops():
-  """Of 1 x 2 blocks for FOVEA: [batch, row, column, z, channel, mask]."""
+  """Crops of 1 x 2 blocks for FOVEA: [batch, row, column, z, channel, mask]."""
   crops = np.ones((3, 110, 118, 2, 1, 2), np.float32)
   crops[..., 0] = np.random.default_rng(0).random(crops.shape[:-1], np.float32)
   return crops
@@ -91,7 +91,7 @@ def _log_softmax(logits):
 
 
 def _assert_close(found, expected, tolerance):
-  """By statistic."""
+  """Asserts that statistics, by name, are as expected: classes equal, other values close."""
   for statistic, values in found.items():
     if statistic in _BY_EQUAL_PIXELS:
       # The same class, whatever the last bit of its value.
@@ -164,7 +164,7 @@ def test_intensities_are_not_masks(checkpoint, crops, whole):
 
 @pytest.mark.parametrize('part', ['truncated', 'changed'])
 def test_damaged_value_is_an_error(tmp_path, part):
-  """One that only the reading of the values finds."""
+  """Damage that only the reading of the values finds is an error."""
   prefix = random_checkpoint.write_random_checkpoint(
     tmp_path, model='FOVEA', base_depth=4, num_z_values=1
   )

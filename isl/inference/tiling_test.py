@@ -177,7 +177,7 @@ def test_window_that_is_not_kept_is_empty():
 @pytest.mark.parametrize('size', [(250, 251), (301, 290), (474, 800)])
 @pytest.mark.parametrize('model', _GEOMETRIES)
 def test_what_does_not_depend_on_padding_is_tiled_as_without(model, size):
-  """Each block in the same place of a tile of the same shape, which reads the same pixels."""
+  """Each block is in the same place of a tile of the same shape, which reads the same pixels."""
   none, padded = (_grid(model, size, padding) for padding in (Padding.NONE, Padding.REFLECT))
   assert padded.inner_blocks == none.blocks
   rows, columns = (tiling.tile_blocks(n, 5) for n in none.blocks)

@@ -19,7 +19,7 @@ def _value(make, *arrays):
 
 
 def _logits(*distributions):
-  """Of distributions given as {class: probability}: float32 [distribution, class]."""
+  """The logits of distributions given as {class: probability}: float32 [distribution, class]."""
   logits = np.full((len(distributions), _K), -1e4, np.float32)
   for row, distribution in zip(logits, distributions, strict=True):
     for k, p in distribution.items():

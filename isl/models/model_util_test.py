@@ -60,7 +60,7 @@ def _activated(net):
 
 
 def _windowed(net, kernel, stride, function):
-  """What `function` makes of each window of `net` [row, column, depth] that lies in it whole."""
+  """Applies `function` to each window of `net`, [row, column, depth], that lies in it whole."""
   rows, columns = ((size - kernel) // stride + 1 for size in net.shape[:2])
   starts = stride * np.argwhere(np.ones((rows, columns)))
   results = [function(net[i : i + kernel, j : j + kernel]) for i, j in starts]
@@ -73,7 +73,7 @@ def _convolved(net, weights, stride):
 
 
 def _deconvolved(net, weights, stride):
-  """Each pixel adds its multiple of the kernel, weights [k, k, out, in], to the result."""
+  """Deconvolves: each pixel adds its multiple of the kernel, weights [k, k, out, in]."""
   kernel, depth = weights.shape[0], weights.shape[2]
   rows, columns = ((size - 1) * stride + kernel for size in net.shape[:2])
   result = np.zeros((rows, columns, depth))

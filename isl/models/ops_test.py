@@ -18,7 +18,7 @@ _STATISTICS: tuple[AnyStatistic, ...] = (
 
 
 def _run(make, *arrays):
-  """What `make` builds of the arrays as constants."""
+  """Runs the tensors that `make` builds of the arrays as constants."""
   with tf.Graph().as_default(), tf.Session() as session:
     return session.run(make(*map(tf.constant, arrays)))
 
@@ -176,7 +176,7 @@ def test_quantiles_rise_with_their_percentage():
 
 
 def test_statistics_are_within_their_bounds():
-  """What is written as a picture lies in [0, 1]; entropy's 1e-7 may take it below 0 by as much."""
+  """All that is written as a picture is in [0, 1]; entropy may be below 0 by its 1e-7."""
   for logits, _ in (_random(1), _random(100), _smooth(), _extreme()):
     for statistic, values in _statistics(logits).items():
       if statistic is not Statistic.CROSS_ENTROPY:

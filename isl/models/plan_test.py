@@ -17,7 +17,7 @@ def _shapes(plan: NetworkPlan, num_z_values: int) -> list[tuple[str, tuple[int, 
 
 
 def _size_read(module) -> int:
-  """Of its input, in pixels, from the size of its result."""
+  """The side of a module's input, in pixels, computed from the side of its result."""
   if module.is_deconv:
     return (module.output_size + 2 * module.crop - module.kernel) // module.stride + 1
   return (module.output_size - 1) * module.stride + module.kernel
@@ -52,7 +52,7 @@ def test_next_even(x, expected):
     (400, 399, (12, 2)),  # 10.8 and ceil(400 / 399) = 2
     (400, 200, (12, 2)),
     (400, 36, (66, 12)),  # 211 / 39 * 12 = 64.9, an odd ceiling
-    (400, 8, (272, 50)),  # 270.5 likewise
+    (400, 8, (272, 50)),  # 211 / 39 * 50 = 270.5, an odd ceiling
     (5, 8, (6, 2)),
   ],
 )

@@ -11,7 +11,7 @@ _BAD = pytest.mark.parametrize('bad', [np.nan, np.inf, -np.inf])
 
 @pytest.fixture
 def checks():
-  """Switched on."""
+  """Switches the checks on for a test."""
   tensorcheck.enable()
   yield
   tensorcheck.enable(False)

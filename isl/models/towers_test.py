@@ -83,7 +83,7 @@ class _Network:
     }
 
   def crop(self, start, blocks):
-    """What so many blocks from the block `start` on are computed from."""
+    """The crop that so many blocks, from the block `start` on, are computed from."""
     first = [self.geometry.output * block for block in start]
     rows, columns = (
       slice(pixel, pixel + self.geometry.input_size(n))
@@ -108,7 +108,7 @@ class _Network:
       labeler.close()
 
   def assert_agree(self, starts, blocks):
-    """That crops of so many blocks give what their patches give."""
+    """Asserts that crops of so many blocks give what their patches give."""
     found = self.labeled([self.crop(start, blocks) for start in starts], blocks)
     side = self.geometry.output
     for i, start in enumerate(starts):
@@ -157,7 +157,7 @@ def test_dense_is_patch_by_patch(network, blocks):
 
 
 def test_crops_join_at_every_border(network):
-  """From any block on a crop gives what the whole gives there."""
+  """A crop from any block on gives what the whole gives there."""
   blocks = (2, 3)
   starts = list(itertools.product(*(range(n - m + 1) for n, m in zip(_WHOLE, blocks, strict=True))))
   network.assert_agree(starts, blocks)
@@ -205,7 +205,7 @@ def test_single_patch_is_the_modules_one_after_the_other(tmp_path, model, monkey
   ],
 )
 def test_graph_has_the_originals_variables(file, model, base_depth, num_z_values):
-  """And no others."""
+  """The graph has the original's variables, and no others."""
   expected = json.loads(shared_path('reference', file).read_text())
   plan = make_plan(_SPECS[model], base_depth, num_z_values)
   size = plan.spec.geometry.patch
@@ -295,7 +295,7 @@ class _FixedStatistics(training_layers.BatchStatistics):
 
 
 def _run(tensors, placeholder):
-  """Of random intensities."""
+  """Runs tensors with random intensities as the input."""
   net = np.random.default_rng(3).random(placeholder.shape.as_list(), np.float32)
   config = tf.ConfigProto()
   config.graph_options.rewrite_options.disable_meta_optimizer = True
@@ -304,7 +304,10 @@ def _run(tensors, placeholder):
 
 
 def test_inference_with_the_batchs_statistics_is_the_same(training_network):
-  """As if the moving averages had long followed this batch; they take the unbiased variance."""
+  """Averages that have followed one batch for long give what the batch's statistics give.
+
+  They take the unbiased variance.
+  """
   statistics = _CountingStatistics()
   with tf.Graph().as_default():
     net = training_network.placeholder(batch=2, output=8)
@@ -348,7 +351,7 @@ def test_inference_with_the_batchs_statistics_is_the_same(training_network):
 
 
 def test_window_holds_every_second_patchs_outputs(training_network):
-  """Its blocks 16 pixels apart are what patches give there, where no patch changes another."""
+  """A window's blocks 16 pixels apart are what patches there give by themselves."""
   output, starts = 40, (0, 16, 32)
   side = training_network.plan.spec.geometry.patch
   with (

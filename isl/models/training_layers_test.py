@@ -147,10 +147,10 @@ def _assert_same(variables, nets, results, statistics):
   """Compares single precision with double: values, gradients by a random direction, statistics.
 
   Args:
-    variables: that the results were made from.
-    nets: and the input.
-    results: what was found, and the textbook's.
-    statistics: likewise, by name.
+    variables: the variables that the results were computed from.
+    nets: the inputs, in single and in double precision.
+    results: the results of the layers in single precision, and of the textbook's in double.
+    statistics: the statistics of both, by name.
   """
   directions = _constants(*results[0].shape.as_list(), seed=2)
   sides = []
@@ -187,7 +187,10 @@ def test_module_is_the_textbooks(monkeypatch, kind, compiled):
 
 @pytest.mark.parametrize('kind', _PLANS)
 def test_inference_with_the_batchs_statistics_is_the_same(kind):
-  """As if the moving averages had long followed this batch; they take the unbiased variance."""
+  """Averages that have followed one batch for long give what the batch's statistics give.
+
+  They take the unbiased variance.
+  """
   plan, variables, statistics = _PLANS[kind], _Variables(), training_layers.BatchStatistics()
   net, _ = _constants(3, 8, 6, plan.input_depth)
   with tf.variable_scope('', custom_getter=variables.custom_getter):

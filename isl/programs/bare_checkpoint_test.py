@@ -63,7 +63,7 @@ def test_the_network_alone_is_copied(train, tmp_path, labels):
 
 
 def test_copy_of_another_network_in_the_same_folder(train, tmp_path):
-  """What is said there of channels is of the newest."""
+  """channels.json beside several copies is that of the newest."""
   copy_bare(train, tmp_path / 'copy', ('NFH_CONFOCAL',))
   random_checkpoint.write_random_checkpoint(
     tmp_path / 'other', model='FOVEA', base_depth=6, num_z_values=2, input_channels=('DIC', 'X')

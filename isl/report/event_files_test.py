@@ -24,7 +24,7 @@ def test_scalars(tmp_path):
 
 
 def test_steps_that_are_done_again_replace_the_older_ones(tmp_path):
-  """As TensorBoard understands it."""
+  """TensorBoard shows the newer points of steps that were done again."""
   for start, steps in ((1, (1, 3, 5, 7)), (4, (4, 6))):
     # The order of files is that of their names, which have the time.
     with contextlib.closing(event_files.SummaryWriter(tmp_path)) as writer:

@@ -205,7 +205,7 @@ def _anything(folder):
 
 
 def _contents(folder: pathlib.Path) -> dict[str, str]:
-  """By path, the text of all files."""
+  """The text of all files in a folder, by path."""
   files = (path for path in folder.rglob('*') if not path.is_dir())
   return {str(path.relative_to(folder)): path.read_text() for path in files}
 

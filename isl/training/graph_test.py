@@ -61,18 +61,18 @@ class _Trained:
   """A training of three steps.
 
   Attributes:
-    experiment: what was asked for.
-    start: where it began.
-    patches: what it read.
-    graph: of the training.
-    session: after these steps.
+    experiment: the run.
+    start: where the training began.
+    patches: the patches that the training read.
+    graph: graph of the training.
+    session: session of the training, after these steps.
     states: values of variables by name, before the first step and after each.
-    steps: what each step found, by the graph's attributes; `seconds` that it took, and `collected`
-      by batch norm.
+    steps: what each step found, by the graph's attributes; also the `seconds` that it took, and the
+      statistics that batch norm `collected`.
   """
 
   def __init__(self, folders: dict[str, Any], kind: str, seed: int = _SEED):
-    """Trains."""
+    """Trains for three steps."""
     arguments = [
       '--mode=TRAIN',
       '--read_pngs',
@@ -134,7 +134,7 @@ class _Trained:
 
 @pytest.fixture(scope='module')
 def folders(tmp_path_factory):
-  """By what is in them. The networks lack most of their towers, in all of this file."""
+  """Folders by their contents. The networks lack most of their towers, in all of this file."""
   made = {name: tmp_path_factory.mktemp(name) for name in ('images', 'base', 'checkpoint')}
   write_field(made['images'], rows=110, columns=120, channels=_CHANNELS)
   with pytest.MonkeyPatch.context() as monkeypatch:
@@ -244,7 +244,7 @@ def test_absent_labels_contribute_nothing(trained):
 
 
 def test_gradient_is_the_slope(trained):
-  """Of the loss, in the gradient's own direction, for the weights of each kind."""
+  """The gradient is the loss's slope in the gradient's own direction, for each kind of weights."""
   graph, packing = trained.graph, trained.graph.variables.parts[0].packing
   weights, read = trained.states[-1]['weights'], graph.variables.parts[0].read
   feed = trained.batch()

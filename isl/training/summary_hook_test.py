@@ -77,14 +77,14 @@ class _Training:
     self.graph, self.session = train.make_session(experiment, start, seed=0)
 
   def hook(self, folder):
-    """One that has begun."""
+    """Makes a hook whose session has begun."""
     with self.session.graph.as_default():
       hook = SummaryHook(folder, _SECONDS, self.graph, self.patches)
     hook.after_create_session(self.session, None)
     return hook
 
   def step(self, hook, after=contextlib.nullcontext):
-    """Does a step, the hook's part after it in a context; what the hook asked for, if anything."""
+    """Does a step; runs the hook's part after it in a context; gives what the hook asked for."""
     asked = hook.before_run(None)
     fetches = asked.fetches if asked else {}
     _, results = self.session.run([self.graph.train, fetches])
@@ -261,7 +261,7 @@ def _full_disk(size=20_000):
 
 
 def test_full_disk_does_not_stop_the_steps(training, clock, logged, tmp_path):
-  """It is said once a minute; when there is room again, summaries are written again."""
+  """A full disk is logged once a minute; when there is room again, summaries are written again."""
   hook = training.hook(tmp_path)
   training.step(hook)
   complaints = []

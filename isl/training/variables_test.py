@@ -88,7 +88,7 @@ def test_repeat_fills_each_arrays_place():
 
 @pytest.mark.parametrize('model', NETWORKS)
 def test_variables_are_the_networks(model):
-  """None is missing, none is there twice or for nothing, and all have their shapes."""
+  """No variable is missing, none is there twice or needlessly, and all have their shapes."""
   plan = _plan(model)
   variables = PackedVariables(plan, _HEADS)
   expected = dict(variable_shapes(plan, _HEADS))
@@ -304,7 +304,7 @@ def test_checkpoint_that_somebody_has_gone_back_from(unnamed):
 
 
 def test_checkpoint_of_fewer_steps_is_not_the_newest(unnamed):
-  """One that is kept for every two hours is not in the list."""
+  """A checkpoint of fewer steps, which is kept every two hours, is not in the state file's list."""
   index = unnamed / 'model.ckpt-2.index'
   _write_before(unnamed / 'checkpoint', b'model_checkpoint_path: "model.ckpt-2"\n', index)
   for path in unnamed.glob('model.ckpt-1.*'):
