@@ -48,7 +48,7 @@ class HeldOut:
 
   def __init__(self, field_of_view: FieldOfView, inputs: StackSpec, targets: StackSpec):
     """Takes a field of view, and the images that the network reads and predicts."""
-    self._image_set = field_of_view
+    self._field_of_view = field_of_view
     self._inputs = inputs
     self._targets = targets
 
@@ -62,7 +62,7 @@ class HeldOut:
     plan = checkpoint.describe().plan()
     geometry = plan.spec.geometry
     heads = (*self._inputs.keys, *self._targets.keys)
-    grid = tiling.Grid(geometry=geometry, size=self._image_set.size, padding=Padding.NONE)
+    grid = tiling.Grid(geometry=geometry, size=self._field_of_view.size, padding=Padding.NONE)
     blocks = tuple(tiling.tile_blocks(n, tile_size) for n in grid.blocks)
     labeler = Labeler(
       plan,
@@ -74,7 +74,7 @@ class HeldOut:
     sums, pixels = np.zeros(len(heads)), 0
     for tile in tiling.split_grid(grid, labeler.blocks):
       window = tile.input_window(geometry, labeler.blocks)
-      crop = data_provider.input_crop(self._image_set, self._inputs, *window)
+      crop = data_provider.input_crop(self._field_of_view, self._inputs, *window)
       # Outputs begin a margin inside the image.
       rows, columns = (
         slice(window.start + geometry.margin, window.stop + geometry.margin)
@@ -88,14 +88,16 @@ class HeldOut:
     labeler.close()
     means = dict(zip(heads, sums / pixels, strict=True))
     absent = [
-      key for key in self._targets.keys if not data_provider.has_truth(self._image_set, key.channel)
+      key
+      for key in self._targets.keys
+      if not data_provider.has_truth(self._field_of_view, key.channel)
     ]
     return {key: float(mean) for key, mean in means.items() if key not in absent}
 
   def _truth(self, rows: slice, columns: slice) -> np.ndarray:
     """Reads the heads' true intensities in [0, 1] in a window of the image, [row, column, head]."""
-    light = data_provider.input_crop(self._image_set, self._inputs, rows, columns)
-    targets = data_provider.target_crop(self._image_set, self._targets, rows, columns)
+    light = data_provider.input_crop(self._field_of_view, self._inputs, rows, columns)
+    targets = data_provider.target_crop(self._field_of_view, self._targets, rows, columns)
     images = light[..., 0].reshape(*light.shape[:2], len(self._inputs.keys))
     return np.concatenate([images, targets[:, :, 0, :, 0]], axis=-1)
 

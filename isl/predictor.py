@@ -126,7 +126,7 @@ class Predictor:
       ValueError: the stack is of another kind or too small, or a name is unknown.
     """
     ends = InputRange.parse(input_range)
-    field_of_view = data_provider.prepared(self._image_set(stack, ends), ends, ())
+    field_of_view = data_provider.prepared(self._field_of_view(stack, ends), ends, ())
     wanted = statistic.parse_all(statistics)
     labeler = self._labeler(labels, padding)
     patch = self._plan.spec.geometry.patch
@@ -140,7 +140,7 @@ class Predictor:
     labeler.compute(field_of_view, [arrays], progress)
     return arrays.by_label()
 
-  def _image_set(
+  def _field_of_view(
     self, stack: np.ndarray | Mapping[str, np.ndarray], input_range: InputRange | None
   ) -> FieldOfView:
     if isinstance(stack, Mapping):

@@ -78,7 +78,7 @@ def _written(setting, *flags, names=_NAMES, labels=_LABELS, images=None):
 
 
 def _array(predicted):
-  """Likewise, of a dictionary in the same order."""
+  """Stacks predictions by label and statistic: [label, statistic, row, column]."""
   return np.stack([list(of_label.values()) for of_label in predicted.values()])
 
 

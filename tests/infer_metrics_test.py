@@ -97,7 +97,7 @@ class _Label:
 
   @property
   def probability(self):
-    """Of the true class."""
+    """The probability of the true class."""
     p = np.take_along_axis(self.distribution, self.true_class[..., np.newaxis], -1)[..., 0]
     return np.maximum(p, _LEAST)
 

@@ -57,7 +57,7 @@ class _Work:
 
 @pytest.fixture(scope='module', params=['shallow', pytest.param('whole', marks=pytest.mark.soak)])
 def work(request, tmp_path_factory):
-  """Of a CONCORDANCE of a few modules, or with all of them."""
+  """Makes folders for a CONCORDANCE of a few modules, or of all."""
   with pytest.MonkeyPatch.context() as monkeypatch:
     if request.param == 'shallow':
       make_concordance_shallow(monkeypatch)

@@ -16,7 +16,7 @@ _NONE = Corruption(multiplier_std=0, offset_std=0, noise_std=0)
 _WHOLE = (slice(None), slice(None))
 
 
-def _image_set(rows=6, columns=9, depths=3, dtype=np.uint16) -> FieldOfView:
+def _field_of_view(rows=6, columns=9, depths=3, dtype=np.uint16) -> FieldOfView:
   """Random; each label is one of the depths, so that it can be told what happened to each."""
   rng = np.random.default_rng(0)
   maximum = np.iinfo(dtype).max
@@ -60,7 +60,7 @@ def test_orientations_are_equally_likely():
 @pytest.mark.parametrize('quarter_turns', range(4))
 @pytest.mark.parametrize('flip', [False, True])
 def test_view_turns_all_images_alike(flip, quarter_turns):
-  field_of_view = _image_set()
+  field_of_view = _field_of_view()
   rows, columns = slice(1, 5), slice(2, 9)
   seen = augment.view(field_of_view, rows, columns, flip=flip, quarter_turns=quarter_turns)
   assert (seen.name, seen.ranges) == (field_of_view.name, field_of_view.ranges)
@@ -159,7 +159,7 @@ def test_part_of_a_distortion():
   ('crop_size', 'size'), [(0, (6, 9)), (4, (4, 4)), (7, (6, 7)), (1500, (6, 9))]
 )
 def test_jitter_turns_the_crop_at_the_top_left(crop_size, size):
-  field_of_view = _image_set()
+  field_of_view = _field_of_view()
   crop = augment.view(field_of_view, slice(0, size[0]), slice(0, size[1]))
   seen = set()
   for seed in range(40):
@@ -180,7 +180,7 @@ def test_jitter_turns_the_crop_at_the_top_left(crop_size, size):
 
 @pytest.mark.parametrize('dtype', [np.uint8, np.uint16])
 def test_jitter_corrupts_transmitted_light_alone(dtype):
-  field_of_view = _image_set(20, 30, dtype=dtype)
+  field_of_view = _field_of_view(20, 30, dtype=dtype)
   corruption = Corruption(multiplier_std=0.2, offset_std=0.1, noise_std=0.1)
   corrupted = 0
   for seed in range(60):
@@ -203,7 +203,7 @@ def test_jitter_corrupts_transmitted_light_alone(dtype):
 
 
 def test_jitter_corrupts_every_input_channel_in_its_range(monkeypatch):
-  field_of_view = _image_set(20, 30)
+  field_of_view = _field_of_view(20, 30)
   other = {ImageKey(z, 'POLARIZATION'): field_of_view.images[ImageKey(z, 'DIC')] for z in range(2)}
   field_of_view = dataclasses.replace(
     field_of_view,
@@ -226,7 +226,7 @@ def test_jitter_corrupts_every_input_channel_in_its_range(monkeypatch):
 
 
 def test_jitter_rounds_to_16_bit(monkeypatch):
-  field_of_view = _image_set(20, 30)
+  field_of_view = _field_of_view(20, 30)
   halved = _distortion([0.5] * 3, [0.25] * 3)
   monkeypatch.setattr(augment, 'draw_distortion', lambda *_: halved)
   monkeypatch.setattr(augment, 'draw_orientation', lambda _: (False, 0))

@@ -23,7 +23,7 @@ _ALL = slice(None)
 _STACK = input_stack(2)
 
 
-def _image_set(folder, **kwargs) -> FieldOfView:
+def _field_of_view(folder, **kwargs) -> FieldOfView:
   write_field(folder, **kwargs)
   (field,) = original_fields(folder)
   return field.read()
@@ -63,7 +63,7 @@ def test_half_rounds_to_even():
 @pytest.mark.parametrize('depths', [1, 5, 13])
 @pytest.mark.parametrize('num_z_values', [1, 5, 26])
 def test_input_is_the_stack_at_its_positions(tmp_path, bits, depths, num_z_values):
-  field_of_view = _image_set(tmp_path, depths=depths, bits=bits, rows=6, columns=9, channels=())
+  field_of_view = _field_of_view(tmp_path, depths=depths, bits=bits, rows=6, columns=9, channels=())
   stack = input_stack(num_z_values)
   crop = data_provider.input_crop(field_of_view, stack, slice(1, 5), slice(2, 9))
   assert crop.dtype == np.float32
@@ -77,7 +77,7 @@ def test_input_is_the_stack_at_its_positions(tmp_path, bits, depths, num_z_value
 
 @pytest.mark.parametrize('transmitted_light', TRANSMITTED_LIGHT_CHANNELS)
 def test_any_transmitted_light_is_the_input(tmp_path, transmitted_light):
-  field_of_view = _image_set(tmp_path, transmitted_light=transmitted_light)
+  field_of_view = _field_of_view(tmp_path, transmitted_light=transmitted_light)
   crop = data_provider.input_crop(field_of_view, input_stack(3), _ALL, _ALL)
   image = np.asarray(field_of_view.images[ImageKey(2, transmitted_light)])
   np.testing.assert_array_equal(crop[:, :, 2, 0, 0], (image / 65535).astype(np.float32))
@@ -97,7 +97,7 @@ def test_each_depth_is_divided_by_its_own_maximum():
 
 
 def test_targets_are_in_the_stacks_order(tmp_path):
-  field_of_view = _image_set(tmp_path, channels=('DAPI_CONFOCAL', 'CELLMASK_CONFOCAL'))
+  field_of_view = _field_of_view(tmp_path, channels=('DAPI_CONFOCAL', 'CELLMASK_CONFOCAL'))
   stack = target_stack(('CELLMASK_CONFOCAL', 'DAPI_WIDEFIELD', 'DAPI_CONFOCAL'))
   crop = data_provider.target_crop(field_of_view, stack, slice(3, 10), slice(0, 4))
   assert crop.dtype == np.float32
@@ -147,7 +147,7 @@ def test_truth_is_where_the_mask_is():
   ],
 )
 def test_window_beyond_the_image_is_an_error(tmp_path, rows, columns, problem):
-  field_of_view = _image_set(tmp_path, rows=20, columns=30)
+  field_of_view = _field_of_view(tmp_path, rows=20, columns=30)
   with pytest.raises(ValueError, match=problem):
     data_provider.input_crop(field_of_view, input_stack(3), rows, columns)
   with pytest.raises(ValueError, match=problem):
@@ -224,7 +224,7 @@ def test_classes_are_the_nearest():
 
 
 def test_light_is_read_at_the_depths_asked_for(tmp_path):
-  field_of_view = _image_set(tmp_path, depths=4, channels=())
+  field_of_view = _field_of_view(tmp_path, depths=4, channels=())
   light = data_provider.light_crop(field_of_view, [3, 1, 1], slice(2, 9), slice(4, 5))
   assert light.dtype == np.float32 and light.shape == (7, 1, 3)
   for i, depth in enumerate([3, 1, 1]):

@@ -110,7 +110,7 @@ class _Sampler:
     number: int,
     samples: Mapping[str, calibration.PixelSample],
   ):
-    """Keeps none yet.
+    """Remembers where samples go; none are drawn yet.
 
     Args:
       keys: the labels.
@@ -122,7 +122,7 @@ class _Sampler:
     self._samples = samples
 
   def add(self, part: Part) -> None:
-    """Of a label without a truth nothing is learnt."""
+    """Samples pixels of a part; skips a label whose truth is unknown."""
     if part.truth is None:
       return
     log_p = np.log(np.maximum(part.predicted[Statistic.DISTRIBUTION], _LEAST))

@@ -42,7 +42,7 @@ def field_of_view(tmp_path):
 
 
 def _predictions(seed=0):
-  """Of each image every statistic: classes for modes and medians, other floats in [0, 1]."""
+  """Makes every statistic of each image: classes for modes and medians, other floats in [0, 1]."""
   rng = np.random.default_rng(seed)
   made: dict[ImageKey, dict[AnyStatistic, np.ndarray]] = {}
   for key in (*_TARGETS.keys, *_INPUTS.keys):
@@ -65,7 +65,7 @@ def _panels(field_of_view, layout=Layout.SIMPLIFIED, panels=tuple(Panel)):
 
 
 def _scores(field_of_view):
-  """Of the labels that are known."""
+  """Makes a sink of scores for each label whose truth is known."""
   truth = _truth_reader(field_of_view)
   keys = [key for key in _TARGETS.keys if truth.is_known(key)]
   return [RunningScores(key, columns=_SIZE[1]) for key in keys]

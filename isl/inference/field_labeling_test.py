@@ -93,7 +93,7 @@ class _Network:
 
 @pytest.fixture
 def networks(monkeypatch):
-  """Those that were made."""
+  """Lists the networks that were made."""
   monkeypatch.setattr(_Network, 'made', [])
   monkeypatch.setattr(field_labeling, 'Labeler', _Network)
   return _Network.made

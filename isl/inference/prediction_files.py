@@ -98,7 +98,7 @@ class PredictionFiles(abc.ABC):
   @property
   @abc.abstractmethod
   def paths(self) -> list[pathlib.Path]:
-    """Of the files."""
+    """The paths of the files that are written."""
 
   def __enter__(self) -> Self:
     """Checks that the files can be written, or begins to write them.
@@ -291,7 +291,11 @@ class PredictionStore:
   """
 
   def __init__(self, size: tuple[int, int]):
-    """An empty one."""
+    """Makes a store without images.
+
+    Args:
+      size: (rows, columns) of each image.
+    """
     self.size = size
     self._images: dict[tuple[ImageKey, AnyStatistic], np.ndarray] = {}
 

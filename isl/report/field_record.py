@@ -123,7 +123,7 @@ def as_scores(values: Mapping[str, float]) -> dict[str, float | str]:
 
 
 def fingerprint(settings: Mapping[str, Any], name: str, contents: str) -> str:
-  """Of all that a field of view's files depend on.
+  """Makes a fingerprint of all that a field of view's files depend on.
 
   Args:
     settings: the checkpoint, the flags, the program, as JSON knows them.

@@ -200,7 +200,7 @@ class RunningScores:
       self._ssim.add(*whole)
 
   def scores(self) -> Scores:
-    """Of all pixels added; at least one is needed."""
+    """The scores of all pixels added; at least one is needed."""
     reliability = self.reliability()
     pixels = reliability.pixels
     mean_squared = self._errors.squared / pixels
@@ -225,7 +225,7 @@ class RunningScores:
     )
 
   def reliability(self) -> Reliability:
-    """Of all pixels added; at least one is needed."""
+    """The reliability of all pixels added; at least one is needed."""
     return self._observed.reliability()
 
 

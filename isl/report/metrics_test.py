@@ -58,7 +58,7 @@ def _add(running, predicted, truth, rows=None, columns=None):
 
 
 def _running(p, classes):
-  """Of pixels in one row, p [pixel, class] and classes [pixel]."""
+  """Scores pixels in one row, given p [pixel, class] and classes [pixel]."""
   classes = np.atleast_1d(classes)
   running = RunningScores(_KEY, columns=len(classes))
   p = np.broadcast_to(p, (len(classes), 256))
