@@ -163,14 +163,24 @@ class OmeZarrImage:
       OSError: the region cannot be written.
       ValueError: the region is not within the image, or the values are not of its shape or dtype.
     """
-    shape = self._region_shape((channels, rows, columns))
+    region = self._region(channels, rows, columns)
+    sizes = [side.stop - side.start for side in region]
+    shape = sizes[1:] if isinstance(channels, int) else sizes
     held = values.dtype == self._dtype or values.dtype.kind == self._dtype.kind == 'f'
-    if values.shape != shape or not held:
+    if list(values.shape) != shape or not held:
       raise ValueError(
-        f'{str(self._path)!r}: expected {self._dtype} {list(shape)}, got {values.dtype}'
+        f'{str(self._path)!r}: expected {self._dtype} {shape}, got {values.dtype}'
         f' {list(values.shape)}'
       )
-    self._levels[0][channels, rows, columns] = values.astype(self._dtype, copy=False)
+    values = values.reshape(sizes)
+    # One chunk at a time: of several, zarr would go on writing the others when it has raised an
+    # error for one, into a folder that is being removed.
+    for part in _parts(region, self._levels[0].chunks):
+      within = tuple(
+        slice(some.start - whole.start, some.stop - whole.start)
+        for some, whole in zip(part, region, strict=True)
+      )
+      self._levels[0][part] = values[within].astype(self._dtype, copy=False)
 
   def read(self, channel: int, rows: slice, columns: slice) -> np.ndarray:
     """Reads a region of a channel that was written before, [row, column].
@@ -178,7 +188,7 @@ class OmeZarrImage:
     Raises:
       ValueError: the region is not within the image.
     """
-    self._region_shape((channel, rows, columns))
+    self._region(channel, rows, columns)
     return np.asarray(self._levels[0][channel, rows, columns])
 
   def finish(self) -> None:
@@ -212,19 +222,18 @@ class OmeZarrImage:
       dimension_names=['c', 'y', 'x'],
     )
 
-  def _region_shape(self, region: tuple[slice | int, slice, slice]) -> tuple[int, ...]:
-    """The shape of a region's values; raises ValueError unless it is within the image."""
-    shape = []
+  def _region(self, channels: slice | int, rows: slice, columns: slice) -> tuple[slice, ...]:
+    """A region with all its starts and stops; raises ValueError unless it is within the image."""
+    region = []
     for name, index, length in zip(
-      ('channels', 'rows', 'columns'), region, self._shape, strict=True
+      ('channels', 'rows', 'columns'), (channels, rows, columns), self._shape, strict=True
     ):
       part = index if isinstance(index, slice) else slice(index, index + 1)
       start, stop = part.start or 0, length if part.stop is None else part.stop
       if part.step not in (None, 1) or not 0 <= start <= stop <= length:
         raise ValueError(f'{str(self._path)!r}: {name} must be within 0:{length}, got {index}')
-      if isinstance(index, slice):
-        shape.append(stop - start)
-    return tuple(shape)
+      region.append(slice(start, stop))
+    return tuple(region)
 
   def _describe(self) -> None:
     """Writes OME's metadata: https://ngff.openmicroscopy.org/0.5/#multiscale-md and #omero-md."""
@@ -306,6 +315,15 @@ def _regions(shape: tuple[int, ...], step: tuple[int, ...]) -> Iterator[tuple[sl
       for length, side in zip(shape, step, strict=True)
     )
   )
+
+
+def _parts(region: tuple[slice, ...], chunks: tuple[int, ...]) -> Iterator[tuple[slice, ...]]:
+  """Yields the parts of a region that are each in one chunk."""
+  borders = (
+    [side.start, *range(side.start // length * length + length, side.stop, length), side.stop]
+    for side, length in zip(region, chunks, strict=True)
+  )
+  return itertools.product(*([slice(*p) for p in itertools.pairwise(b)] for b in borders))
 
 
 def _is_ours(folder: pathlib.Path) -> bool:

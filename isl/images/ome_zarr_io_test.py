@@ -15,7 +15,7 @@ from isl.core.statistic import NUM_CLASSES
 from isl.images import ome_zarr_io
 from isl.images.ome_zarr_io import OmeZarrImage
 from isl.images.placement import Placement, halved, level_sizes
-from tests.support.program import finish, python_process
+from tests.support.program import finish, python_process, small_disk
 
 zarr = pytest.importorskip('zarr')
 pytest.importorskip('ome_zarr')
@@ -363,3 +363,24 @@ def test_full_disk_names_the_image(tmp_path):
   outcome = finish(python_process(_WRITE, path, 1024, 10_000))
   assert outcome.stdout == f"[Errno {errno.EFBIG}] {os.strerror(errno.EFBIG)}: '{path}'\n"
   assert not list(tmp_path.iterdir())
+
+
+def test_nothing_is_left_of_a_region_of_many_chunks(tmp_path):
+  """Zarr has threads, none of which may go on writing when another has met the full disk."""
+  path = tmp_path / 'image.zarr'
+  values = np.random.default_rng(0).integers(0, 1 << 16, (4, 512, 512), dtype=np.uint16)
+  for _ in range(5):
+    with (
+      pytest.raises(OSError, match='File too large'),
+      OmeZarrImage(
+        path,
+        size=(512, 512),
+        channels='ABCD',
+        dtype=np.uint16,
+        tile=(256, 256),
+        placement=Placement(),
+      ) as image,
+      small_disk(10_000),
+    ):
+      image.write(slice(0, 4), slice(0, 512), slice(0, 512), values)
+    assert not list(tmp_path.iterdir())
