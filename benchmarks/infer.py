@@ -149,13 +149,13 @@ class Method:
     num_heads = len(group.heads)
     size = [self._geometry.num_blocks(n) * self._geometry.output for n in crop.shape[:2]]
     outputs = {s: np.zeros((num_heads, *size), np.float32) for s in group.statistics}
-    label_size = [n * self._geometry.output for n in labeler.blocks]
-    labels = np.zeros((num_heads, labeler.batch, *label_size), np.uint8)
+    tile_size = [n * self._geometry.output for n in labeler.blocks]
+    true_classes = np.zeros((num_heads, labeler.batch, *tile_size), np.uint8)
     for first in range(0, len(tiles), labeler.batch):
       batch = list(tiles[first : first + labeler.batch])
       batch += batch[-1:] * (labeler.batch - len(batch))
       windows = [tile.input_window(self._geometry, labeler.blocks) for tile in batch]
-      (predicted,) = labeler(np.stack([crop[window] for window in windows]), [labels])
+      (predicted,) = labeler(np.stack([crop[window] for window in windows]), [true_classes])
       for i, tile in enumerate(batch):
         for statistic, values in predicted.items():
           outputs[statistic][:, tile.rows, tile.columns] = tile.own(values[:, i])

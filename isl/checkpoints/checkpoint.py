@@ -279,13 +279,11 @@ class Checkpoint:
       )
 
     names = {name for name, _ in variable_shapes(make_plan(spec, 400, num_images), heads)}
-    description = sum(
-      np.prod(self._shapes[name], dtype=int) for name in names & self._shapes.keys()
-    )
+    count = sum(np.prod(self._shapes[name], dtype=int) for name in names & self._shapes.keys())
     # No depth ever falls as the width grows, so equal counts mean equal shapes.
     widths = range(spec.min_base_depth, _WIDEST)
-    first = bisect.bisect_left(widths, description, key=num_parameters)
-    last = bisect.bisect_right(widths, description, key=num_parameters)
+    first = bisect.bisect_left(widths, count, key=num_parameters)
+    last = bisect.bisect_right(widths, count, key=num_parameters)
     return widths[first:last] or widths[max(first - 1, 0) : max(first, 1)]
 
   def _differences(

@@ -240,11 +240,11 @@ class FieldFiles:
     sizes = (source.size for source in self.sources.values())
     # As if all were decoded, of 16 bit: floats are rare, and what is only opened takes nothing.
     in_bytes = sum(2 * rows * columns for rows, columns in sizes)
-    spill = DiskImages() if in_bytes > _MOST_BYTES else None
+    on_disk = DiskImages() if in_bytes > _MOST_BYTES else None
 
     def read(source: ImageSource) -> Pixels:
       image = source.read()
-      return spill.add(image) if spill and isinstance(image, np.ndarray) else image
+      return on_disk.add(image) if on_disk and isinstance(image, np.ndarray) else image
 
     # OpenCV lets other threads run while it decodes.
     with concurrent.futures.ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:

@@ -174,9 +174,9 @@ class DiskPixels:
     dtype: dtype of the pixels.
   """
 
-  def __init__(self, spill: DiskImages, offset: int, shape: tuple[int, int], dtype: np.dtype[Any]):
-    """Takes where the image lies in the file of `spill`; reads nothing yet."""
-    self._spill = spill
+  def __init__(self, images: DiskImages, offset: int, shape: tuple[int, int], dtype: np.dtype[Any]):
+    """Takes where the image lies in the file of `images`; reads nothing yet."""
+    self._images = images
     self._offset = offset
     self.shape = shape
     self.dtype = dtype
@@ -188,5 +188,5 @@ class DiskPixels:
     assert step == 1, rows
     count = max(stop - first, 0)
     in_row = self.shape[1] * self.dtype.itemsize
-    data = self._spill.read(count * in_row, self._offset + first * in_row)
+    data = self._images.read(count * in_row, self._offset + first * in_row)
     return np.frombuffer(data, self.dtype).reshape(count, self.shape[1])[:, columns]

@@ -102,11 +102,11 @@ def with_masks(net: tf.Tensor, mask: tf.Tensor | None = None) -> tf.Tensor:
   Returns:
     [batch, row, column, 2 * image], images and masks in turn.
   """
-  *size, num_z_values = shape_of(net)
+  *size, num_images = shape_of(net)
   masks = tf.ones_like(net)
   if mask is not None:
     masks *= mask[..., tf.newaxis]
-  return tf.reshape(tf.stack([net, masks], axis=-1), [*size, 2 * num_z_values])
+  return tf.reshape(tf.stack([net, masks], axis=-1), [*size, 2 * num_images])
 
 
 def make_expand_weights(plan: ModulePlan) -> tf.Tensor:

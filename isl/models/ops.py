@@ -99,7 +99,7 @@ def _count(condition: tf.Tensor) -> tf.Tensor:
 
 
 def distribution_statistics(
-  logits: tf.Tensor, labels: tf.Tensor, statistics: Sequence[AnyStatistic]
+  logits: tf.Tensor, classes: tf.Tensor, statistics: Sequence[AnyStatistic]
 ) -> list[tf.Tensor]:
   """Computes statistics of each pixel's distribution p = softmax(logits).
 
@@ -107,7 +107,7 @@ def distribution_statistics(
 
   Args:
     logits: float32 [pixel, class].
-    labels: int32 [pixel], the true class (any class where the truth is unknown); only
+    classes: int32 [pixel], the true class c (any class where the truth is unknown); only
       Statistic.CROSS_ENTROPY, RANKED_PROBABILITY_SCORE, PROBABILITY_BELOW and PROBABILITY_UP_TO
       read it.
     statistics: the statistics to compute: any but DISTRIBUTION, which is p itself.
@@ -116,9 +116,9 @@ def distribution_statistics(
     One float32 [pixel] for each of `statistics`:
     MODE argmax(p) / (K - 1); QUANTILE_q #(cumulative p < q / 100) / (K - 1), MEDIAN being
     QUANTILE_50; MEAN; STANDARD_DEVIATION; PROBABILITY_NONZERO 1 - p[0]; ENTROPY
-    -sum p ln(p + 1e-7) / ln K; CROSS_ENTROPY -ln p[label] / ln K, not clipped;
+    -sum p ln(p + 1e-7) / ln K; CROSS_ENTROPY -ln p[c] / ln K, not clipped;
     RANKED_PROBABILITY_SCORE as in isl/models/losses.py; PROBABILITY_BELOW and PROBABILITY_UP_TO the
-    sums of p over classes below the label, and below or equal to it; MODE_PROBABILITY max p.
+    sums of p over classes below c, and below or equal to it; MODE_PROBABILITY max p.
   """
   p = tf.nn.softmax(logits)
   values = _from_reciprocal(tf.range(NUM_CLASSES))
@@ -131,9 +131,9 @@ def distribution_statistics(
     return tf.sqrt(tf.reduce_sum(p * deviations, axis=-1))
 
   def cross_entropy() -> tf.Tensor:
-    # ln p[label] from the logits: p[label] itself may have underflown to 0.
+    # ln p[c] from the logits: p[c] itself may have underflown to 0.
     likeliest = tf.reduce_max(logits, axis=-1) - tf.log(tf.reduce_max(p, axis=-1))
-    return (likeliest - tf.gather(logits, labels, batch_dims=1)) / math.log(NUM_CLASSES)
+    return (likeliest - tf.gather(logits, classes, batch_dims=1)) / math.log(NUM_CLASSES)
 
   makers = {
     Statistic.MODE: lambda: _from_reciprocal(tf.argmax(p, axis=-1, output_type=tf.int32)),
@@ -145,12 +145,12 @@ def distribution_statistics(
       -tf.reduce_sum(p * tf.log(p + 1e-7), axis=-1) / math.log(NUM_CLASSES)
     ),
     Statistic.CROSS_ENTROPY: cross_entropy,
-    Statistic.RANKED_PROBABILITY_SCORE: lambda: losses.ranked_probability_score(logits, labels),
+    Statistic.RANKED_PROBABILITY_SCORE: lambda: losses.ranked_probability_score(logits, classes),
     # Rounding may make the difference slightly negative.
     Statistic.PROBABILITY_BELOW: lambda: tf.nn.relu(
-      cumulative.at(labels) - tf.gather(p, labels, batch_dims=1)
+      cumulative.at(classes) - tf.gather(p, classes, batch_dims=1)
     ),
-    Statistic.PROBABILITY_UP_TO: lambda: cumulative.at(labels),
+    Statistic.PROBABILITY_UP_TO: lambda: cumulative.at(classes),
     Statistic.MODE_PROBABILITY: lambda: tf.reduce_max(p, axis=-1),
   }
   return [

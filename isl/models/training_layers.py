@@ -138,9 +138,9 @@ def projection(net: tf.Tensor, depth: int, mask: tf.Tensor | None = None) -> tf.
   Returns:
     [batch, row, column, depth].
   """
-  num_z_values = net.shape.as_list()[-1]
+  num_images = net.shape.as_list()[-1]
   with tf.variable_scope('Conv'):
-    weights = tf.reshape(make_weights(1, 1, 2 * num_z_values, depth), [num_z_values, 2, depth])
+    weights = tf.reshape(make_weights(1, 1, 2 * num_images, depth), [num_images, 2, depth])
     of_mask, biases = tf.reduce_sum(weights[:, 1], axis=0), make_biases(depth)
     if mask is None:
       return tf.nn.bias_add(_multiply(net, weights[:, 0]), biases + of_mask)

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from absl import logging
 
 from isl.checkpoints import training_record
-from isl.checkpoints.checkpoint import Checkpoint, find_newest, shown
+from isl.checkpoints.checkpoint import STATE_FILE, Checkpoint, find_newest, shown
 from isl.core.channels import TARGET_CHANNELS, TRANSMISSION, StackSpec, input_stack, target_stack
 from isl.core.experiment import (
   DEFAULT_BASE_DEPTH,
@@ -108,7 +108,7 @@ def _check_names(flag: str, names: Iterable[str]) -> None:
 def _has_begun(folder: pathlib.Path) -> bool:
   """Whether a training has saved a checkpoint in a folder, even if parts of it are missing now."""
   # Data without an index and without a state file are what a kill left of the first checkpoint.
-  lost_index = (folder / 'checkpoint').is_file() and any(folder.glob('*.data-*'))
+  lost_index = (folder / STATE_FILE).is_file() and any(folder.glob('*.data-*'))
   return lost_index or any(folder.glob('*.index'))
 
 
@@ -228,7 +228,7 @@ def _check_fits(
       layer reads another number of channels (which does not show in the shapes if the number of z
       depths makes up for it).
   """
-  description = checkpoint.describe().inputs
+  restored_inputs = checkpoint.describe().inputs
   restored = {name: shape for name, shape in shapes.items() if name not in fresh}
   differing = [
     (name, checkpoint.shapes.get(name), shape)
@@ -236,13 +236,13 @@ def _check_fits(
     if checkpoint.shapes.get(name) != shape
   ]
   other_channels = experiment.training.restore_inputs and len(inputs.channels) != len(
-    description.channels
+    restored_inputs.channels
   )
   if not differing and not other_channels:
     return
   what = shown(differing)
   if other_channels:
-    read = ', '.join(description.channels)
+    read = ', '.join(restored_inputs.channels)
     what = f'it reads {read} at each z depth, not {", ".join(inputs.channels)},'
   needed = ' '.join(
     checkpoint.needed_flags(model=experiment.model, base_depth=experiment.base_depth, inputs=inputs)
