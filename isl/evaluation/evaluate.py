@@ -191,11 +191,7 @@ class _Losses(_Evaluator):
 
   def _compute(self, checkpoint: Checkpoint) -> _HeadLosses:
     description = checkpoint.describe()
-    plan = checkpoint.check_fits(
-      model=self._experiment.model,
-      base_depth=self._experiment.base_depth,
-      num_z_values=self._experiment.num_z_values,
-    )
+    plan = field_labeling.make_network_plan(self._experiment, checkpoint)
     check_stretch_targets(self._experiment.stretch_targets, description.targets)
     patches = self._patches(plan, description.inputs, description.targets)
     labeler = Labeler(
@@ -218,9 +214,13 @@ class _Losses(_Evaluator):
   def _patches(
     self, plan: NetworkPlan, inputs: StackSpec, targets: StackSpec
   ) -> streams.PatchStream:
-    """The patches for a network: the last checkpoint's, if its network reads the same."""
+    """The patches for a network: the last checkpoint's, if its network reads the same images.
+
+    Of shards, the stream is a new one for each checkpoint: it takes note of what it has read.
+    """
     geometry = plan.spec.geometry
-    if self._stream is None or self._stream_for != (geometry, inputs, targets):
+    is_kept = self._experiment.shards is None and self._stream_for == (geometry, inputs, targets)
+    if self._stream is None or not is_kept:
       sampling = dataclasses.replace(
         # The losses of all patches are averaged, so their order does not matter.
         self._experiment.sampling,
@@ -242,7 +242,7 @@ class _Losses(_Evaluator):
     labeler: Labeler,
     geometry: Geometry,
   ) -> np.ndarray:
-    """Computes each head's loss, [head], over the pixels of all patches; see models/losses.py."""
+    """Computes each head's loss, [head], over all patches' pixels; see isl/models/losses.py."""
     num_inputs, num_targets = patches.input_shape[-1], patches.target_shape[-1]
     sums, counts = np.zeros((2, num_inputs + num_targets))
     num_examples = self._experiment.evaluation.num_examples
