@@ -227,8 +227,7 @@ class Calibration:
     """
     if fingerprint != self.fingerprint:
       raise ValueError(
-        f'{NAME} is of another checkpoint, {self.checkpoint} at step {self.step};'
-        ' run --calibrate again'
+        f'{NAME} is of another checkpoint, {self.checkpoint} at step {self.step}; {_REMEDY}'
       )
 
   def check_not_fitted_on(

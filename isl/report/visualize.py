@@ -362,19 +362,15 @@ def to_uint16(picture: np.ndarray) -> np.ndarray:
 
 
 def patch_panel(
-  statistics: Mapping[Statistic, np.ndarray],
-  truth: np.ndarray,
-  mask: np.ndarray,
-  layout: Layout = Layout.STITCH,
+  statistics: Mapping[Statistic, np.ndarray], truth: np.ndarray, mask: np.ndarray
 ) -> np.ndarray:
-  """Draws an error panel in which each box shows all patches of a batch, see `mosaic`.
+  """Draws an error panel, laid out as STITCH, whose boxes show a batch's patches (see `mosaic`).
 
   Args:
     statistics: what was computed of each pixel's distribution: floats, [head, patch, row, column],
       of at least one head.
     truth: the targets in [0, 1], [head, patch, row, column]; a dimension may be 1 instead.
     mask: their presence, of the truth's dimensions; one may be 1 instead.
-    layout: the panel's columns.
 
   Returns:
     uint16 RGB, [heads * (mosaic's rows + 8), boxes * (mosaic's columns + 8), 3].
@@ -397,7 +393,7 @@ def patch_panel(
       )
       for head in range(shape[0])
     ),
-    layout,
+    Layout.STITCH,
   )
 
 
