@@ -153,7 +153,7 @@ class SummaryWriter:
 
 
 def _histogram(values: np.ndarray) -> tf.HistogramProto:
-  """Makes the histogram of the finite ones of floats, [value]."""
+  """Makes the histogram of the finite values among floats, [value]."""
   # In double precision: squares of large floats overflow.
   values = values[np.isfinite(values)].astype(np.float64)
   if not values.size:

@@ -22,17 +22,18 @@ _FORMAT = 1
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LabelRecord:
-  """What is known of a label. Paths are seen from the record's folder.
+  """What is known of a label. Paths are relative to the record's folder.
 
   Attributes:
-    channel: its name.
-    prediction: a small picture of its medians.
-    truth: a small picture of what is true, if that is known.
-    error: how the two differ, if it is known.
-    reliability: a diagram of predicted against observed frequencies, if the truth is known.
-    scores: by name; where the truth is not known, none. Infinity and nan, which JSON lacks, are
-      text.
-    calibration: observed frequencies, see metrics.Reliability.
+    channel: the label's name.
+    prediction: path of a small picture of the predicted medians.
+    truth: path of a small picture of the true intensities; None: they are unknown.
+    error: path of a small picture of how the two differ; None: the truth is unknown.
+    reliability: path of a diagram of predicted against observed frequencies; None: the truth is
+      unknown.
+    scores: the label's scores, by name; empty if the truth is unknown. Infinity and nan, which JSON
+      lacks, are text.
+    calibration: observed frequencies, see metrics.Reliability; empty if the truth is unknown.
   """
 
   channel: str
@@ -46,20 +47,20 @@ class LabelRecord:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FieldRecord:
-  """What is known of a field of view. Sizes are in pixels, paths seen from the record's folder.
+  """What is known of a field of view. Sizes are in pixels, paths relative to the record's folder.
 
   Attributes:
-    field: its name.
-    fingerprint: of all that its files depend on.
-    image_size: (rows, columns) of its images.
-    output_size: of its predictions.
-    output_offset: where these begin in the images.
+    field: the field of view's name.
+    fingerprint: fingerprint of all that the files depend on.
+    image_size: (rows, columns) of the images.
+    output_size: (rows, columns) of the predictions.
+    output_offset: (row, column) of the images at which the predictions begin.
     padded_margin: rows and columns at each border whose prediction depends on padding.
-    pixel_size: (row, column) in micrometres; None: unknown.
-    seconds: that it took.
-    files: the panels and predictions.
-    input: a small picture of the input.
-    labels: what was predicted.
+    pixel_size: a pixel's (height, width) in micrometres; None: unknown.
+    seconds: seconds that the labeling took.
+    files: paths of the error panels and predictions.
+    input: path of a small picture of the input.
+    labels: the records of the predicted labels.
   """
 
   field: str
@@ -76,7 +77,7 @@ class FieldRecord:
 
   @property
   def pictures(self) -> tuple[str, ...]:
-    """The small pictures and diagrams."""
+    """Paths of the small pictures and diagrams."""
     pictures = [self.input]
     for label in self.labels:
       pictures += [p for p in (label.prediction, label.truth, label.error, label.reliability) if p]
@@ -84,31 +85,31 @@ class FieldRecord:
 
   @property
   def all_files(self) -> tuple[str, ...]:
-    """All that there is of the field of view, the record itself included."""
+    """Paths of all files of the field of view, the record itself included."""
     return (*self.files, *self.pictures, _NAME)
 
   def write(self, folder: pathlib.Path) -> None:
-    """Writes it as the folder's.
+    """Writes the record to the field of view's folder.
 
     Raises:
-      OSError: it cannot be written.
+      OSError: the file cannot be written.
     """
     files.write_json(folder / _NAME, {'format': _FORMAT, **dataclasses.asdict(self)})
 
 
 def path_in(folder: pathlib.Path) -> pathlib.Path:
-  """Where a folder's record is."""
+  """The path of a folder's record."""
   return folder / _NAME
 
 
 def read(folder: pathlib.Path) -> FieldRecord | None:
-  """The record of a field of view whose files are all there; None if there is none like that."""
+  """Reads a folder's record; None if there is none, or a file that it names is gone."""
   try:
     values = files.read_json(folder / _NAME, 'it is made again')
     if values.pop('format') != _FORMAT:
       return None
     for name in ('image_size', 'output_size', 'output_offset', 'pixel_size', 'files'):
-      # JSON has lists; a size that is not known is null.
+      # JSON has lists in place of tuples; a size that is not known is null.
       values[name] = values[name] and tuple(values[name])
     labels = tuple(LabelRecord(**label) for label in values.pop('labels'))
     record = FieldRecord(labels=labels, **values)
@@ -118,7 +119,7 @@ def read(folder: pathlib.Path) -> FieldRecord | None:
 
 
 def as_scores(values: Mapping[str, float]) -> dict[str, float | str]:
-  """Numbers as a record has them."""
+  """Converts scores, by name, to what a record has: numbers that are not finite become text."""
   return {name: value if math.isfinite(value) else str(value) for name, value in values.items()}
 
 
@@ -126,9 +127,9 @@ def fingerprint(settings: Mapping[str, Any], name: str, contents: str) -> str:
   """Makes a fingerprint of all that a field of view's files depend on.
 
   Args:
-    settings: the checkpoint, the flags, the program, as JSON knows them.
-    name: the field of view's.
-    contents: a fingerprint of its images.
+    settings: the checkpoint, the flags and the program's version, as values that JSON has.
+    name: the field of view's name.
+    contents: a fingerprint of the field of view's images.
   """
   text = json.dumps([settings, name, contents], sort_keys=True, default=str)
   return hashlib.sha256(text.encode('ascii')).hexdigest()

@@ -19,7 +19,7 @@ from isl.core.channels import ImageKey
 from isl.core.parts import Part
 from isl.core.statistic import INTERVALS, NUM_CLASSES, AnyStatistic, Statistic
 
-# What scores are made of.
+# The statistics that scores are computed from.
 NEEDED: tuple[AnyStatistic, ...] = (
   Statistic.MEDIAN,
   Statistic.MODE,
@@ -58,7 +58,7 @@ class Scores:
   its nominal probability, and 0 means that one class holds that much.
 
   Attributes:
-    pixels: how many were compared.
+    pixels: number of pixels that were compared.
     pearson_r: Pearson's correlation; nan if either image is constant.
     ssim: mean structural similarity in windows of 7 x 7 pixels, scikit-image's
       structural_similarity; nan of images that are smaller. (Wang et al., Image quality assessment,
@@ -74,8 +74,8 @@ class Scores:
       (F - H)^2 / 255, RANKED_PROBABILITY_SCORE. Of a point mass it is the absolute error.
       (Gneiting and Raftery, Strictly proper scoring rules, JASA 2007.)
     coverage_50: share of true intensities in the central 50% interval; ideal is 0.5.
-    coverage_80: share of them in the central 80% interval; ideal is 0.8.
-    coverage_95: share of them in the central 95% interval; ideal is 0.95.
+    coverage_80: share of true intensities in the central 80% interval; ideal is 0.8.
+    coverage_95: share of true intensities in the central 95% interval; ideal is 0.95.
     width_50: mean width of the central 50% interval, an intensity; narrow is sharp.
     width_80: mean width of the central 80% interval.
     width_95: mean width of the central 95% interval.
@@ -117,12 +117,12 @@ class Reliability:
   model assessment for count data, Biometrics 2009.)
 
   Attributes:
-    pixels: how many were compared.
+    pixels: number of pixels that were compared.
     pit: the mean share of a pixel's u that is at most i / 40, for i = 0, .., 40; from 0 to 1.
-    bin_pixels: how many have a likeliest class with a probability above i / 15 and up to
+    bin_pixels: number of pixels whose likeliest class has a probability above i / 15 and up to
       (i + 1) / 15, for i = 0, .., 14.
     bin_confidence: the sum of these probabilities in each bin.
-    bin_correct: in how many pixels of each bin the likeliest class is true.
+    bin_correct: number of pixels in each bin whose likeliest class is the true one.
   """
 
   pixels: int
@@ -156,14 +156,15 @@ class Reliability:
 
 
 class RunningScores:
-  """A sink that sums over the pixels of one label seen so far, in double precision.
+  """A sink that scores one label: it sums over the pixels seen so far, in double precision.
 
-  The order of the parts matters to the SSIM alone, whose windows reach over their edges: it is of
-  whole rows, which have to come from the top down. Of these, only as many are kept as a part has.
+  The order of the parts matters to the SSIM alone, whose windows reach over the parts' edges: it is
+  computed of whole rows, which have to come from the top down. Only as many rows are kept as a part
+  has.
 
   Attributes:
-    keys: the label, alone.
-    statistics: what scores are made of.
+    keys: the label's key, alone.
+    statistics: the statistics that scores are computed from.
   """
 
   statistics = NEEDED
@@ -172,8 +173,8 @@ class RunningScores:
     """Begins with no pixels.
 
     Args:
-      key: the label.
-      columns: how many the whole image has.
+      key: the label's key.
+      columns: number of columns of the whole image, in pixels.
     """
     self.keys = (key,)
     self._errors = _Errors()
@@ -200,7 +201,7 @@ class RunningScores:
       self._ssim.add(*whole)
 
   def scores(self) -> Scores:
-    """The scores of all pixels added; at least one is needed."""
+    """Computes the scores of all pixels that were added, at least one."""
     reliability = self.reliability()
     pixels = reliability.pixels
     mean_squared = self._errors.squared / pixels
@@ -225,7 +226,7 @@ class RunningScores:
     )
 
   def reliability(self) -> Reliability:
-    """The reliability of all pixels added; at least one is needed."""
+    """Computes the reliability of all pixels that were added, at least one."""
     return self._observed.reliability()
 
 
@@ -234,13 +235,13 @@ def _sum(values: np.ndarray) -> float:
 
 
 class _Errors:
-  """Sums of median and truth, their products and their differences."""
+  """Sums up medians and truths, their products and their differences."""
 
   def __init__(self) -> None:
     self._pixels = 0
     self.absolute = 0.0
     self.squared = 0.0
-    # Of median, truth, their squares, their product.
+    # The sums of median, truth, their squares, and their product.
     self._sums = np.zeros(5)
     # Intensities are summed as differences from the first pixel's, so that a constant's variance
     # is 0, not what rounding leaves of it.
@@ -274,7 +275,7 @@ class _Rows:
     self._missing = 0
 
   def add(self, rows: slice, columns: slice, pictures: np.ndarray) -> np.ndarray | None:
-    """Takes in a part, [picture, row, column]; returns the rows if it was the last of them."""
+    """Takes in a part, [picture, row, column]; gives the whole rows if it was their last part."""
     if rows != self._rows:
       self._rows, self._missing = rows, self._columns
       self._pictures = np.empty((*pictures.shape[:2], self._columns), np.float32)
@@ -284,7 +285,7 @@ class _Rows:
 
 
 class _Ssim:
-  """The sum of the SSIM over all windows; bands overlap by as much as windows reach."""
+  """Sums up the SSIM of all windows, band by band; bands overlap by as much as windows reach."""
 
   def __init__(self, columns: int) -> None:
     # The last rows so far of median and truth; in double precision, since in single precision the
@@ -315,7 +316,7 @@ class _Ssim:
 
 
 class _Observed:
-  """The sums of which Reliability has the means."""
+  """Sums up observed and predicted frequencies, from which a Reliability is made."""
 
   def __init__(self) -> None:
     self._pixels = 0
@@ -358,5 +359,5 @@ class _Observed:
 
 
 def _classes(intensities: np.ndarray) -> np.ndarray:
-  """round(255 * intensity), in single precision as the network's targets are made."""
+  """Computes round(255 * intensity), in single precision, as the network's targets are made."""
   return np.rint(intensities * np.float32(NUM_CLASSES - 1))

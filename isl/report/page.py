@@ -25,13 +25,14 @@ from markupsafe import Markup
 from isl.report.field_record import FieldRecord
 from isl.system import files
 
-# The others are unfolded by a click, and their pictures decoded only then.
+# Fields of view that are unfolded from the start. The others are unfolded by a click, and their
+# pictures decoded only then.
 _OPEN_FIELDS = 2
 
 _TYPES = {b'\x89PNG\r\n\x1a\n': 'image/png', b'\xff\xd8\xff': 'image/jpeg'}
 
-# Of a score's name: what its column is headed by, and what that means. The names' numbers, which
-# are shares or percents, are put in as percents.
+# A pattern of a score's name, the heading of its column, and what that means. A number in the name,
+# which is a share or a percentage, is put in for {} as a percentage.
 _NUMBER = r'_?(\d*\.?\d+)'
 _EXPLANATIONS = (
   ('pixels', 'pixels', 'how many pixels were compared'),
@@ -84,8 +85,8 @@ class Failure:
   """A field of view for which there is no prediction.
 
   Attributes:
-    name: of the field, or of its file.
-    reason: the error.
+    name: name of the field of view, or of its file.
+    reason: text of the error.
   """
 
   name: str
@@ -97,12 +98,12 @@ class Report:
   """What a page shows.
 
   Attributes:
-    title: its heading.
-    fields: the fields of view, in the page's order: the folder that a record's paths are seen from,
-      which is the page's or in it, and the record.
-    failures: those that failed.
-    what_was_run: at the page's top: checkpoint, step, when..
-    sections: at the page's end, heading -> name -> value: flags, versions..
+    title: heading of the page.
+    fields: the fields of view, in the page's order: for each its record, and before that the folder
+      that the record's paths are relative to, which is the page's own or within it.
+    failures: the fields of view that failed.
+    what_was_run: facts about the run, by name, for the page's top: checkpoint, step, time..
+    sections: tables for the page's end: by heading, values by name: flags, versions..
   """
 
   title: str
@@ -119,10 +120,10 @@ def write_report(path: str | os.PathLike[str], report: Report) -> None:
 
   Args:
     path: the file's name, 'report.html'; see `files.whole_file`.
-    report: what it shows.
+    report: what the page shows.
 
   Raises:
-    OSError: it cannot be written.
+    OSError: the page cannot be written.
   """
   environment = jinja2.Environment(
     loader=jinja2.FunctionLoader(_template),
@@ -162,9 +163,9 @@ class _Picture:
   """A picture at one of its places in the page.
 
   Attributes:
-    id: of the place that has its contents.
-    uri: the contents; None at all places but the first.
-    problem: why there are none at all.
+    id: identifier of the place that has the picture's contents.
+    uri: the contents, as a data URI; None: this is not the first place.
+    problem: why the picture has no contents; '': it has.
   """
 
   id: str = ''
@@ -180,7 +181,7 @@ class _Pictures:
     self._ids: dict[bytes, str] = {}
 
   def __call__(self, path: pathlib.Path) -> _Picture:
-    """The picture of a file, at its next place."""
+    """Gives the picture of a file for its next place in the page."""
     if path in self._by_path:
       return self._by_path[path]
     picture = self._read(path)
@@ -205,12 +206,12 @@ class _Pictures:
 
 
 def _template(name: str) -> str:
-  """The text of one of the page's parts."""
+  """Reads one of the files of templates/."""
   return (importlib.resources.files('isl.report') / 'templates' / name).read_text(encoding='utf-8')
 
 
 def _in_order(texts: Iterable[str]) -> list[str]:
-  """Each text once, in the order in which they come."""
+  """Lists each of the texts once, in the order in which they come first."""
   return list(dict.fromkeys(texts))
 
 
@@ -221,7 +222,7 @@ def _score_names(report: Report) -> Iterable[str]:
 
 
 def _means(report: Report) -> dict[str, dict[str, float]]:
-  """Channel -> score -> mean over the fields of view, of those values that are finite."""
+  """By channel and score, the mean over the fields of view, of the values that are finite."""
   values: dict[str, dict[str, list[float]]] = {}
   for label in itertools.chain.from_iterable(record.labels for _, record in report.fields):
     for key, value in label.scores.items():
@@ -243,13 +244,13 @@ def _explained(key: str) -> tuple[str, str]:
 
 
 def _percent(number: str) -> str:
-  """'0.9', '90' -> '90'."""
+  """Formats the number in a score's name as a percentage: '0.9' and '90' become '90'."""
   value = float(number)
   return f'{100 * value if value < 1 else value:g}'
 
 
 def _number(score: float | str) -> str:
-  """A score as tables show it."""
+  """Formats a score for the tables."""
   value = float(score)
   size = abs(value)
   if math.isnan(value):
@@ -264,12 +265,12 @@ def _number(score: float | str) -> str:
 
 
 def _address(path: str) -> str:
-  """A relative path as a link has it."""
+  """Makes the address of a link to a relative path."""
   return urllib.parse.quote(os.fsencode(path.replace(os.sep, '/')))
 
 
 def _distinct_parts(names: Sequence[str]) -> list[str]:
-  """Names less the beginning and the end that all share, of which `…` is left.
+  """Shortens names by the beginning and the end that all share, of which `…` is left.
 
   Only whole words are left out, and nothing if a name would have nothing left.
   """
@@ -286,8 +287,8 @@ def _distinct_parts(names: Sequence[str]) -> list[str]:
 
 
 def _common_start(texts: Sequence[str]) -> str:
-  """What all begin with."""
-  # A string lies between the first and the last of the alphabet's order.
+  """The longest text that all the texts begin with."""
+  # In the order of the alphabet, all others lie between the first and the last.
   first, last = min(texts), max(texts)
   pairs = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(first, last, strict=False))
   return first[: len(list(pairs))]

@@ -24,16 +24,16 @@ class Thumbnail:
   cells' sums are kept.
 
   Attributes:
-    factor: how many pixels of the image are one of the thumbnail, in each direction.
+    factor: number of the image's pixels that one of the thumbnail stands for, in each direction.
     size: (rows, columns) of the thumbnail, in pixels.
   """
 
   def __init__(self, size: tuple[int, int], longest: int) -> None:
-    """Begins an empty one.
+    """Begins a thumbnail without parts.
 
     Args:
       size: (rows, columns) of the image, in pixels.
-      longest: what the thumbnail's longer side may have, in pixels.
+      longest: the most pixels that the thumbnail's longer side may have.
 
     Raises:
       ValueError: a size is not positive.
@@ -53,9 +53,9 @@ class Thumbnail:
     """Adds a part of the image. The parts, in any order, cover each pixel once.
 
     Args:
-      rows: where the part lies in the image.
-      columns: its columns in the image.
-      values: its intensities in [0, 1], float32 [row, column].
+      rows: rows of the part in the image, in pixels.
+      columns: columns of the part in the image, in pixels.
+      values: intensities of the part in [0, 1], float32 [row, column].
     """
     extent = (rows.stop - rows.start, columns.stop - columns.start)
     assert values.shape == extent, (values.shape, rows, columns)
@@ -68,7 +68,7 @@ class Thumbnail:
     self._missing -= extent[0] * extent[1]
 
   def picture(self) -> np.ndarray:
-    """The thumbnail, when all parts have been added.
+    """Draws the thumbnail, when all parts have been added.
 
     Returns:
       uint8 [row, column]: a cell's mean times 255, rounded.
@@ -92,10 +92,10 @@ class Thumbnails:
   """A sink that makes small pictures of one label, as predicted and as it is.
 
   Attributes:
-    keys: the label, alone.
-    statistics: what the prediction's picture is of.
-    prediction: the medians.
-    truth: the intensities that were recorded; None: none are known.
+    keys: the label's key, alone.
+    statistics: the statistic that the prediction's picture shows.
+    prediction: the thumbnail of the predicted medians.
+    truth: the thumbnail of the intensities that were recorded; None: they are unknown.
   """
 
   statistics = (Statistic.MEDIAN,)
@@ -104,9 +104,9 @@ class Thumbnails:
     """Begins with empty pictures.
 
     Args:
-      key: the label.
+      key: the label's key.
       size: (rows, columns) of the predicted image, in pixels.
-      longest: what a picture's longer side may have, in pixels.
+      longest: the most pixels that a picture's longer side may have.
     """
     self.keys = (key,)
     self.prediction = Thumbnail(size, longest)
@@ -122,7 +122,7 @@ class Thumbnails:
 
 
 def encode(picture: np.ndarray) -> bytes:
-  """A picture as the contents of a JPEG.
+  """Encodes a picture as the contents of a JPEG.
 
   Args:
     picture: uint8, grey [row, column] or RGB [row, column, color].

@@ -40,12 +40,12 @@ TRUTH_BLUE: Colour = (0.0, 0.5, 1.0)
 
 
 def panel_tag(panel: Panel) -> str:
-  """The name of an error panel, as TensorBoard shows it: target_error_panel, say."""
+  """The name of an error panel in TensorBoard: target_error_panel, for example."""
   return f'{panel.value.lower()}_error_panel'
 
 
 def panel_file(panel: Panel) -> str:
-  """The name of the file that holds an error panel."""
+  """The name of the file that has an error panel."""
   return f'{panel_tag(panel)}.png'
 
 
@@ -61,9 +61,9 @@ class PredictedImage:
   """One image as predicted and as it is: floats in [0, 1], each [row, column], all of one size.
 
   Attributes:
-    statistics: what was computed of each pixel's predicted distribution, as `shown` returns it.
-    truth: the target; black if there is none.
-    mask: the target's presence: 1 where there is one, otherwise 0.
+    statistics: statistics of each pixel's predicted distribution, as `shown` returns them.
+    truth: the true intensities; 0 where they are unknown.
+    mask: 1 where the truth is known, 0 where it is not.
   """
 
   statistics: Mapping[Statistic, np.ndarray]
@@ -74,7 +74,7 @@ class PredictedImage:
     """Checks the arrays.
 
     Raises:
-      ValueError: one is not of floats, or they are not of one size.
+      ValueError: an array is not of floats, or they are not of one size.
     """
     images = {_name(statistic): image for statistic, image in self.statistics.items()}
     images |= {'truth': self.truth, 'mask': self.mask}
@@ -89,15 +89,15 @@ class PredictedImage:
 
   @property
   def size(self) -> tuple[int, int]:
-    """(rows, columns)."""
+    """(rows, columns) of the image, in pixels."""
     rows, columns = self.truth.shape
     return rows, columns
 
   def image(self, what: Statistic | Target) -> np.ndarray:
-    """What a column draws, [row, column].
+    """The array that a column of a panel draws, [row, column].
 
     Raises:
-      KeyError: it is a statistic that is missing.
+      KeyError: the column draws a statistic that is missing.
     """
     if isinstance(what, Statistic):
       return self.statistics[what]
@@ -109,11 +109,11 @@ def _name(statistic: Statistic) -> str:
 
 
 def shown(statistic: Statistic, values: np.ndarray) -> np.ndarray:
-  """A computed statistic as panels show it: CROSS_ENTROPY clipped, all others as they are.
+  """Makes of a statistic what panels show: CROSS_ENTROPY is clipped, all others stay as they are.
 
   Args:
-    statistic: what was computed.
-    values: of any number of pixels, float32 of any shape.
+    statistic: the statistic.
+    values: values of the statistic, float32 of any shape.
 
   Returns:
     float32 of the same shape.
@@ -122,7 +122,7 @@ def shown(statistic: Statistic, values: np.ndarray) -> np.ndarray:
 
 
 def clipped_cross_entropy(cross_entropy: np.ndarray) -> np.ndarray:
-  """-ln(p + 1e-6) / ln K clipped to [0, 1], from -ln p / ln K, which has no bound."""
+  """Computes -ln(p + 1e-6) / ln K, clipped to [0, 1], from -ln p / ln K, which has no bound."""
   scale = np.float32(math.log(NUM_CLASSES))
   return np.clip(-np.log(np.exp(-cross_entropy * scale) + np.float32(1e-6)) / scale, 0, 1)
 
@@ -132,7 +132,7 @@ def as_is(image: np.ndarray, truth: np.ndarray) -> np.ndarray:
 
   Args:
     image: floats in [0, 1], [row, column].
-    truth: not used; here, as in the errors, so that a column can be drawn by any of them.
+    truth: not used; it is an argument so that any of these functions can draw a column.
 
   Returns:
     The image with an axis for its one colour, [row, column, 1].
@@ -177,9 +177,10 @@ class Column:
   """What one box of each strip shows.
 
   Attributes:
-    image: what is drawn.
-    border: its border's colour.
-    draw: (image, truth), both [row, column], to a picture, [row, column, 1 or 3].
+    image: what the box shows.
+    border: colour of the box's border.
+    draw: function that draws (image, truth), both [row, column], as a picture, [row, column, 1 or
+      3].
   """
 
   image: Statistic | Target
@@ -210,8 +211,8 @@ _MASK = Column(Target.MASK, MANGO)
 class Layout(enum.Enum):
   """The columns of a panel, from left to right.
 
-  SIMPLIFIED and FULL are drawn by inference; STITCH, which has the entropies as well, when a run in
-  training is evaluated.
+  SIMPLIFIED and FULL are the layouts of inference. STITCH, which has the entropies as well, is that
+  of the pictures in TensorBoard, of training and of the metrics STITCH and JITTER_STITCH.
   """
 
   SIMPLIFIED = (*_statistics(Statistic.MEDIAN), _TRUTH, *_subtractive_errors(Statistic.MEDIAN))
@@ -233,12 +234,12 @@ class Layout(enum.Enum):
 
   @property
   def columns(self) -> tuple[Column, ...]:
-    """What the boxes of a strip show, from left to right."""
+    """The columns of the panel, from left to right: one for each box of a strip."""
     return self.value
 
   @property
   def statistics(self) -> tuple[Statistic, ...]:
-    """What its columns draw of the predictions, each once."""
+    """The statistics that the columns draw, each once."""
     images = (column.image for column in self.columns)
     return tuple(dict.fromkeys(image for image in images if isinstance(image, Statistic)))
 
@@ -247,9 +248,9 @@ def panel_size(num_images: int, rows: int, columns: int, layout: Layout) -> tupl
   """The size of a panel.
 
   Args:
-    num_images: how many strips are stacked.
+    num_images: number of images, each of which has a strip.
     rows: rows of each image, in pixels.
-    columns: its columns, in pixels.
+    columns: columns of each image, in pixels.
     layout: the panel's columns.
 
   Returns:
@@ -259,12 +260,12 @@ def panel_size(num_images: int, rows: int, columns: int, layout: Layout) -> tupl
 
 
 def bands(predicted: PredictedImage, layout: Layout) -> Iterator[np.ndarray]:
-  """Draws one image's strip from top to bottom, without ever holding all of it.
+  """Draws one image's strip from top to bottom, band by band; the whole is never in memory.
 
   A value v in [0, 1] becomes v * 65535, truncated.
 
   Args:
-    predicted: the image.
+    predicted: the image, as predicted and as it is.
     layout: the panel's columns.
 
   Yields:
@@ -289,7 +290,7 @@ def strip(predicted: PredictedImage, layout: Layout) -> np.ndarray:
   """Draws one image's strip, see `bands`.
 
   Args:
-    predicted: the image.
+    predicted: the image, as predicted and as it is.
     layout: the panel's columns.
 
   Returns:
@@ -307,10 +308,10 @@ def strip(predicted: PredictedImage, layout: Layout) -> np.ndarray:
 
 
 def panel(images: Iterable[PredictedImage], layout: Layout) -> np.ndarray:
-  """Draws a whole panel, for those that are small enough.
+  """Draws a whole panel, of images that are small enough for the memory.
 
   Args:
-    images: at least one, all of one size.
+    images: the images, as predicted and as they are; at least one, all of one size.
     layout: the panel's columns.
 
   Returns:
@@ -323,7 +324,7 @@ def panel(images: Iterable[PredictedImage], layout: Layout) -> np.ndarray:
 
 
 def _band(predicted: PredictedImage, layout: Layout, rows: slice) -> np.ndarray:
-  """Draws the strip's part that shows these rows of the images."""
+  """Draws the part of a strip that shows these rows of the image."""
   num_columns = predicted.size[1]
   result = _borders(rows.stop - rows.start, num_columns, layout)
   truth = _float32(predicted.truth[rows])
@@ -335,14 +336,14 @@ def _band(predicted: PredictedImage, layout: Layout, rows: slice) -> np.ndarray:
 
 
 def _borders(rows: int, columns: int, layout: Layout) -> np.ndarray:
-  """Rows of a strip, with each box's in its border's colour."""
+  """Draws rows of a strip in which each box has its border's colour throughout."""
   colours = to_uint16(np.array([column.border for column in layout.columns], np.float32))
   line = np.repeat(colours, columns + 2 * BORDER, axis=0)
   return np.tile(line, (rows, 1, 1))
 
 
 def _blend(*, orange: np.ndarray, blue: np.ndarray) -> np.ndarray:
-  """Both images, each [row, column], in their colour: their sum, [row, column, 3]."""
+  """Draws two images, each [row, column], in a colour each, and adds them: [row, column, 3]."""
   result = np.empty((*orange.shape, 3), np.float32)
   for i, (of_orange, of_blue) in enumerate(zip(PREDICTION_ORANGE, TRUTH_BLUE, strict=True)):
     result[..., i] = orange * of_orange + blue * of_blue
@@ -355,7 +356,7 @@ def _float32(image: np.ndarray) -> np.ndarray:
 
 
 def to_uint16(picture: np.ndarray) -> np.ndarray:
-  """Floats in [0, 1] to v * 65535, truncated."""
+  """Converts floats v in [0, 1] to v * 65535, truncated."""
   # Clipped, because a value that rounding left above 1 would wrap around to black.
   clipped: np.ndarray = np.clip(picture, 0, 1)
   return (clipped * np.float32(65535)).astype(np.uint16)
@@ -367,10 +368,10 @@ def patch_panel(
   """Draws an error panel, laid out as STITCH, whose boxes show a batch's patches (see `mosaic`).
 
   Args:
-    statistics: what was computed of each pixel's distribution: floats, [head, patch, row, column],
-      of at least one head.
-    truth: the targets in [0, 1], [head, patch, row, column]; a dimension may be 1 instead.
-    mask: their presence, of the truth's dimensions; one may be 1 instead.
+    statistics: statistics of each pixel's distribution: floats, [head, patch, row, column], of at
+      least one head.
+    truth: the true intensities in [0, 1], [head, patch, row, column]; a dimension may be 1 instead.
+    mask: 1 where the truth is known, [head, patch, row, column]; a dimension may be 1 instead.
 
   Returns:
     uint16 RGB, [heads * (mosaic's rows + 8), boxes * (mosaic's columns + 8), 3].
@@ -400,7 +401,7 @@ def patch_panel(
 def mosaic(images: np.ndarray) -> np.ndarray:
   """Lays images beside each other, row by row, in a square of ceil(sqrt(images)) in each direction.
 
-  Rows without an image are left out; what is left of the last is black.
+  Rows without an image are left out; what is left of the last row is black.
 
   Args:
     images: [image, row, column], at least one.
@@ -422,7 +423,7 @@ def grey_boxes(images: np.ndarray, border: Colour = TURQUOISE) -> np.ndarray:
 
   Args:
     images: floats in [0, 1], [image, row, column]; at least one.
-    border: its colour.
+    border: colour of the borders.
 
   Returns:
     uint16 RGB, [row + 8, images * (column + 8), 3].
