@@ -1,6 +1,6 @@
 """--calibrate: fits a temperature for each label, on fields of view that show it.
 
-They must be fields that neither the training saw nor a report is made of.
+These must be fields of view that neither the training has seen nor a report is made of.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from isl.images.fields_of_view import FieldFiles
 from isl.inference import calibration, field_labeling
 from isl.system import files
 
-# Below this float32 has 0, of which there is no logarithm.
+# The least probability whose logarithm is taken: below it float32 has only 0, which has none.
 _LEAST = np.finfo(np.float32).tiny
 
 
@@ -32,7 +32,7 @@ def run(experiment: Experiment, checkpoint: Checkpoint) -> None:
   """Fits the temperatures and writes them beside the checkpoint.
 
   Raises:
-    ValueError: checkpoint or images are missing, damaged or do not fit, or show no label.
+    ValueError: the images are missing, damaged, do not fit the checkpoint, or show no label.
     OSError: a file cannot be read or written.
   """
   path = checkpoint.prefix.with_name(calibration.NAME)
@@ -86,9 +86,9 @@ def run(experiment: Experiment, checkpoint: Checkpoint) -> None:
 
 
 def input_fingerprints(found: Sequence[FieldFiles], inputs: Sequence[str]) -> dict[str, str]:
-  """Names of fields of view by fingerprints of their input, as a fit keeps them.
+  """The names of fields of view by fingerprints of their input, as a Calibration has them.
 
-  Those that cannot be read are left out: they are not reported either.
+  Fields of view that cannot be read are left out: nothing is reported of them either.
   """
   result = {}
   for field in found:
@@ -110,19 +110,19 @@ class _Sampler:
     number: int,
     samples: Mapping[str, calibration.PixelSample],
   ):
-    """Remembers where samples go; none are drawn yet.
+    """Takes the samples that pixels are added to; adds none yet.
 
     Args:
-      keys: the labels.
-      number: the field of view's.
-      samples: of all fields of view, by the label's channel.
+      keys: keys of the labels.
+      number: number of the field of view, from 0.
+      samples: by the label's channel, the sample that all fields of view share.
     """
     self.keys = keys
     self._number = number
     self._samples = samples
 
   def add(self, part: Part) -> None:
-    """Samples pixels of a part; skips a label whose truth is unknown."""
+    """Adds a part's pixels to its label's sample, unless the truth is unknown."""
     if part.truth is None:
       return
     log_p = np.log(np.maximum(part.predicted[Statistic.DISTRIBUTION], _LEAST))

@@ -20,12 +20,12 @@ from isl.report import visualize
 class ErrorPanel:
   """A sink that gathers what one error panel shows, and draws it.
 
-  What it shows beside the predictions is read from the field of view while it is drawn.
+  The truth that it shows beside the predictions is read from the field of view when it is drawn.
 
   Attributes:
-    panel: which one it is.
-    keys: the images that it shows, from top to bottom.
-    statistics: what it draws of each.
+    panel: which of the error panels this is.
+    keys: keys of the images that the panel shows, from top to bottom.
+    statistics: statistics of these images that the panel draws.
   """
 
   def __init__(
@@ -36,14 +36,14 @@ class ErrorPanel:
     truth: TruthReader,
     store: PredictionStore,
   ):
-    """Makes room in the store for what is drawn.
+    """Makes room in the store for the statistics that are drawn.
 
     Args:
-      panel: which one it is.
-      stack: the images that it shows, in its order.
-      layout: its columns.
-      truth: of the field of view.
-      store: gathers the predictions; others may gather theirs there.
+      panel: which of the error panels this is.
+      stack: the images that the panel shows, in the panel's order.
+      layout: the panel's columns.
+      truth: reads the true images of the field of view.
+      store: gathers the predictions; other sinks may gather theirs there.
     """
     self.panel = panel
     self.keys = stack.keys
@@ -56,21 +56,21 @@ class ErrorPanel:
         store.make_room(key, statistic)
 
   def add(self, part: Part) -> None:
-    """Takes in a part of one of the images."""
+    """Takes in a part of one of the panel's images."""
     shown: dict[AnyStatistic, np.ndarray] = {
       s: visualize.shown(s, part.predicted[s]) for s in self.statistics
     }
     self._store.add(part.key, part.rows, part.columns, shown)
 
   def path_in(self, folder: pathlib.Path) -> pathlib.Path:
-    """The name of the file that `write` writes."""
+    """The path of the file that `write` writes to a folder."""
     return folder / visualize.panel_file(self.panel)
 
   def write(self, folder: pathlib.Path) -> None:
-    """Writes the panel as a 16-bit PNG, a band at a time.
+    """Writes the panel to a folder as a 16-bit PNG, a band at a time.
 
     Raises:
-      OSError: it cannot be written.
+      OSError: the file cannot be written.
     """
     size = visualize.panel_size(len(self.keys), *self._store.size, self._layout)
     png_io.write_png_strips(self.path_in(folder), self._bands(), size)

@@ -24,10 +24,10 @@ PATCHES_AT_ONCE = 4
 
 
 def make_network_plan(experiment: Experiment, checkpoint: Checkpoint) -> NetworkPlan:
-  """The network that flags and checkpoint agree on.
+  """Makes the plan of the network that flags and checkpoint agree on.
 
   Raises:
-    ValueError: they don't.
+    ValueError: the flags ask for another network than the checkpoint's.
   """
   return checkpoint.check_fits(
     model=experiment.model,
@@ -37,10 +37,10 @@ def make_network_plan(experiment: Experiment, checkpoint: Checkpoint) -> Network
 
 
 def find_targets(inference: Inference, checkpoint: Checkpoint) -> StackSpec:
-  """The labels to predict, in the panel's order.
+  """Finds the labels to predict, in the order of the error panel's rows.
 
   Raises:
-    ValueError: one is asked for that the checkpoint does not predict.
+    ValueError: the checkpoint does not predict one of the labels that are asked for.
   """
   predicted = checkpoint.describe().targets.channels
   wanted = inference.channels or predicted
@@ -54,13 +54,13 @@ def find_targets(inference: Inference, checkpoint: Checkpoint) -> StackSpec:
 
 
 class FieldLabeler:
-  """A checkpoint's network for fields of view, one after the other.
+  """Labels fields of view with a checkpoint's network, one after the other.
 
   Attributes:
-    checkpoint: whose values it uses.
-    description: what the checkpoint holds.
-    plan: the network.
-    targets: the labels that it predicts, in the panel's order.
+    checkpoint: the checkpoint, whose values the network has.
+    description: description of the checkpoint's network.
+    plan: plan of the network's layers.
+    targets: the labels to predict, in the order of the error panel's rows.
   """
 
   def __init__(
@@ -73,13 +73,15 @@ class FieldLabeler:
     """Checks that settings and checkpoint fit, before anything is computed.
 
     Args:
-      checkpoint: whose values are used.
-      plan: its network.
-      inference: what is predicted.
-      temperatures: of the labels' distributions; 1 where there is none. None: all are 1.
+      checkpoint: the checkpoint, whose values the network gets.
+      plan: plan of the network's layers.
+      inference: which labels are predicted, of which crop, and how.
+      temperatures: temperatures of the labels' distributions, by channel; a label without one has
+        1. None: all are 1.
 
     Raises:
-      ValueError: they don't fit.
+      ValueError: the checkpoint does not predict one of the labels, or the crop is smaller than a
+        patch.
     """
     self.checkpoint = checkpoint
     self.description: Description = checkpoint.describe()
@@ -100,14 +102,14 @@ class FieldLabeler:
     return self.plan.spec.geometry
 
   def grid(self, name: str, size: tuple[int, int]) -> tiling.Grid:
-    """Where the blocks of a field of view lie.
+    """Lays out the blocks to compute on the crop of a field of view.
 
     Args:
-      name: of the field of view.
-      size: (rows, columns) of its images.
+      name: name of the field of view, for the error.
+      size: (rows, columns) of the field of view's images, in pixels.
 
     Raises:
-      ValueError: it is smaller than a patch, and not padded.
+      ValueError: the field of view is smaller than a patch, and is not padded.
     """
     rows, columns = (min(n, self._inference.crop_size or n) for n in size)
     grid = tiling.Grid(
@@ -122,7 +124,7 @@ class FieldLabeler:
     return grid
 
   def tile_size(self, grid: tiling.Grid) -> tuple[int, int]:
-    """(rows, columns) of the outputs that are computed at once."""
+    """(rows, columns) of the outputs that are computed at once, in pixels."""
     rows, columns = (n * self._geometry.output for n in self._tile_blocks(grid))
     return rows, columns
 
@@ -135,16 +137,16 @@ class FieldLabeler:
     return rows, columns
 
   def stack(self, panel: Panel) -> StackSpec:
-    """The images that an error panel shows, in its order."""
+    """The images that an error panel shows, in the order of its rows."""
     return self.targets if panel is Panel.TARGET else self.description.inputs
 
   def compute(self, field_of_view: FieldOfView, sinks: Sequence[Sink], title: str | None) -> None:
-    """Streams a field's tiles through the network, which computes what the sinks need.
+    """Streams a field of view's tiles through the network, which computes what the sinks need.
 
     Args:
       field_of_view: the field of view.
-      sinks: take in what comes out, part by part and in this order.
-      title: what the progress is shown under; None: it is not.
+      sinks: what takes in the predictions; each part is given to all of them, in this order.
+      title: title under which the progress is shown; None: it is not shown.
 
     Raises:
       ValueError: the field of view is smaller than a patch, the machine lacks the memory, or the
@@ -180,7 +182,7 @@ class FieldLabeler:
     return HeadGroup(heads=stack.keys, statistics=_needed(sinks, stack), temperatures=temperatures)
 
   def _make_labeler(self, blocks: tuple[int, int], groups: Sequence[HeadGroup]) -> Labeler:
-    """The network for tiles of some size; one for all fields of view with the same."""
+    """Makes the network for tiles of a size, or gives the last one if it is of that size."""
     if self._labeler is not None:
       if self._labeler.blocks == blocks and self._labeler.groups == tuple(groups):
         return self._labeler
@@ -201,26 +203,27 @@ class FieldLabeler:
 
 
 def _needed(sinks: Sequence[Sink], stack: StackSpec) -> tuple[AnyStatistic, ...]:
-  """What sinks need of a stack's images; always in one order, so that networks can be kept."""
+  """The statistics that sinks need of a stack's images, always in one order."""
   needed = {
     statistic
     for sink in sinks
     if not set(sink.keys).isdisjoint(stack.keys)
     for statistic in sink.statistics
   }
+  # In one order, so that a network can be kept for the next field of view.
   return tuple(sorted(needed, key=lambda statistic: statistic.name))
 
 
 class _TiledField:
-  """What tiles read of a field of view, and the parts that they compute of it."""
+  """A field of view in tiles: reads their input and truth, and cuts parts out of their output."""
 
   def __init__(self, field_of_view: FieldOfView, grid: tiling.Grid, blocks: tuple[int, int]):
-    """Reads nothing yet.
+    """Takes the field of view and how it is divided; reads nothing yet.
 
     Args:
       field_of_view: the field of view.
-      grid: where its blocks lie.
-      blocks: rows and columns of these in a tile.
+      grid: where the blocks lie on the field of view's crop.
+      blocks: number of blocks in a tile, in rows and columns.
     """
     self._field_of_view = field_of_view
     self._grid = grid
@@ -228,7 +231,7 @@ class _TiledField:
     self._truth = TruthReader(field_of_view, grid.offset, grid.output_size)
 
   def input(self, stack: StackSpec, tile: tiling.Tile) -> np.ndarray:
-    """What the network reads, float32 [row, column, z, channel, mask]."""
+    """Reads the network's input for a tile, float32 [row, column, z, channel, mask]."""
     grid = self._grid
     window = tile.input_window(grid.geometry, self._blocks)
     rows, columns = (slice(w.start - grid.pad, w.stop - grid.pad) for w in window)
@@ -237,10 +240,11 @@ class _TiledField:
     )
 
   def truth(self, stack: StackSpec, tile: tiling.Tile) -> np.ndarray:
-    """The images where a tile's outputs are, in [0, 1]; 0 where these are not kept, or unknown.
+    """Reads the true images where a tile's outputs are.
 
     Returns:
-      float32 [image, row, column].
+      Intensities in [0, 1], float32 [image, row, column]; 0 where the truth is unknown or the
+      output is not kept.
     """
     window = tile.output_window(self._grid.geometry, self._blocks)
     (rows, in_rows), (columns, in_columns) = (self._grid.kept(w, i) for i, w in enumerate(window))
@@ -257,23 +261,24 @@ class _TiledField:
     predicted: Mapping[AnyStatistic, np.ndarray],
     truth: np.ndarray,
   ) -> Iterator[Part]:
-    """What belongs to a tile and is kept, of one image after the other.
+    """Cuts what belongs to a tile, and is kept, out of the tile's outputs.
 
     Args:
-      stack: the images.
-      tile: what was computed.
-      predicted: each statistic, [image, row, column] and, of distributions, class.
-      truth: as `truth` returns it.
+      stack: the images that were predicted.
+      tile: the tile that was computed.
+      predicted: by statistic, the tile's outputs, [image, row, column]; DISTRIBUTION has a further
+        axis, class.
+      truth: the true images, as `truth` gives them.
 
     Yields:
-      A part of each image, or none.
+      A part of each image; nothing if no output of the tile is kept.
     """
     (rows, in_rows), (columns, in_columns) = (
       self._grid.kept(w, i) for i, w in enumerate((tile.rows, tile.columns))
     )
     if rows.start == rows.stop or columns.start == columns.stop:
       return
-    # From the tile's own part to the whole tile.
+    # From places in the part that belongs to the tile to places in the whole tile.
     in_rows, in_columns = (
       slice(inside.start + own.start - first, inside.stop + own.start - first)
       for inside, own, first in (

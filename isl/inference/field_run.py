@@ -30,8 +30,8 @@ from isl.report.metrics import RunningScores
 from isl.report.thumbnails import Thumbnail, Thumbnails
 from isl.system import files
 
-# Longest side of the report's pictures, in pixels; half of that in a page of so many fields of view
-# that a browser would find it heavy.
+# Longest side of the report's pictures, in pixels; half of that from this number of fields of view
+# on, with which a browser would find the page heavy.
 _THUMBNAIL = 512
 _MANY_FIELDS = 48
 # Rows of the input that are read at once for its picture.
@@ -44,10 +44,10 @@ class Settings:
 
   Attributes:
     experiment: the run.
-    prefix: of the checkpoint.
-    checkpoint_fingerprint: of its contents.
-    temperatures: of the labels' distributions; None: all are 1.
-    num_fields: fields of view in the run.
+    prefix: prefix of the checkpoint.
+    checkpoint_fingerprint: fingerprint of the checkpoint's contents.
+    temperatures: temperatures of the labels' distributions, by channel; None: all are 1.
+    num_fields: number of fields of view in the run.
   """
 
   experiment: Experiment
@@ -61,19 +61,19 @@ class FieldRun:
   """Labels fields of view with one checkpoint, one after the other.
 
   Attributes:
-    labeler: the network.
-    folder: the run's.
+    labeler: labels fields of view with the network.
+    folder: the run's folder.
   """
 
   def __init__(self, settings: Settings, checkpoint: Checkpoint | None = None):
-    """Checks that everything fits, before anything is computed.
+    """Checks that flags and checkpoint fit, before anything is computed.
 
     Args:
-      settings: of the run.
-      checkpoint: what is at `settings.prefix`, if it is open already.
+      settings: settings of the run.
+      checkpoint: the checkpoint at `settings.prefix`, if it is open already; None: it is opened.
 
     Raises:
-      ValueError: it does not.
+      ValueError: the flags do not fit the checkpoint, or the checkpoint is damaged.
     """
     experiment = settings.experiment
     self._experiment = experiment
@@ -101,16 +101,16 @@ class FieldRun:
     }
 
   def folder_of(self, name: str) -> pathlib.Path:
-    """Where the files of a field of view are: where there is one alone, the run's folder."""
-    # Names that identify nothing are a field of view, too.
+    """The folder of a field of view's files; the run's own folder if there is no other field."""
+    # Files whose names identify nothing are a field of view, too.
     return self.folder / (name or 'unnamed') if self._num_fields > 1 else self.folder
 
   def label(self, field: FieldFiles, title: str | None) -> FieldRecord:
     """Labels a field of view, unless that is done already.
 
     Args:
-      field: its images.
-      title: what the progress is shown under; None: it is not.
+      field: the field of view's images on disk.
+      title: title under which the progress is shown; None: it is not shown.
 
     Raises:
       ValueError: an image is missing, damaged or does not fit, or the machine lacks the memory.
@@ -126,7 +126,7 @@ class FieldRun:
       if title:
         logging.info('%s is done already; --overwrite does it again', title.capitalize())
       return record
-    # What it was does not hold any more while its files are replaced.
+    # While the files are replaced, the older record is not true of them.
     field_record.path_in(folder).unlink(missing_ok=True)
     return self._compute(selected, folder, fingerprint, title)
 
@@ -200,15 +200,15 @@ class FieldRun:
 
 
 def input_picture(truth: TruthReader, inputs: StackSpec, longest: int) -> np.ndarray:
-  """A small picture of the first input channel at the middle depth, read band by band.
+  """Draws a small picture of the first input channel at the middle depth, read band by band.
 
   Args:
-    truth: of the field of view.
-    inputs: what the network reads.
-    longest: what the picture's longer side may have, in pixels.
+    truth: reads the images of the field of view.
+    inputs: the images that the network reads.
+    longest: the most pixels that the picture's longer side may have.
 
   Returns:
-    uint8 [row, column], of where the outputs are.
+    uint8 [row, column]: the part of the image that the outputs cover.
   """
   key = ImageKey(inputs.z_values[len(inputs.z_values) // 2], inputs.channels[0])
   rows, columns = (slice(0, n) for n in truth.size)
@@ -225,12 +225,12 @@ def _write_label(
   """Writes a label's small pictures and diagram.
 
   Args:
-    folder: of the field of view.
-    pictures: of the label.
-    running: its scores; None: the truth is not known.
+    folder: folder of the field of view.
+    pictures: the label's pictures.
+    running: the label's scores; None: the truth is unknown.
 
   Returns:
-    The label's part of the record.
+    The label's part of the field of view's record.
   """
   (key,), predicted = pictures.keys, pictures.prediction.picture()
   channel = key.channel
@@ -259,7 +259,7 @@ def _floats(picture: np.ndarray) -> np.ndarray:
 
 
 def _write_thumbnail(folder: pathlib.Path, name: str, picture: np.ndarray) -> str:
-  """Writes a picture; returns its path as seen from the folder."""
+  """Writes a small picture; returns its path, relative to the folder."""
   path = pathlib.Path('thumbnails') / f'{name}.jpg'
   with files.whole_file(folder / path) as partial:
     partial.write_bytes(thumbnails.encode(picture))

@@ -29,16 +29,16 @@ _UINT16_MAX = 65535
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Contents:
-  """What is written of a field of view.
+  """What is written of a field of view. Sizes are in pixels.
 
   Attributes:
-    folder: where to.
-    field: its name.
-    keys: the labels.
-    statistics: of each.
-    size: (rows, columns).
-    tile: (rows, columns) of the parts that arrive.
-    placement: where the prediction lies in the image.
+    folder: folder that the files are written to.
+    field: name of the field of view.
+    keys: keys of the labels.
+    statistics: statistics of each label that are written.
+    size: (rows, columns) of the prediction.
+    tile: (rows, columns) of the parts in which the prediction arrives.
+    placement: where the prediction lies in the microscope's image.
     margin: rows and columns at each border whose prediction depends on padding; 0: none.
   """
 
@@ -53,7 +53,7 @@ class Contents:
 
   @property
   def pictures(self) -> tuple[tuple[ImageKey, AnyStatistic], ...]:
-    """What is one number for a pixel, in the order of channels."""
+    """The (label, statistic) of each picture, in the files' order; a DISTRIBUTION is no picture."""
     return tuple(
       (key, statistic)
       for key in self.keys
@@ -63,12 +63,12 @@ class Contents:
 
   @property
   def channels(self) -> tuple[str, ...]:
-    """What these are called."""
+    """The names of the pictures, as channels of OME files."""
     return tuple(f'{key.channel}/{statistic.value}' for key, statistic in self.pictures)
 
   @property
   def attributes(self) -> dict[str, Any]:
-    """What the formats of others have no word for."""
+    """Facts about the prediction that OME's metadata have no place for, by name."""
     return {
       # Names of files may be any bytes.
       'field': self.field.encode('utf-8', 'backslashreplace').decode(),
@@ -80,16 +80,16 @@ class Contents:
 class PredictionFiles(abc.ABC):
   """A sink that writes a field of view's predictions; a context manager, too.
 
-  All parts are added in the `with` block. When it ends well, all files are there; after an
-  exception, none.
+  All parts are added in the `with` block. When the block ends well, all files are there; after an
+  exception, none of them is.
 
   Attributes:
-    keys: the labels.
-    statistics: what is written of each.
+    keys: keys of the labels.
+    statistics: statistics of each label that are written.
   """
 
   def __init__(self, contents: Contents, store: PredictionStore):
-    """Makes room in the store for what is written from it."""
+    """Takes what is to be written, and the store, in which subclasses make room for it."""
     self.keys = contents.keys
     self.statistics = contents.statistics
     self._contents = contents
@@ -104,7 +104,7 @@ class PredictionFiles(abc.ABC):
     """Checks that the files can be written, or begins to write them.
 
     Raises:
-      OSError: one cannot be written.
+      OSError: a file cannot be written.
     """
     self._block = self._writing()
     self._block.__enter__()
@@ -116,7 +116,7 @@ class PredictionFiles(abc.ABC):
     error: BaseException | None,
     traceback: TracebackType | None,
   ) -> None:
-    """Finishes the files; after an exception, removes what there is of them.
+    """Finishes the files; after an exception, removes what was written of them.
 
     Raises:
       OSError: a file cannot be written.
@@ -125,7 +125,7 @@ class PredictionFiles(abc.ABC):
 
   @abc.abstractmethod
   def _writing(self) -> contextlib.AbstractContextManager[None]:
-    """The block in which all parts are added; at its end the files are written."""
+    """The context in which all parts are added; at its end the files are written."""
 
   @abc.abstractmethod
   def add(self, part: Part) -> None:
@@ -133,7 +133,7 @@ class PredictionFiles(abc.ABC):
 
 
 class _StoredFiles(PredictionFiles):
-  """Files that are written when all is in the store."""
+  """Files that are written from the store, when all parts are in it."""
 
   @contextlib.contextmanager
   def _writing(self) -> Iterator[None]:
@@ -150,7 +150,7 @@ class _StoredFiles(PredictionFiles):
 
   @abc.abstractmethod
   def _write(self) -> None:
-    """Writes what is in the store."""
+    """Writes the files from the store."""
 
 
 class _Pngs(_StoredFiles):
@@ -202,7 +202,7 @@ class _OmeTiff(_StoredFiles):
 class _OmeZarrs(PredictionFiles):
   """One OME-Zarr of floats for all pictures, and one for each label's distributions.
 
-  They are written as the parts arrive: nothing of them is in memory.
+  They are written as the parts arrive, so that no image is in memory as a whole.
   """
 
   def __init__(self, contents: Contents, store: PredictionStore):
@@ -275,37 +275,37 @@ _WRITERS: dict[PredictionFormat, Callable[[Contents, PredictionStore], Predictio
 def prediction_files(
   prediction_format: PredictionFormat, contents: Contents, store: PredictionStore
 ) -> PredictionFiles:
-  """The writer of a format.
+  """Makes the sink that writes files of a format.
 
   Raises:
-    ValueError: what is needed for it is not installed.
+    ValueError: a library that the format needs is not installed.
   """
   return _WRITERS[prediction_format](contents, store)
 
 
 class PredictionStore:
-  """Statistics of a field of view's pixels: classes in 8 bit, others in 16 or as floats.
+  """Gathers statistics of a field of view's pixels: classes in 8 bit, others in 16 or as floats.
 
   Attributes:
-    size: (rows, columns) of each image.
+    size: (rows, columns) of each image, in pixels.
   """
 
   def __init__(self, size: tuple[int, int]):
     """Makes a store without images.
 
     Args:
-      size: (rows, columns) of each image.
+      size: (rows, columns) of each image, in pixels.
     """
     self.size = size
     self._images: dict[tuple[ImageKey, AnyStatistic], np.ndarray] = {}
 
   def make_room(self, key: ImageKey, statistic: AnyStatistic, *, exact: bool = False) -> None:
-    """Has a statistic of an image gathered from now on.
+    """Makes room for a statistic of an image; from now on `add` takes it.
 
     Args:
-      key: the image.
-      statistic: of its pixels.
-      exact: whether 16 bit are too few.
+      key: key of the image.
+      statistic: statistic of the image's pixels.
+      exact: whether the statistic is kept as floats, because 16 bit are too few.
     """
     dtype = np.uint8 if is_class(statistic) else np.float32 if exact else np.uint16
     if (key, statistic) not in self._images or exact:
@@ -321,10 +321,10 @@ class PredictionStore:
     """Takes in a part of an image.
 
     Args:
-      key: the image.
-      rows: where the part lies in it.
-      columns: its columns in the image.
-      predicted: statistics that there is room for, each float32 [row, column].
+      key: key of the image.
+      rows: rows of the part in the image, in pixels.
+      columns: columns of the part in the image, in pixels.
+      predicted: the part's statistics, for which there is room, each float32 [row, column].
     """
     for statistic, values in predicted.items():
       image = self._images[key, statistic]
@@ -335,14 +335,14 @@ class PredictionStore:
         image[rows, columns] = np.rint(np.clip(values, 0, 1) * np.float32(levels))
 
   def values(self, key: ImageKey, statistic: AnyStatistic) -> np.ndarray:
-    """An image as float32 in [0, 1], [row, column]."""
+    """Gives a statistic of an image as float32 in [0, 1], [row, column]."""
     image = self._images[key, statistic]
     if image.dtype == np.float32:
       return image
     return image * (_PER_CLASS if image.dtype == np.uint8 else np.float32(1 / _UINT16_MAX))
 
   def in_16_bit(self, key: ImageKey, statistic: AnyStatistic) -> np.ndarray:
-    """An image as uint16, 65535 being 1, [row, column]."""
+    """Gives a statistic of an image as uint16, [row, column]; 65535 stands for 1."""
     image = self._images[key, statistic]
     if image.dtype == np.float32:
       return np.rint(image * np.float32(_UINT16_MAX)).astype(np.uint16)

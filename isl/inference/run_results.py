@@ -18,7 +18,7 @@ _SCORES = tuple(field.name for field in dataclasses.fields(metrics.Scores))
 
 
 class RunResults:
-  """Gathers fields of view' records, and writes tables and a page of those gathered so far."""
+  """Gathers records of fields of view, and writes tables and a page of those gathered so far."""
 
   def __init__(self, folder: pathlib.Path, what: Mapping[str, Any]):
     """Starts without fields of view; writes nothing yet.
