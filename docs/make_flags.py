@@ -38,7 +38,7 @@ def _code(text: str) -> str:
 
 
 def _prose(text: str) -> str:
-  """Text in which nothing is taken for Markdown."""
+  """Escapes what would be taken for Markdown in a text."""
   for special in '\\|<*':
     text = text.replace(special, '\\' + special)
   return text
@@ -53,7 +53,7 @@ def _default(value: object) -> str:
 
 
 def _allowed(flag: flags.Flag) -> str:
-  """Which values a flag takes, as far as its help does not say that."""
+  """Describes the values that a flag takes, as far as the flag's help does not."""
   parser = flag.parser
   if isinstance(parser, flags.EnumParser):
     return ', '.join(map(_code, parser.enum_values))
@@ -66,7 +66,7 @@ def _allowed(flag: flags.Flag) -> str:
 
 
 def _meaning(flag: flags.Flag) -> str:
-  """Its help; absl puts the allowed values of some in front."""
+  """A flag's help, without the allowed values that absl puts in front of some."""
   return flag.help.partition('>: ')[2] if isinstance(flag.parser, flags.EnumParser) else flag.help
 
 
@@ -79,7 +79,7 @@ def _table(rows: Iterable[tuple[str, str, str, str]], what: str) -> Iterator[str
 
 
 def _program_flags() -> Iterator[str]:
-  """The flags in their groups, in the program's order."""
+  """Yields the lines of isl-launch's flags, in the program's groups and order."""
   for module, defined in program_flags.FLAGS.flags_by_module_dict().items():
     if module.startswith(program_flags.GROUP_PREFIX):
       title = module.removeprefix(program_flags.GROUP_PREFIX)
@@ -105,7 +105,7 @@ def _allowed_option(option: argparse.Action) -> str:
 
 
 def _options(parser: argparse.ArgumentParser) -> Iterator[str]:
-  """An option is needed, or has a default, or is off."""
+  """Yields the lines of a parser's options."""
   yield from _table(
     (
       (
@@ -122,7 +122,7 @@ def _options(parser: argparse.ArgumentParser) -> Iterator[str]:
 
 
 def draw() -> str:
-  """The page."""
+  """Draws up the whole page, in Markdown."""
   lines = [
     _INTRODUCTION.rstrip(),
     *_program_flags(),

@@ -19,7 +19,7 @@ JOBS = 32
 
 
 def make_cluster() -> SLURMCluster:
-  """A scheduler in this process, without jobs yet."""
+  """Starts a scheduler in this process, without jobs yet."""
   return SLURMCluster(
     cores=1,  # A field of view at a time; TensorFlow takes the job's cores.
     processes=1,
@@ -32,10 +32,10 @@ def make_cluster() -> SLURMCluster:
 
 
 def command(scheduler: str) -> list[str]:
-  """What labels the plate.
+  """Makes the command that labels the plate.
 
   Args:
-    scheduler: its address.
+    scheduler: address of the scheduler.
   """
   return [
     'isl-launch',

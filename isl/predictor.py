@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from types import TracebackType
 from typing import Self
 
 import numpy as np
@@ -37,8 +36,8 @@ class Predictor:
   stays as it is. Not to be used from several threads at once.
 
   Attributes:
-    labels: that it predicts.
-    input_channels: that it reads; for most networks TRANSMISSION alone.
+    labels: names of the labels that the network predicts.
+    input_channels: names of the channels that the network reads, for most TRANSMISSION alone.
     margin: rows and columns that an unpadded prediction lacks at each border of the stack.
   """
 
@@ -79,12 +78,7 @@ class Predictor:
   def __enter__(self) -> Self:
     return self
 
-  def __exit__(
-    self,
-    kind: type[BaseException] | None,
-    error: BaseException | None,
-    traceback: TracebackType | None,
-  ) -> None:
+  def __exit__(self, *exception: object) -> None:
     self.close()
 
   def close(self) -> None:
@@ -111,12 +105,12 @@ class Predictor:
         each of them, by its name.
       statistics: what is reported of each pixel's distribution: MODE, MEDIAN, MEAN,
         STANDARD_DEVIATION, PROBABILITY_NONZERO, ENTROPY, QUANTILE_<percent>, DISTRIBUTION.
-      labels: to predict; None: all.
+      labels: names of the labels to predict; None: all.
       padding: NONE: the prediction lacks `margin` pixels at each border, and up to 7 more at the
         bottom and right; REFLECT, ZERO: it has the stack's size.
       input_range: (low, high), what becomes 0 and 1, as in the stack; 'auto': its 0.1 and 99.9
         percentiles; None: the type's range.
-      progress: title under which the progress is shown; None: it is not.
+      progress: title under which the progress is shown; None: it is not shown.
 
     Returns:
       By label and statistic, float32 [row, column] in [0, 1]; DISTRIBUTION has a further axis for
@@ -172,7 +166,7 @@ class Predictor:
     return FieldOfView(name='stack', images=images)
 
   def _labeler(self, labels: Sequence[str] | None, padding: str) -> FieldLabeler:
-    """The network for these labels; that of the call before, if it will do."""
+    """Makes the network for these labels, or gives that of the call before, if it will do."""
     if padding not in Padding.__members__:
       raise ValueError(f'padding must be one of {", ".join(Padding.__members__)}, got {padding!r}')
     unknown = [label for label in labels or () if label not in self.labels]
@@ -212,7 +206,7 @@ class _Arrays:
     statistics: tuple[AnyStatistic, ...],
     size: tuple[int, int],
   ):
-    """Makes them, for the statistics of some labels, each of `size` (rows, columns)."""
+    """Makes arrays for the statistics of some labels, each of `size` (rows, columns), in pixels."""
     self.keys = keys
     self.statistics = statistics
     shapes = {s: (*size, NUM_CLASSES) if s is Statistic.DISTRIBUTION else size for s in statistics}
@@ -221,13 +215,13 @@ class _Arrays:
     }
 
   def add(self, part: Part) -> None:
-    """Copies a part."""
+    """Copies a part into the arrays."""
     for wanted, array in self._arrays[part.key].items():
       # Rounding may leave a little more than 1, or less than 0.
       array[part.rows, part.columns] = np.clip(part.predicted[wanted], 0, 1)
 
   def by_label(self) -> dict[str, dict[str, np.ndarray]]:
-    """All of it, by names."""
+    """The arrays, by names of labels and of statistics."""
     return {
       key.channel: {wanted.value: array for wanted, array in arrays.items()}
       for key, arrays in self._arrays.items()

@@ -131,13 +131,13 @@ class InputRange:
 
   @classmethod
   def parse(cls, given: Any) -> InputRange | None:
-    """What a flag or an argument of that name gives.
+    """Makes the range that a flag or an argument named input_range gives.
 
     Args:
       given: 'auto', (low, high), or these as text, 'LOW,HIGH'; None: no range.
 
     Raises:
-      ValueError: it is something else, or not finite, or low is not less than high.
+      ValueError: `given` is something else, or not finite, or low is not less than high.
     """
     if given is None:
       return None

@@ -17,11 +17,11 @@ class Part:
   """A rectangle of one predicted image of a field of view.
 
   Attributes:
-    key: which image it is of.
-    rows: where the rectangle lies in the prediction, in pixels; it is never empty.
-    columns: its columns in the prediction, in pixels.
-    predicted: what was computed of its pixels, at least all that the sink asks for: float32
-      [row, column]; of DISTRIBUTION, [row, column, class].
+    key: key of the image.
+    rows: rows of the rectangle in the prediction, in pixels; there is at least one.
+    columns: columns of the rectangle in the prediction, in pixels; there is at least one.
+    predicted: statistics of the rectangle's pixels, at least all that the sink needs: float32 [row,
+      column]; of DISTRIBUTION, [row, column, class].
     truth: the intensities that were recorded there, float32 [row, column] in [0, 1]; None: the
       field of view lacks the image.
   """
@@ -42,11 +42,11 @@ class Sink(Protocol):
 
   @property
   def keys(self) -> tuple[ImageKey, ...]:
-    """The images whose parts it takes: labels, or images of the network's own input."""
+    """Keys of the images whose parts it takes: labels, or images of the network's own input."""
 
   @property
   def statistics(self) -> tuple[AnyStatistic, ...]:
-    """What it needs of each of these images."""
+    """The statistics that it needs of each of these images."""
 
   def add(self, part: Part) -> None:
     """Takes in a part of one of the images."""

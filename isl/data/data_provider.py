@@ -197,13 +197,13 @@ def check_floats(what: str, image: Pixels, is_ranged: bool, remedy: str) -> None
   """Checks that floats are intensities, or finite where a range makes them intensities.
 
   Args:
-    what: how an error names the image.
-    image: floats.
+    what: name of the image in the error.
+    image: an image of floats.
     is_ranged: whether a range is known that becomes [0, 1].
-    remedy: what would give a range.
+    remedy: the flag or argument that would give a range, for the error.
 
   Raises:
-    ValueError: they are not.
+    ValueError: a pixel is not in [0, 1] and either has no range or is not finite.
   """
   low, high = extremes(image)
   if is_ranged and math.isfinite(low) and math.isfinite(high):
@@ -441,9 +441,10 @@ class TruthReader:
     return self.stack(stack, rows, columns)[:, :, 0, 0, 0]
 
   def images(self, stack: StackSpec, rows: slice, columns: slice) -> np.ndarray:
-    """All images of a stack in a part of the outputs, float32 [image, row, column]; 0 if unknown.
+    """Reads all images of a stack in a window of the outputs: float32 [image, row, column].
 
-    It is an array of its own: the masks' memory is freed.
+    Images that are unknown are 0. The result is an array of its own, so that the masks' memory is
+    freed.
     """
     images = self.stack(stack, rows, columns)[..., 0]
     return np.moveaxis(images.reshape(*images.shape[:2], -1), -1, 0).copy()

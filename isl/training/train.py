@@ -98,7 +98,7 @@ def _train(
   folder, cluster = experiment.train_directory, experiment.cluster
   seed = _seed(experiment)
   patches = training_patches(experiment, start, seed)
-  if is_stopped(stop):
+  if _is_stopped(stop):
     return False
   if cluster is None or cluster.is_chief:
     files.check_writable(folder / 'checkpoint.test')
@@ -190,15 +190,7 @@ def _is_done(experiment: Experiment, start: Start) -> bool:
 
 
 class TrainingRun:
-  """A training in the current graph: its hooks, its session, its steps.
-
-  Args:
-    experiment: the run.
-    start: where the training starts from.
-    patches: the patches to train on.
-    seed: seed of random weights.
-    stop: tells whether a signal came, and is one of the hooks.
-  """
+  """A training in the current graph: its hooks, its session, its steps."""
 
   def __init__(
     self,
@@ -208,6 +200,15 @@ class TrainingRun:
     seed: int,
     stop: StopOnSignal,
   ):
+    """Builds the training's graph.
+
+    Args:
+      experiment: the run.
+      start: where the training starts from.
+      patches: the patches to train on.
+      seed: seed of random weights.
+      stop: tells whether a signal came, and is one of the hooks.
+    """
     self._experiment = experiment
     self._start = start
     self._patches = patches
@@ -258,7 +259,7 @@ class TrainingRun:
       saver=savers[0] if savers else None,
     )
     # The files that are written from here on bind later starts to these flags.
-    if is_stopped(stop):
+    if _is_stopped(stop):
       return False
     if savers:
       self._write_what_it_is()
@@ -274,7 +275,7 @@ class TrainingRun:
           _do_step(session, self._graph, self._patches, lambda: self._is_chief_done(server))
     except cluster_session.StoppedError:
       # This is raised before there was a session.
-      if not is_stopped(stop):
+      if not _is_stopped(stop):
         logging.info('The chief is done')
       return False
     except cluster_session.LOST as e:
@@ -284,7 +285,7 @@ class TrainingRun:
         'a parameter server was lost while this process ended; start the training again, with all'
         ' its servers'
       ) from e
-    is_stopped(stop)
+    _is_stopped(stop)
     return True
 
   def _gives_up(self) -> bool:
@@ -346,7 +347,7 @@ class TrainingRun:
     _write_record(self._experiment, self._start, self._seed)
 
 
-def is_stopped(stop: StopOnSignal) -> bool:
+def _is_stopped(stop: StopOnSignal) -> bool:
   """Whether a signal came; logs it if one did."""
   if stop.received is not None:
     logging.info('Stopped by %s', stop.received)
