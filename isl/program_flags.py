@@ -193,10 +193,10 @@ flags.register_validator('loss_output_size', lambda n: n % 16 == 8,
 _training.integer('preprocess_batch_size', 16, 'Patches in a training batch.')
 _training.integer('preprocess_shuffle_batch_num_threads', 16, 'Threads that make batches.')
 _training.integer('preprocess_batch_capacity', 64, 'Patches among which a batch is drawn.')
-for _name, _what in (('offset', 'offset of an image'), ('multiplier', 'factor of an image'),
-                     ('noise', 'noise of a pixel')):
-  _training.number(f'augment_{_name}_std', 0.0,
-                   f'Standard deviation of the {_what}, in intensities from 0 to 1.')
+for _name, _what in (('offset', 'offset of an image, in intensities from 0 to 1'),
+                     ('multiplier', 'factor of an image, around 1'),
+                     ('noise', 'noise of a pixel, in intensities from 0 to 1')):
+  _training.number(f'augment_{_name}_std', 0.0, f'Standard deviation of the {_what}.')
 _training.integer('number_of_steps', None,
                   'Global step to stop at; without it, training goes on until it is stopped.')
 _training.integer('save_summaries_secs', 180, 'Seconds between summaries.')
