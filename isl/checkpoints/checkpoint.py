@@ -178,7 +178,7 @@ class Checkpoint:
     return self._shapes
 
   def _openable(self) -> str:
-    """A prefix that TensorFlow can open: with brackets, which it takes for a pattern, of links."""
+    """A prefix that TensorFlow can open: of links if `prefix` has brackets, a pattern to it."""
     if not re.search(r'[\[\\]', os.fspath(self.prefix)):
       return os.fspath(self.prefix)
     links = pathlib.Path(tempfile.mkdtemp(prefix='isl-'))

@@ -45,7 +45,7 @@ class BatchNorm(NamedTuple):
     return scale, self.beta - self.moving_mean * scale
 
   def split(self, depth: int) -> tuple[BatchNorm, BatchNorm]:
-    """Splits it into two batch norms: of the first `depth` features, and of the rest."""
+    """Splits this into two batch norms: of the first `depth` features, and of the rest."""
     sizes = [depth, self.gamma.shape.as_list()[0] - depth]
     first, rest = tf.split(tf.stack(self), sizes, axis=1)
     return BatchNorm(*tf.unstack(first)), BatchNorm(*tf.unstack(rest))
