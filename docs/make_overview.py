@@ -2,7 +2,7 @@
 
     python docs/make_overview.py > docs/overview.svg
 
-The towers' crops and the layers' numbers come from the network's own plan.
+The towers' crops and the margin come from the network's own specification.
 """
 
 from __future__ import annotations
