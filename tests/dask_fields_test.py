@@ -18,16 +18,15 @@ import pytest
 from isl import launch
 from isl.data import shard_writing
 from isl.images import finding, png_folders
+from tests.support.forked import ForkedProgram
 from tests.support.microscope import write_ome_tiff, write_ome_zarr
 from tests.support.program import (
-  RUN_SHALLOW,
   InferRun,
   InferSetting,
   Outcome,
   files_in,
   finish,
   make_fovea_shallow,
-  python_process,
   run_in_process,
   write_field,
 )
@@ -54,10 +53,7 @@ def plate(setting):
 
 
 def _process(flags, **environment):
-  with pytest.MonkeyPatch.context() as monkeypatch:
-    for name, value in (_PRELOAD | environment).items():
-      monkeypatch.setenv(name, value)
-    return python_process(RUN_SHALLOW, *flags)
+  return ForkedProgram(*flags, environment=_PRELOAD | environment)
 
 
 def _contents(folder):
@@ -85,7 +81,7 @@ class TestLocalProcesses:
   def here(self, setting, plate):
     base = setting.new_folder()
     flags = [*setting.flags(base, plate), '--infer_panels=TARGET']
-    outcome = finish(_process(flags, TF_NUM_INTRAOP_THREADS='1', OMP_NUM_THREADS='1'))
+    outcome = finish(_process(flags, TF_NUM_INTRAOP_THREADS='1'))
     assert outcome.status == 0, outcome.stderr
     return InferRun(base / 'eval_eval_infer' / '00001000', outcome)
 
@@ -97,7 +93,6 @@ class TestLocalProcesses:
     process = _process(flags)
     killed = None
     lines = []
-    assert process.stderr is not None
     for line in process.stderr:
       lines.append(line)
       if killed is None and 'Field ' in line:
@@ -195,18 +190,10 @@ class _Cluster:
       process.wait()
 
 
-@pytest.fixture
-def cluster(tmp_path):
-  made = _Cluster(tmp_path)
-  yield made
-  made.kill_all()
-
-
 def _run_on(cluster, flags, base, reactions):
   """Runs the program in `base`, and does something once it says certain words."""
   with contextlib.chdir(base):
     process = _process([*flags, f'--dask_scheduler={cluster.address}'])
-  assert process.stderr is not None
   waiting = dict(reactions)
   lines = []
   for line in process.stderr:
@@ -218,46 +205,57 @@ def _run_on(cluster, flags, base, reactions):
   return dataclasses.replace(outcome, stderr=''.join(lines))
 
 
-def test_waits_for_workers_and_labels_with_them(setting, cluster):
-  """Microscopes' files, which each worker opens itself."""
-  folder, base = setting.new_folder(), setting.new_folder()
-  (field,) = png_folders.find_png_fields(setting.images)
-  write_ome_tiff(folder / 'a.ome.tif', field)
-  write_ome_zarr(folder / 'b.ome.zarr', field, chunk=64)
-  # Relative paths are those of who asks.
-  flags = [f for f in setting.flags(base, folder) if not f.startswith('--base')]
-  outcome = _run_on(
-    cluster,
-    [*flags, '--base_directory=out'],
-    base,
-    {'Waiting for a worker of the Dask scheduler': cluster.start_worker},
-  )
-  assert outcome.status == 0, outcome.stderr
-  run = InferRun(base / 'out' / 'eval_eval_infer' / '00001000', outcome)
-  assert len(run.record['fields']) == 2
+class TestScheduler:
+  """Two runs with a scheduler and a worker; at the end of the second, both are killed."""
 
+  @pytest.fixture(scope='class')
+  def cluster(self, tmp_path_factory):
+    made = _Cluster(tmp_path_factory.mktemp('cluster'))
+    yield made
+    made.kill_all()
 
-def test_shards_by_relative_names_until_all_are_lost(setting, plate, cluster):
-  """First the only worker, then, while another is waited for, the scheduler."""
-  base = setting.new_folder()
-  shard_writing.write_shards(
-    finding.find_all([plate]), str(base / 's-%d'), 1, shard_writing.Cut(overlap=0)
-  )
-  flags = [f for f in setting.flags(base, plate) if 'pngs' not in f and 'dataset' not in f]
-  cluster.start_worker()
-  outcome = _run_on(
-    cluster,
-    [*flags, '--dataset_pattern=s-%d', '--dataset_num_shards=1'],
-    base,
-    {
-      'Field 1 of 4': lambda: cluster.workers[0].kill(),
-      'Lost tcp://': cluster.scheduler.kill,
-    },
-  )
-  assert outcome.status == 1
-  assert 'Waiting for a worker of the Dask scheduler' in outcome.stderr
-  assert 'the connection to the Dask scheduler was lost' in outcome.error
-  assert len(list((base / 'eval_eval_infer').glob('*/*/field.json'))) >= 1
+  @pytest.fixture(scope='class')
+  def first(self, setting, cluster):
+    """Microscopes' files, which each worker opens itself."""
+    folder, base = setting.new_folder(), setting.new_folder()
+    (field,) = png_folders.find_png_fields(setting.images)
+    write_ome_tiff(folder / 'a.ome.tif', field)
+    write_ome_zarr(folder / 'b.ome.zarr', field, chunk=64)
+    # Relative paths are those of who asks.
+    flags = [f for f in setting.flags(base, folder) if not f.startswith('--base')]
+    outcome = _run_on(
+      cluster,
+      [*flags, '--base_directory=out'],
+      base,
+      {'Waiting for a worker of the Dask scheduler': cluster.start_worker},
+    )
+    assert outcome.status == 0, outcome.stderr
+    return InferRun(base / 'out' / 'eval_eval_infer' / '00001000', outcome)
+
+  def test_waits_for_workers_and_labels_with_them(self, first):
+    assert len(first.record['fields']) == 2
+
+  @pytest.mark.usefixtures('first')
+  def test_shards_by_relative_names_until_all_are_lost(self, setting, plate, cluster):
+    """First the only worker, then, while another is waited for, the scheduler."""
+    base = setting.new_folder()
+    shard_writing.write_shards(
+      finding.find_all([plate]), str(base / 's-%d'), 1, shard_writing.Cut(overlap=0)
+    )
+    flags = [f for f in setting.flags(base, plate) if 'pngs' not in f and 'dataset' not in f]
+    outcome = _run_on(
+      cluster,
+      [*flags, '--dataset_pattern=s-%d', '--dataset_num_shards=1'],
+      base,
+      {
+        'Field 1 of 4': lambda: cluster.workers[0].kill(),
+        'Lost tcp://': cluster.scheduler.kill,
+      },
+    )
+    assert outcome.status == 1
+    assert 'Waiting for a worker of the Dask scheduler' in outcome.stderr
+    assert 'the connection to the Dask scheduler was lost' in outcome.error
+    assert len(list((base / 'eval_eval_infer').glob('*/*/field.json'))) >= 1
 
 
 def _error(setting, *flags):
@@ -281,7 +279,6 @@ def test_ctrl_c(setting, plate):
   """Ends the processes, too, and what is done is not lost."""
   base = setting.new_folder()
   process = _process([*setting.flags(base, plate), '--dask_workers=1'])
-  assert process.stderr is not None
   workers = []
   for line in process.stderr:
     if 'Field 1 of 4' in line:

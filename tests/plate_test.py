@@ -12,12 +12,11 @@ import pytest
 
 from isl import launch
 from isl.programs import random_checkpoint
+from tests.support.forked import ForkedProgram
 from tests.support.program import (
-  RUN_SHALLOW,
   files_in,
   finish,
   make_fovea_shallow,
-  python_process,
   run_in_process,
   write_field,
 )
@@ -42,7 +41,7 @@ def _flags(tmp_path, *flags):
 
 
 def _start(tmp_path, *flags):
-  return python_process(RUN_SHALLOW, *_flags(tmp_path, *flags))
+  return ForkedProgram(*_flags(tmp_path, *flags))
 
 
 def _make_plate(tmp_path, num_fields):

@@ -19,15 +19,14 @@ from isl import launch
 from isl.checkpoints.checkpoint import Checkpoint, find_newest
 from isl.training import hooks, summary_hook, train
 from isl.training.hooks import CheckpointSaver, ProgressLog
+from tests.support.forked import ForkedProgram
 from tests.support.program import (
-  RUN_SHALLOW,
   TrainRun,
   TrainSetting,
   assert_same_values,
   files_in,
   finish,
   make_fovea_shallow,
-  python_process,
   run_in_process,
   small_disk,
 )
@@ -48,12 +47,11 @@ def two_steps(setting):
 
 
 def _start(setting, base, *more):
-  return python_process(RUN_SHALLOW, *setting.flags(base), *setting.network, _SEED, *more)
+  return ForkedProgram(*setting.flags(base), *setting.network, _SEED, *more)
 
 
 def _read_until(process, words):
   """The log up to the line with `words`."""
-  assert process.stderr
   lines = []
   for line in process.stderr:
     lines.append(line)

@@ -50,6 +50,11 @@ class Cluster:
     return tuple((job, i) for job, hosts in self.jobs if job != PS for i in range(len(hosts)))
 
   @property
+  def worker_hosts(self) -> tuple[str, ...]:
+    """Addresses of `workers`, as host:port."""
+    return tuple(host for job, hosts in self.jobs if job != PS for host in hosts)
+
+  @property
   def worker_number(self) -> int:
     """The position of this process, which is no parameter server, in `workers`."""
     return self.workers.index((self.job, self.task))

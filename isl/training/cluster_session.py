@@ -25,6 +25,8 @@ from isl.core.cluster import Cluster
 
 _SECONDS_BETWEEN_TRIES = 1.0
 _SECONDS_BETWEEN_LINES = 10.0
+# At the end of a training, whether workers are still there.
+_SECONDS_BETWEEN_LOOKS = 0.2
 # Told by a parameter server to itself, to end its waiting: no worker has this number.
 _NOBODY = -1
 # Capacity of the queues: more than workers will ever tell, however often they are started again.
@@ -33,7 +35,8 @@ _MANY = 1 << 20
 
 # What a session raises if a parameter server has gone, or was started anew.
 LOST = (tf.errors.UnavailableError, tf.errors.AbortedError)
-# The time that other workers have to notice, at the end of their step, that the chief is done.
+# The time that other workers have to notice, at the end of their step, that the chief is done, and
+# all of them to end.
 _SECONDS_FOR_GOODBYES = 120.0
 
 
@@ -303,12 +306,15 @@ _CHIEF_GOES = Presence(0, is_there=False)
 def serve(cluster: Cluster) -> None:
   """Runs a parameter server until the chief is done and the other workers have had time to notice.
 
+  It outlasts their processes: a session that is closed while a server of its goes may hang.
+
   Raises:
     ValueError: the address of this process cannot be listened on.
   """
   server = make_server(cluster)
   logging.info('Parameter server %d listens on %s', cluster.task, cluster.address)
   there: set[int] = set()
+  ever: set[int] = set()
   is_chief_done = False
   changed = threading.Condition()
   with tf.Graph().as_default():
@@ -321,6 +327,7 @@ def serve(cluster: Cluster) -> None:
         while (told := attendance.next(session)) is not None:
           with changed:
             (there.add if told.is_there else there.discard)(told.worker)
+            ever.add(told.worker)
             is_chief_done = is_chief_done or told == _CHIEF_GOES
             changed.notify_all()
 
@@ -330,7 +337,11 @@ def serve(cluster: Cluster) -> None:
       try:
         with changed:
           changed.wait_for(lambda: is_chief_done)
+          deadline = time.monotonic() + _SECONDS_FOR_GOODBYES
           changed.wait_for(lambda: not there, _SECONDS_FOR_GOODBYES)
+          hosts = [cluster.worker_hosts[number] for number in ever]
+        while any(map(_is_reachable, hosts)) and time.monotonic() < deadline:
+          time.sleep(_SECONDS_BETWEEN_LOOKS)
       finally:
         attendance.end(session)
         listener.join()

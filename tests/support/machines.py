@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import pathlib
 import re
 import signal
@@ -14,7 +13,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from tests.support.program import RUN_SHALLOW, python_process
+from tests.support.forked import ForkedProgram
 
 
 def free_addresses(count: int) -> list[str]:
@@ -42,21 +41,18 @@ class Machine:
         TF_CONFIG is not set.
     """
     environment = {} if tf_config is None else {'TF_CONFIG': json.dumps(tf_config)}
-    with pytest.MonkeyPatch.context() as monkeypatch:
-      for name, value in environment.items():
-        monkeypatch.setenv(name, value)
-      self.process = python_process(RUN_SHALLOW, *flags)
+    self.process = ForkedProgram(*flags, environment=environment)
     self._lines: list[str] = []
     self._changed = threading.Condition()
     self._is_over = False
     threading.Thread(target=self._read, daemon=True).start()
 
   def _read(self) -> None:
-    assert self.process.stderr is not None
-    for line in self.process.stderr:
-      with self._changed:
-        self._lines.append(line)
-        self._changed.notify_all()
+    with self.process.stderr as stderr:
+      for line in stderr:
+        with self._changed:
+          self._lines.append(line)
+          self._changed.notify_all()
     with self._changed:
       self._is_over = True
       self._changed.notify_all()
@@ -188,9 +184,3 @@ class Machines:
     for machine in self._started:
       if machine.process.poll() is None:
         machine.kill()
-
-
-def cpu_seconds(machine: Machine) -> float:
-  """The processor time that a process has taken so far, in seconds."""
-  fields = pathlib.Path(f'/proc/{machine.process.pid}/stat').read_text().rpartition(')')[2].split()
-  return (int(fields[11]) + int(fields[12])) / os.sysconf('SC_CLK_TCK')

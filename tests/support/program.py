@@ -1,8 +1,9 @@
 """Helpers of tests: reference files where there are any, settings, and runs of the program.
 
 `InferSetting` and `TrainSetting` are a small checkpoint or field of view and runs with it;
-`run_in_process` and `python_process` run the program in this process or another. The names of
-isl/images/png_folders.py and `write_field` stand here, too, for tests that write images.
+`run_in_process` and `python_process` run the program in this process or another, which loads
+TensorFlow by itself (see forked.py for one that need not). The names of isl/images/png_folders.py
+and `write_field` stand here, too, for tests that write images.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 from unittest import mock
 
 import cv2
@@ -38,6 +39,9 @@ from isl.images.png_folders import SAMPLE as SAMPLE
 from isl.images.png_folders import field_name as field_name
 from isl.images.png_folders import image_name as image_name
 from isl.programs.random_field import write_field as write_field
+
+if TYPE_CHECKING:
+  from tests.support.forked import ForkedProgram
 
 # Under Bazel this file is a link into the repository.
 REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
@@ -167,14 +171,15 @@ def run_in_process(run: Callable[[], None], *arguments: object) -> Outcome:
   return Outcome(status=status, stdout=out.getvalue(), stderr=err.getvalue())
 
 
-def finish(process: subprocess.Popen[str], timeout: float = 300) -> Outcome:
-  """Waits for a process of `python_process`; after `timeout` seconds, the test fails."""
+def finish(process: subprocess.Popen[str] | ForkedProgram, timeout: float = 300) -> Outcome:
+  """Waits for a process that a test has started; after `timeout` seconds, the test fails."""
   try:
     out, err = process.communicate(timeout=timeout)
   except subprocess.TimeoutExpired:
     process.kill()
     out, err = process.communicate()
     pytest.fail(f'ran longer than {timeout} s: {err}')
+  assert process.returncode is not None
   return Outcome(status=process.returncode, stdout=out, stderr=err)
 
 
