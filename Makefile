@@ -2,7 +2,7 @@
 # make test      everything that a change must pass: lint, then the tests
 # make lint      ruff (lint and format), mypy and import-linter alone
 # make soak      the tests that take minutes
-# make bazel-check   everything built by Bazel, the demo run by it, and a small test of each package
+# make bazel-check   everything built by Bazel, the original's commands, a small test of each package
 # make bazel-test    all tests of `make test` by Bazel
 # make clean     away with all that the above left here
 #
@@ -15,16 +15,14 @@ INSTALLED := $(VENV)/installed
 # Bazel takes the first Python on PATH, and passes that on.
 BAZEL := PATH="$(CURDIR)/$(BIN):$$PATH" bazel
 
-DEMO := --base_directory demo --mode EVAL_EVAL --metric INFER_FULL \
-  --stitch_crop_size 1500 --restore_directory checkpoints --read_pngs \
-  --dataset_eval_directory data_sample/synthetic_evaluation \
-  --infer_channel_whitelist DAPI_CONFOCAL,MAP2_CONFOCAL,NFH_CONFOCAL
-
 .DEFAULT_GOAL := test
 .PHONY: demo test lint soak bazel bazel-test bazel-check clean
 
 demo: $(INSTALLED)
-	$(BIN)/isl-launch $(DEMO)
+	$(BIN)/isl-launch --base_directory demo --mode EVAL_EVAL --metric INFER_FULL \
+	  --stitch_crop_size 1500 --restore_directory checkpoints --read_pngs \
+	  --dataset_eval_directory data_sample/synthetic_evaluation \
+	  --infer_channel_whitelist DAPI_CONFOCAL,MAP2_CONFOCAL,NFH_CONFOCAL
 
 # Two at a time: TensorFlow builds graphs on one core, and steps of small networks leave cores idle.
 # In pyproject.toml's order, not by the number of tests: a file of few tests may be the longest.
@@ -46,7 +44,7 @@ bazel-test: bazel
 
 bazel-check: bazel
 	$(BAZEL) build //...
-	$(BAZEL) run isl:launch -- $(DEMO)
+	$(BIN)/python -m pytest -m bazel
 	$(BAZEL) test --test_tag_filters=smoke //...
 
 bazel: $(INSTALLED)

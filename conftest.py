@@ -2,5 +2,5 @@
 
 import os
 
-# TensorFlow then leaves out Keras, which nothing here uses: a third of the time it takes to load.
+# As in isl/launch.py, for those that load TensorFlow otherwise.
 os.environ.setdefault('TF_USE_LEGACY_KERAS', '1')

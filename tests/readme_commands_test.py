@@ -154,6 +154,7 @@ def workspace(tmp_path_factory):
   _shell(f'chmod -R u+w {cache} && rm -rf {cache}', work, '')
 
 
+@pytest.mark.bazel
 @_BOTH
 def test_by_bazel_to_the_letter(workspace, tmp_path, command, channels, num_columns):
   environment = {}
