@@ -26,12 +26,22 @@ _STATISTICS += ['QUANTILE_2.5']
 # odd number and some pixels that make none.
 _SIZES = [(1, 18, 18), (2, 26, 34), (1, 61, 111)]
 _FRESH = """
-import sys
+import contextlib, io, sys
 import numpy as np, tensorflow as tf
-model = tf.saved_model.load(sys.argv[1])
+from tensorflow.python.tools import saved_model_cli
+
+def command_line(*arguments):
+  sys.argv = ['saved_model_cli', *arguments]
+  out = io.StringIO()
+  with contextlib.redirect_stdout(out), contextlib.suppress(SystemExit):
+    saved_model_cli.main()
+  return out.getvalue()
+
+folder, stacks, output, images = sys.argv[1:]
+model = tf.saved_model.load(folder)
 found = {}
-for name, stacks in np.load(sys.argv[2]).items():
-  predicted = model.signatures['predict'](transmission=tf.constant(stacks))
+for name, of_name in np.load(stacks).items():
+  predicted = model.signatures['predict'](transmission=tf.constant(of_name))
   found |= {f'{name}/{output}': value.numpy() for output, value in predicted.items()}
 described = model.signatures['describe']()
 found |= {f'describe/{n}': np.asarray(v.numpy()) for n, v in described.items()}
@@ -39,8 +49,11 @@ try:
   model.signatures['predict'](transmission=tf.zeros([1, 18, 17, 3]))
 except tf.errors.InvalidArgumentError as e:
   found['too small'] = np.array(str(e))
+which = ['--dir', folder, '--tag_set', 'serve', '--signature_def', 'predict']
+found['shown'] = np.array(command_line('show', *which))
+command_line('run', *which, f'--inputs=transmission={stacks}[0]', f'--outdir={images}')
 assert not any(name.split('.')[0] == 'isl' for name in sys.modules)
-np.savez(sys.argv[3], **found)
+np.savez(output, **found)
 """
 
 
@@ -66,21 +79,25 @@ def _stacks(sizes, depth=3):
   return {str(i): rng.random((*size, depth), np.float32) for i, size in enumerate(sizes)}
 
 
-def _assert_same(found, checkpoint, stacks, tolerance):
-  """Compares with INFER_FULL's numbers, by way of the Predictor."""
+def _predicted(checkpoint, stacks):
+  """INFER_FULL's numbers, by way of the Predictor: for each stack its name, number and these."""
   with isl.Predictor(checkpoint, tile_size=4) as predictor:
-    for name, of_name in stacks.items():
-      for i, stack in enumerate(of_name):
-        expected = predictor.predict(
-          np.moveaxis(stack, -1, 0), statistics=_STATISTICS, labels=_LABELS
-        )
-        for label in _LABELS:
-          for kind in _STATISTICS:
-            value = found[f'{name}/{label}_{kind}'][i]
-            close = np.abs(value - expected[label][kind]) <= tolerance
-            # A class may be the other of two that are about equally likely.
-            share = 0.999 if statistic.is_class(statistic.parse(kind)) else 1
-            assert value.shape == close.shape and close.mean() >= share, (name, label, kind)
+    return [
+      (name, i, predictor.predict(np.moveaxis(s, -1, 0), statistics=_STATISTICS, labels=_LABELS))
+      for name, of_name in stacks.items()
+      for i, s in enumerate(of_name)
+    ]
+
+
+def _assert_same(found, predicted, tolerance):
+  for name, i, expected in predicted:
+    for label in _LABELS:
+      for kind in _STATISTICS:
+        value = found[f'{name}/{label}_{kind}'][i]
+        close = np.abs(value - expected[label][kind]) <= tolerance
+        # A class may be the other of two that are about equally likely.
+        share = 0.999 if statistic.is_class(statistic.parse(kind)) else 1
+        assert value.shape == close.shape and close.mean() >= share, (name, label, kind)
 
 
 @pytest.fixture(scope='module', autouse=True)
@@ -97,6 +114,11 @@ def checkpoint(tmp_path_factory):
   return folder
 
 
+@pytest.fixture(scope='module')
+def predicted(checkpoint):
+  return _predicted(checkpoint, _stacks(_SIZES))
+
+
 class TestSavedModel:
   @pytest.fixture(scope='class')
   def folder(self, checkpoint, tmp_path_factory):
@@ -104,24 +126,25 @@ class TestSavedModel:
 
   @pytest.fixture(scope='class')
   def found(self, folder, tmp_path_factory):
-    """The predictions of a process that cannot import isl."""
+    """The predictions of a process that cannot import isl, and what saved_model_cli says there."""
     tmp_path = tmp_path_factory.mktemp('fresh')
     np.savez(tmp_path / 'stacks.npz', **_stacks(_SIZES))
-    arguments = [folder, tmp_path / 'stacks.npz', tmp_path / 'found.npz']
+    arguments = [folder, tmp_path / 'stacks.npz', tmp_path / 'found.npz', tmp_path / 'images']
     # Where isl is, and what else this process was given, is not on this path.
     path = [place for place in sys.path if place.endswith('site-packages')]
     code = f'import sys; sys.path[:0] = {path!r}\n{_FRESH}'
     subprocess.run([sys.executable, '-I', '-c', code, *map(str, arguments)], check=True)
     # Strings are objects.
-    return np.load(tmp_path / 'found.npz', allow_pickle=True)
+    found = dict(np.load(tmp_path / 'found.npz', allow_pickle=True))
+    return found | {f'run/{path.stem}': np.load(path) for path in (tmp_path / 'images').iterdir()}
 
-  def test_equals_inference(self, found, checkpoint):
-    _assert_same(found, checkpoint, _stacks(_SIZES), 1e-5)
+  def test_equals_inference(self, found, predicted):
+    _assert_same(found, predicted, 1e-5)
 
   def test_describes_itself(self, found):
     described = {
       name.removeprefix('describe/'): found[name].tolist()
-      for name in found.files
+      for name in found
       if name.startswith('describe/')
     }
     assert described == {
@@ -140,49 +163,56 @@ class TestSavedModel:
     text = 'transmission must have at least 18 rows and columns, got the shape'
     assert text in str(found['too small'])
 
-  def test_saved_model_cli(self, folder, tmp_path):
-    np.save(tmp_path / 'stacks.npy', _stacks(_SIZES)['0'])
-    program = 'from tensorflow.python.tools.saved_model_cli import main; main()'
-    common = [sys.executable, '-c', program]
-    which = ['--dir', str(folder), '--tag_set', 'serve', '--signature_def', 'predict']
-    shown = subprocess.run(
-      [*common, 'show', *which], check=True, capture_output=True, text=True
-    ).stdout
+  def test_saved_model_cli(self, found):
+    shown = str(found['shown'])
     assert "inputs['transmission']" in shown and 'shape: (-1, -1, -1, 3)' in shown
-    files = [f'--inputs=transmission={tmp_path / "stacks.npy"}', f'--outdir={tmp_path / "out"}']
-    subprocess.run([*common, 'run', *which, *files], check=True, capture_output=True)
-    assert np.load(tmp_path / 'out' / 'DAPI_CONFOCAL_MEDIAN.npy').shape == (1, 8, 8)
+    assert found['run/DAPI_CONFOCAL_MEDIAN'].shape == (1, 8, 8)
 
-  def test_is_written_whole_and_replaced(self, folder, checkpoint):
+  def test_is_written_whole_and_replaced(self, folder, checkpoint, tmp_path):
+    """By the newest checkpoint in BASE, too."""
     record = json.loads((folder / 'run.json').read_text())
     assert record['checkpoint'] == str(checkpoint / 'model.ckpt-1000')
-    again = _export(checkpoint, folder.parent, '--infer_statistics=MEDIAN')
-    flags = json.loads((again / 'run.json').read_text())['flags']
+    (tmp_path / 'train').symlink_to(checkpoint)
+    outcome = run_in_process(
+      launch.run,
+      '--mode=EXPORT',
+      '--metric=STITCH',
+      f'--base_directory={tmp_path}',
+      f'--export_directory={folder.parent}',
+      '--infer_channel_whitelist=DAPI_CONFOCAL',
+      '--infer_statistics=MEDIAN',
+    )
+    assert outcome.status == 0 and find_newest(checkpoint).name in outcome.stderr
+    flags = json.loads((folder / 'run.json').read_text())['flags']
     assert flags['infer_statistics'] == ['MEDIAN']
+    assert (folder / 'saved_model.pb').is_file()
     assert [path.name for path in folder.parent.iterdir()] == ['1000']
 
 
 @pytest.mark.parametrize(
-  ('model', 'base_depth', 'sizes'),
+  ('model', 'sizes'),
   [
-    ('FOVEA', 8, _SIZES),
-    pytest.param('CONCORDANCE', 6, [(1, 250, 250), (1, 267, 274)], marks=pytest.mark.soak),
+    ('FOVEA', _SIZES),
+    pytest.param('CONCORDANCE', [(1, 250, 250), (1, 267, 274)], marks=pytest.mark.soak),
   ],
 )
-def test_onnx_equals_inference(model, base_depth, sizes, tmp_path):
-  random_checkpoint.write_random_checkpoint(
-    tmp_path / 'checkpoint', model=model, base_depth=base_depth, num_z_values=3
-  )
-  folder = _export(tmp_path / 'checkpoint', tmp_path / 'export', '--export_format=ONNX')
+def test_onnx_equals_inference(request, model, sizes, tmp_path):
+  stacks = _stacks(sizes)
+  if model == 'FOVEA':
+    checkpoint, predicted = map(request.getfixturevalue, ('checkpoint', 'predicted'))
+  else:
+    checkpoint = tmp_path / 'checkpoint'
+    random_checkpoint.write_random_checkpoint(checkpoint, model=model, base_depth=6, num_z_values=3)
+    predicted = _predicted(checkpoint, stacks)
+  folder = _export(checkpoint, tmp_path / 'export', '--export_format=ONNX')
   assert files_in(folder) == {'model.onnx', 'run.json'}
   session = onnxruntime.InferenceSession(folder / 'model.onnx')
   names = [output.name for output in session.get_outputs()]
-  stacks = _stacks(sizes)
   found: dict[str, np.ndarray] = {}
   for name, stack in stacks.items():
-    predicted = session.run(names, {'transmission': stack})
-    found |= {f'{name}/{n}': value for n, value in zip(names, predicted, strict=True)}
-  _assert_same(found, tmp_path / 'checkpoint', stacks, 1e-4)
+    outputs = session.run(names, {'transmission': stack})
+    found |= {f'{name}/{n}': value for n, value in zip(names, outputs, strict=True)}
+  _assert_same(found, predicted, 1e-4)
   properties = onnx.load(folder / 'model.onnx').metadata_props
   described = {entry.key: json.loads(entry.value) for entry in properties}
   assert described['labels'] == _LABELS and described['model'] == model
@@ -207,19 +237,3 @@ def test_bad_input(checkpoint, tmp_path):
   (tmp_path / 'export' / '1000' / 'thesis.txt').write_text('mine')
   assert 'will not be replaced' in _error(from_checkpoint, to)
   assert files_in(tmp_path / 'export') == {'1000/thesis.txt'}
-
-
-def test_newest_checkpoint_of_base(checkpoint, tmp_path):
-  (tmp_path / 'base').mkdir()
-  (tmp_path / 'base' / 'train').symlink_to(checkpoint)
-  newest = find_newest(checkpoint).name
-  outcome = run_in_process(
-    launch.run,
-    '--mode=EXPORT',
-    '--metric=STITCH',
-    f'--base_directory={tmp_path / "base"}',
-    f'--export_directory={tmp_path / "export"}',
-    '--infer_channel_whitelist=DAPI_CONFOCAL',
-  )
-  assert outcome.status == 0 and newest in outcome.stderr
-  assert (tmp_path / 'export' / '1000' / 'saved_model.pb').is_file()
