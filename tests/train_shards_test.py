@@ -4,8 +4,10 @@ import pathlib
 
 import numpy as np
 import pytest
+from absl import flags
+from absl.testing import flagsaver
 
-from isl import launch
+from isl import command_line, launch
 from isl.data import shard_examples, shard_reading, shard_writing
 from isl.data.shard_examples import Place
 from isl.data.shard_writing import Cut
@@ -121,10 +123,10 @@ def test_evaluated_loss_is_that_of_the_folder(setting, tmp_path):
   """The crop is the whole image, so patches are the same ones: four, then the first again."""
   folder = ['--read_pngs', f'--dataset_eval_directory={setting.images}']
   losses = []
-  for name, flags in (('shards', setting.shards(count=1)), ('folder', folder)):
+  for name, source in (('shards', setting.shards(count=1)), ('folder', folder)):
     # One that is stretched, and a range: of tiles, these are of the whole field of view.
     more = ['--stretch_targets=MAP2_CONFOCAL', '--input_range=auto']
-    outcome = _evaluate(setting, tmp_path / name, '--metric=LOSS', *flags, *more)
+    outcome = _evaluate(setting, tmp_path / name, '--metric=LOSS', *source, *more)
     assert outcome.status == 0, outcome.stderr
     losses.append(events(tmp_path / name / 'eval_eval_loss_CROSS_ENTROPY'))
   assert losses[0].keys() == losses[1].keys()
@@ -133,9 +135,8 @@ def test_evaluated_loss_is_that_of_the_folder(setting, tmp_path):
     assert value == pytest.approx(losses[1][tag], rel=1e-5)
 
 
-def test_step_of_a_training_is_that_of_the_folder(setting):
-  """The same patches, whose mask is 1, give the same losses and gradients."""
-  flags = [
+def _experiment(*sources: str):
+  given = [
     *TrainSetting.network,
     '--mode=TRAIN',
     f'--target_channels={_CHANNELS}',
@@ -143,12 +144,29 @@ def test_step_of_a_training_is_that_of_the_folder(setting):
     '--loss_crop_size=60',
     '--preprocess_batch_size=2',
   ]
-  folder = ['--read_pngs', f'--dataset_train_directory={setting.images}']
+  with flagsaver.flagsaver():
+    flags.FLAGS(['isl-launch', *given, *sources])
+    return command_line.make_experiment()
+
+
+def _begin(*sources: str):
+  """A training's graph, and its session before the first step."""
+  experiment = _experiment(*sources)
+  return train.make_session(experiment, find_start(experiment), seed=0)
+
+
+@pytest.fixture(scope='module')
+def begun(setting):
+  graph, session = _begin(*setting.shards())
+  with session:
+    yield graph, session
+
+
+def test_step_of_a_training_is_that_of_the_folder(setting, begun):
+  """The same patches, whose mask is 1, give the same losses and gradients."""
+  of_folder = _begin('--read_pngs', f'--dataset_train_directory={setting.images}')
   found = []
-  for source in (setting.shards(), folder):
-    experiment = _experiment([*flags, *source])
-    start = find_start(experiment)
-    graph, session = train.make_session(experiment, start, seed=0)
+  for graph, session in (begun, of_folder):
     rng = np.random.default_rng(0)
     values = [
       rng.uniform(0, 1, t.shape).astype(np.float32)
@@ -157,50 +175,27 @@ def test_step_of_a_training_is_that_of_the_folder(setting):
       for t in graph.batch[:2]
     ]
     ones = [np.ones(t.shape, np.float32) for t in graph.batch[2:]]
-    assert len(ones) == (1 if source is folder else 2)
+    assert len(ones) == (1 if graph is of_folder[0] else 2)
     feed = dict(zip(graph.batch, [*values, *ones], strict=True))
-    with session:
-      found.append(session.run([graph.loss_by_head, *graph.gradients], feed))
+    found.append(session.run([graph.loss_by_head, *graph.gradients], feed))
+  of_folder[1].close()
   for ours, theirs in zip(*found, strict=True):
     np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5 * np.abs(theirs).max())
   np.testing.assert_allclose(found[0][0], found[1][0], rtol=1e-5)
 
 
-def _experiment(arguments: list[str]):
-  from absl import flags
-  from absl.testing import flagsaver
-
-  from isl import command_line
-
-  with flagsaver.flagsaver():
-    flags.FLAGS(['isl-launch', *arguments])
-    return command_line.make_experiment()
-
-
-def test_mask_of_the_padding_reaches_the_network(setting):
+def test_mask_of_the_padding_reaches_the_network(begun):
   """A network sees whether it is dark there, or whether nothing is known."""
-  experiment = _experiment(
-    [
-      *TrainSetting.network,
-      '--mode=TRAIN',
-      f'--target_channels={_CHANNELS}',
-      '--base_directory=/nowhere',
-      '--loss_crop_size=60',
-      '--preprocess_batch_size=2',
-      *setting.shards(),
-    ]
-  )
-  graph, session = train.make_session(experiment, find_start(experiment), seed=0)
+  graph, session = begun
   assert isinstance(graph, TrainingGraph)
-  with session:
-    batch = session.run(graph.batch)
-    # Not 0 everywhere: batch norm takes away what is the same everywhere.
-    half = np.ones_like(batch[3])
-    half[:, :10] = 0
-    losses = [
-      session.run(graph.loss_by_head, dict(zip(graph.batch, [*batch[:3], mask], strict=True)))
-      for mask in (np.ones_like(half), half)
-    ]
+  batch = session.run(graph.batch)
+  # Not 0 everywhere: batch norm takes away what is the same everywhere.
+  half = np.ones_like(batch[3])
+  half[:, :10] = 0
+  losses = [
+    session.run(graph.loss_by_head, dict(zip(graph.batch, [*batch[:3], mask], strict=True)))
+    for mask in (np.ones_like(half), half)
+  ]
   assert not np.allclose(losses[0], losses[1])
 
 
@@ -220,22 +215,17 @@ def _train(base: pathlib.Path, *flags: str) -> Outcome:
 
 
 def test_training_goes_on_where_it_was(setting, tmp_path):
-  flags = [*setting.shards(), '--tensorcheck_enable_checks', '--augment_noise_std=0.1']
-  for steps in (2, 4):
-    outcome = _train(tmp_path, *flags, f'--number_of_steps={steps}')
+  """With the same seed, another is the same up to there."""
+  more = [*setting.shards(), '--tensorcheck_enable_checks', '--augment_noise_std=0.1']
+  runs = []
+  for name, steps in (('one', 2), ('other', 2), ('one', 4)):
+    outcome = _train(tmp_path / name, *more, f'--number_of_steps={steps}')
     assert outcome.status == 0 and not outcome.error_lines, outcome.stderr
-  run = TrainRun(tmp_path / 'train', outcome)
-  assert run.steps == [0, 2, 4]
-  assert 'crops' in {tag for _, tag in events(run.folder)}
-
-
-def test_same_seed_gives_the_same_training(setting, tmp_path):
-  values = []
-  for name in ('one', 'other'):
-    outcome = _train(tmp_path / name, *setting.shards(), '--number_of_steps=2')
-    assert outcome.status == 0, outcome.stderr
-    values.append(TrainRun(tmp_path / name / 'train', outcome).values(2))
-  assert_same_values(*values)
+    runs.append(TrainRun(tmp_path / name / 'train', outcome))
+  one, other, _ = runs
+  assert one.steps == [0, 2, 4]
+  assert 'crops' in {tag for _, tag in events(one.folder)}
+  assert_same_values(one.values(2), other.values(2))
 
 
 def test_evaluation_shards_are_trained_on_only_if_asked_for(setting, tmp_path):
@@ -292,20 +282,29 @@ def test_bad_flags_are_said_in_a_line(setting, tmp_path, flags, what):
   assert not files_in(tmp_path)
 
 
-@pytest.mark.parametrize('damage', ['cut', 'empty'])
-def test_damage_is_said_in_a_line_and_left_out_if_asked_for(setting, tmp_path, damage):
-  data = (setting.folder / 's-1').read_bytes()
-  (tmp_path / 's-2').write_bytes(data)
-  (tmp_path / 's-1').write_bytes(data[:-9] if damage == 'cut' else b'')
-  flags = [*setting.shards(str(tmp_path / 's-%d'), 3), '--number_of_steps=3']
-  # Of several shards, so that it is read in whatever order.
-  flags.append('--data_batch_num_threads=2')
-  outcome = _train(tmp_path / 'one', *flags)
-  assert f"isl-launch: shard '{tmp_path / 's-1'}' is " in outcome.error
-  outcome = _train(tmp_path / 'other', *flags, '--skip_corrupt_shards')
+def test_damage_is_said_in_a_line_and_left_out_if_asked_for(setting, tmp_path):
+  whole = (setting.folder / 's-1').read_bytes()
+  kinds = {'cut': [whole[:-9]], 'empty': [b''], 'both': [whole[:-9], b'']}
+  shards, more = {}, {}
+  for kind, damaged in kinds.items():
+    (tmp_path / kind).mkdir()
+    contents = [*damaged, whole]
+    # The first of eight is held out: it may be missing.
+    shards[kind] = [tmp_path / kind / f's-{i + 1}' for i in range(len(contents))]
+    for path, data in zip(shards[kind], contents, strict=True):
+      path.write_bytes(data)
+    more[kind] = setting.shards(str(tmp_path / kind / 's-%d'), len(contents) + 1)
+    # Of several shards, so that it is read in whatever order.
+    more[kind] += ['--number_of_steps=3', '--data_batch_num_threads=2']
+  for kind in ('cut', 'empty'):
+    outcome = _train(tmp_path / 'one', *more[kind])
+    assert f"isl-launch: shard '{shards[kind][0]}' is " in outcome.error
+  outcome = _train(tmp_path / 'other', *more['both'], '--skip_corrupt_shards')
   assert outcome.status == 0, outcome.stderr
-  assert '--skip_corrupt_shards left out all after 0 examples' in outcome.stderr
-  assert str(tmp_path / 's-1') in outcome.stderr
+  left_out = [x for x in outcome.stderr.splitlines() if '--skip_corrupt_shards left out' in x]
+  for path in shards['both'][:-1]:
+    (line,) = (x for x in left_out if str(path) in x)
+    assert 'left out all after 0 examples' in line
 
 
 def test_damage_behind_the_first_example_ends_a_training(setting, tmp_path):
