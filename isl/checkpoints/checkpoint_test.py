@@ -18,6 +18,7 @@ from isl.models.networks import NETWORKS
 from isl.models.plan import make_plan, variable_shapes
 from isl.programs import random_checkpoint
 from isl.programs.random_checkpoint import write_random_checkpoint
+from tests.support.program import make_concordance_shallow, make_fovea_shallow
 
 _RIGHT: dict[str, Any] = {'model': 'CONCORDANCE', 'base_depth': 9, 'num_z_values': 3}
 
@@ -114,8 +115,28 @@ def _write(folder, **kwargs) -> pathlib.Path:
 
 @pytest.fixture(scope='module')
 def fovea(tmp_path_factory):
-  """The prefix of a small whole one."""
+  """The prefix of a narrow one."""
   return _write(tmp_path_factory.mktemp('fovea'))
+
+
+@pytest.fixture
+def shallow(monkeypatch):
+  """Networks of few variables, where it does not matter which there are."""
+  make_fovea_shallow(monkeypatch)
+  make_concordance_shallow(monkeypatch)
+
+
+@pytest.fixture(scope='module')
+def shallow_prefix(tmp_path_factory):
+  with pytest.MonkeyPatch.context() as monkeypatch:
+    make_fovea_shallow(monkeypatch)
+    return _write(tmp_path_factory.mktemp('shallow'))
+
+
+@pytest.fixture
+def shallow_fovea(shallow, shallow_prefix):
+  """The prefix of a shallow one, which FOVEA is in this test."""
+  return shallow_prefix
 
 
 @pytest.fixture(scope='module')
@@ -188,6 +209,7 @@ def test_equivalent_widths(request, model, base_depth):
   assert list(description.base_depths) == same
 
 
+@pytest.mark.usefixtures('shallow')
 def test_labels_are_in_the_order_of_the_file_or_the_canonical_one(tmp_path):
   channels = ('ZEBRA', 'NEURITE_CONFOCAL', 'DEAD_CONFOCAL')
   prefix = _write(tmp_path, target_channels=channels)
@@ -197,6 +219,7 @@ def test_labels_are_in_the_order_of_the_file_or_the_canonical_one(tmp_path):
   assert description.targets.channels == ('DEAD_CONFOCAL', 'NEURITE_CONFOCAL', 'ZEBRA')
 
 
+@pytest.mark.usefixtures('shallow')
 @pytest.mark.parametrize(('model', 'base_depth'), [('CONCORDANCE', 9), ('FOVEA', 4)])
 @pytest.mark.parametrize('has_file', [False, True])
 def test_input_channels_are_in_the_names_of_variables(tmp_path, model, base_depth, has_file):
@@ -222,6 +245,7 @@ def test_input_channels_are_in_the_names_of_variables(tmp_path, model, base_dept
   _assert_one_line_about(e.value, prefix)
 
 
+@pytest.mark.usefixtures('shallow')
 @pytest.mark.parametrize('head', ['0.0/POLARIZATION', '0.5/TRANSMISSION'])
 def test_head_that_is_missing_in_a_z_stack(tmp_path, head):
   channels = (TRANSMISSION, 'POLARIZATION')
@@ -234,18 +258,19 @@ def test_head_that_is_missing_in_a_z_stack(tmp_path, head):
 
 
 @pytest.mark.parametrize(('name', 'step'), [('model.ckpt-77', 77), ('model', 0)])
-def test_step_is_in_the_name_where_no_variable_has_it(tmp_path, fovea, name, step):
-  values = _values(fovea)
+def test_step_is_in_the_name_where_no_variable_has_it(tmp_path, shallow_fovea, name, step):
+  values = _values(shallow_fovea)
   del values['global_step']
   assert Checkpoint(_save(tmp_path / name, values)).describe().global_step == step
 
 
 @pytest.mark.parametrize('dtype', [np.int32, np.int64])
-def test_step_is_the_variable_whatever_the_name(tmp_path, fovea, dtype):
-  values = _values(fovea) | {'global_step': np.array(5, dtype)}
+def test_step_is_the_variable_whatever_the_name(tmp_path, shallow_fovea, dtype):
+  values = _values(shallow_fovea) | {'global_step': np.array(5, dtype)}
   assert Checkpoint(_save(tmp_path / 'model.ckpt-77', values)).describe().global_step == 5
 
 
+@pytest.mark.usefixtures('shallow')
 @pytest.mark.parametrize(
   ('optimizer', 'use_resource'),
   [
@@ -295,8 +320,8 @@ def test_checkpoint_as_training_left_it(tmp_path, optimizer, use_resource):
     np.testing.assert_array_equal(checkpoint.value(name), value, err_msg=name)
 
 
-def test_custom_getter_gives_the_values(fovea):
-  checkpoint = Checkpoint(fovea)
+def test_custom_getter_gives_the_values(shallow_fovea):
+  checkpoint = Checkpoint(shallow_fovea)
   name = 'upper_recursion_0/reduce_rv2/Conv/weights'
   value = checkpoint.value(name)
   with (
@@ -376,9 +401,9 @@ def _missing(values, name):
 @pytest.mark.parametrize(
   ('spoil', 'variable'), [(_deeper, 'Conv/weights'), (_missing, 'BatchNorm/gamma')]
 )
-def test_variable_that_does_not_fit_is_named(tmp_path, fovea, spoil, variable):
+def test_variable_that_does_not_fit_is_named(tmp_path, shallow_fovea, spoil, variable):
   name = f'upper_recursion_2/expand_rv2/{variable}'
-  values = _values(fovea)
+  values = _values(shallow_fovea)
   spoil(values, name)
   prefix = _save(tmp_path / 'model-1', values)
   with pytest.raises(ValueError, match=f'is no FOVEA as isl knows it.*{name} is ') as e:
@@ -393,25 +418,25 @@ def test_missing_files(tmp_path):
 
 
 @pytest.mark.parametrize('folder', ['with space', 'a[1]', 'a*?', 'Zellkörper', 'quo"te\\'])
-def test_odd_folders(tmp_path, fovea, folder):
-  copy = pathlib.Path(shutil.copytree(fovea.parent, tmp_path / folder))
+def test_odd_folders(tmp_path, shallow_fovea, folder):
+  copy = pathlib.Path(shutil.copytree(shallow_fovea.parent, tmp_path / folder))
   checkpoint = Checkpoint(find_newest(copy))
-  assert checkpoint.prefix == copy / fovea.name
+  assert checkpoint.prefix == copy / shallow_fovea.name
   checkpoint.verify()
 
 
-def test_odd_name(tmp_path, fovea):
+def test_odd_name(tmp_path, shallow_fovea):
   prefix = tmp_path / 'model [copy].ckpt-1000'
-  for path in fovea.parent.glob(f'{fovea.name}.*'):
-    shutil.copy(path, f'{prefix}{path.name.removeprefix(fovea.name)}')
+  for path in shallow_fovea.parent.glob(f'{shallow_fovea.name}.*'):
+    shutil.copy(path, f'{prefix}{path.name.removeprefix(shallow_fovea.name)}')
   checkpoint = Checkpoint(find_newest(tmp_path))
   assert checkpoint.prefix == prefix
   checkpoint.verify()
 
 
-def test_shards(tmp_path, fovea):
+def test_shards(tmp_path, shallow_fovea):
   """Several parameter servers write a file each."""
-  values = list(_values(fovea).items())
+  values = list(_values(shallow_fovea).items())
   parts = [_save(tmp_path / f'part{i}', dict(values[i::2])) for i in range(2)]
   prefix = tmp_path / 'model.ckpt-7'
   with tf.Graph().as_default(), tf.Session() as session:
@@ -427,14 +452,6 @@ def test_shards(tmp_path, fovea):
   with pytest.raises(ValueError, match='cannot be read') as e:
     Checkpoint(prefix).verify()
   _assert_one_line_about(e.value, prefix)
-
-
-@pytest.fixture(scope='module')
-def small_fovea(tmp_path_factory):
-  """The prefix of a small whole one."""
-  return write_random_checkpoint(
-    tmp_path_factory.mktemp('fovea'), model='FOVEA', base_depth=4, num_z_values=2
-  )
 
 
 class _Damaged:
@@ -473,8 +490,8 @@ class _Damaged:
 
 
 @pytest.fixture
-def damaged(small_fovea, tmp_path):
-  return _Damaged(small_fovea, tmp_path)
+def damaged(shallow_fovea, tmp_path):
+  return _Damaged(shallow_fovea, tmp_path)
 
 
 def test_whole_files_are_no_error(damaged):
