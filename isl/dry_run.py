@@ -5,7 +5,7 @@ from __future__ import annotations
 import pathlib
 from collections.abc import Iterator
 
-from isl.checkpoints.checkpoint import Checkpoint, find_newest
+from isl.checkpoints.checkpoint import CHECKPOINT_NAME, STATE_FILE, Checkpoint, find_newest
 from isl.checkpoints.training_record import check_stretch_targets
 from isl.core.channels import MAXPROJECT, ImageKey, StackSpec
 from isl.core.experiment import Experiment, Geometry, Metric, Mode
@@ -166,7 +166,13 @@ class _Network:
   def run_files(self) -> tuple[str, ...]:
     """The names of the files that would be written for the run as a whole."""
     if self._experiment.mode is Mode.TRAIN:
-      return 'model.ckpt-*', 'checkpoint', 'channels.json', 'run.json', 'events.out.tfevents.*'
+      return (
+        f'{CHECKPOINT_NAME}-*',
+        STATE_FILE,
+        'channels.json',
+        'run.json',
+        'events.out.tfevents.*',
+      )
     if self._experiment.inference.calibrate:
       return (str(self._experiment.checkpoint_directory / 'calibration.json'),)
     if self._experiment.metric is Metric.INFER_FULL:

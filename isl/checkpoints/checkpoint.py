@@ -38,6 +38,8 @@ from isl.models.networks import NETWORKS
 from isl.models.plan import NetworkPlan, make_plan, variable_shapes
 
 STATE_FILE = 'checkpoint'
+# A checkpoint's files begin with this, a hyphen and the step.
+CHECKPOINT_NAME = 'model.ckpt'
 _PART = re.compile(r'(?P<prefix>.+)\.(index|data-\d{5}-of-\d{5})')
 _WIDEST = 1 << 14
 _HEAD = re.compile(r'head/(?P<z>[^/]+)/(?P<channel>[^/]+)/residual_v2_conv/Conv/weights')

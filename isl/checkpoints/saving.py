@@ -16,7 +16,13 @@ from typing import Any
 import numpy as np
 import tensorflow.compat.v1 as tf
 
-from isl.checkpoints.checkpoint import STATE_FILE, Checkpoint, last_part, step_in_name
+from isl.checkpoints.checkpoint import (
+  CHECKPOINT_NAME,
+  STATE_FILE,
+  Checkpoint,
+  last_part,
+  step_in_name,
+)
 from isl.system import files
 
 # Matches the files of a checkpoint, temporary ones included.
@@ -77,7 +83,7 @@ def complete_state_file(directory: str | os.PathLike[str]) -> None:
   written = (folder / STATE_FILE).stat().st_mtime_ns
   younger = [
     path.with_suffix('')
-    for path in folder.glob('model.ckpt-*.index')
+    for path in folder.glob(f'{CHECKPOINT_NAME}-*.index')
     if path.stem not in (named, *listed) and path.stat().st_mtime_ns >= written
   ]
   for prefix in sorted(younger, key=step_in_name, reverse=True):
@@ -103,7 +109,7 @@ def remove_partial(directory: str | os.PathLike[str]) -> None:
   for path in folder.glob('checkpoint.tmp*'):
     path.unlink(missing_ok=True)
   parts: dict[str, set[str]] = {}
-  for path in folder.glob('model.ckpt-*'):
+  for path in folder.glob(f'{CHECKPOINT_NAME}-*'):
     if match := _PART.fullmatch(path.name):
       parts.setdefault(match['prefix'], set()).add(match['part'])
   for prefix, found in parts.items():

@@ -19,7 +19,7 @@ from typing import Any, BinaryIO
 from absl import logging
 
 from isl.checkpoints import channels_file, saving
-from isl.checkpoints.checkpoint import find_newest
+from isl.checkpoints.checkpoint import CHECKPOINT_NAME, find_newest
 from isl.system import files
 
 # The files of checkpoints that this module writes, and what a killed run left of them.
@@ -154,7 +154,7 @@ class BestCheckpoint:
     )
 
   def _take(self, contents: Mapping[str, BinaryIO], record: Record) -> None:
-    name = f'model.ckpt-{record.global_step}'
+    name = f'{CHECKPOINT_NAME}-{record.global_step}'
     # The older copy must not be overwritten before the newer one is whole.
     if self._directory / f'{name}.index' == self._index_in_use():
       name = f'model-again.ckpt-{record.global_step}'

@@ -19,7 +19,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from isl.checkpoints import channels_file, saving
-from isl.checkpoints.checkpoint import STATE_FILE, Checkpoint, find_newest
+from isl.checkpoints.checkpoint import CHECKPOINT_NAME, STATE_FILE, Checkpoint, find_newest
 from isl.core.channels import target_stack
 from isl.models.plan import variable_shapes
 from isl.system import files
@@ -62,7 +62,7 @@ def copy_bare(
   heads = description.inputs.keys + target_stack(targets).keys
   values = {name: checkpoint.value(name) for name, _ in variable_shapes(description.plan(), heads)}
   values['global_step'] = np.array(description.global_step, np.int64)
-  prefix = pathlib.Path(directory) / f'model.ckpt-{description.global_step}'
+  prefix = pathlib.Path(directory) / f'{CHECKPOINT_NAME}-{description.global_step}'
   files.check_writable(prefix.with_name(STATE_FILE))
   saving.write_values(prefix, values)
   channels = channels_file.Channels(inputs=description.inputs.channels, targets=targets)

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from isl.checkpoints import channels_file
+from isl.checkpoints.checkpoint import CHECKPOINT_NAME
 from isl.checkpoints.saving import write_state, write_values
 from isl.core.channels import TARGET_CHANNELS, TRANSMISSION, input_stack, target_stack
 from isl.core.experiment import DEFAULT_BASE_DEPTH, DEFAULT_MODEL, DEFAULT_NUM_Z_VALUES
@@ -72,7 +73,7 @@ def write_random_checkpoint(
   rng = np.random.default_rng(seed)
   folder = pathlib.Path(directory)
   folder.mkdir(parents=True, exist_ok=True)
-  prefix = folder / f'model.ckpt-{global_step}'
+  prefix = folder / f'{CHECKPOINT_NAME}-{global_step}'
   values: dict[str, np.ndarray] = {
     name: _random_value(rng, name, shape).astype(np.float32)
     for name, shape in variable_shapes(plan, inputs.keys + targets.keys)

@@ -33,7 +33,7 @@ _TYPES = {b'\x89PNG\r\n\x1a\n': 'image/png', b'\xff\xd8\xff': 'image/jpeg'}
 
 # A pattern of a score's name, the heading of its column, and what that means. A number in the name,
 # which is a share or a percentage, is put in for {} as a percentage.
-_NUMBER = r'_?(\d*\.?\d+)'
+_NUMBER = r'_(\d+)'
 _EXPLANATIONS = (
   ('pixels', 'pixels', 'how many pixels were compared'),
   ('pearson_r', 'r ↑', "Pearson's correlation of prediction and truth: 1 is perfect"),
@@ -52,7 +52,7 @@ _EXPLANATIONS = (
     'mean of -ln p(true class), in nats: 0 is perfect, 5.545 a uniform guess',
   ),
   (
-    'crps|ranked_probability_score',
+    'crps',
     'CRPS ↓',
     'continuous ranked probability score of the predicted distributions, in units of intensity',
   ),
@@ -62,7 +62,7 @@ _EXPLANATIONS = (
     "share of the pixels whose truth lies in the prediction's central {}% interval: ideal is {}%",
   ),
   (
-    rf'(?:mean_|interval_)?width{_NUMBER}',
+    rf'width{_NUMBER}',
     'width {}% ↓',
     'mean width of the central {}% interval, in units of intensity: narrow is sharp',
   ),
@@ -72,7 +72,7 @@ _EXPLANATIONS = (
     'mean difference of observed and nominal coverage, of central intervals of 5% to 95%',
   ),
   (
-    '(?:expected_)?calibration_error|ece',
+    'expected_calibration_error',
     'ECE ↓',
     'expected calibration error, of the likeliest class: how far its probability is from how often'
     ' it is the true one; 0 is perfect',
@@ -238,15 +238,9 @@ def _explained(key: str) -> tuple[str, str]:
   """A score's heading in tables, and what it means."""
   for pattern, heading, meaning in _EXPLANATIONS:
     if match := re.fullmatch(pattern, key):
-      percent = ''.join(map(_percent, match.groups()))
+      percent = ''.join(match.groups())
       return heading.replace('{}', percent), meaning.replace('{}', percent)
   return key.replace('_', ' '), key
-
-
-def _percent(number: str) -> str:
-  """Formats the number in a score's name as a percentage: '0.9' and '90' become '90'."""
-  value = float(number)
-  return f'{100 * value if value < 1 else value:g}'
 
 
 def _number(score: float | str) -> str:

@@ -16,18 +16,18 @@ import numpy as np
 import tensorflow.compat.v1 as tf
 from absl import logging
 
-from isl.checkpoints.checkpoint import last_part, step_in_name
+from isl.checkpoints.checkpoint import CHECKPOINT_NAME, last_part, step_in_name
 from isl.checkpoints.saving import make_saver, remove_partial
 from isl.data.streams import PatchStream
 from isl.models import tensorcheck
 from isl.training.graph import TrainingGraph
 
 _SECONDS_BETWEEN_LINES = 5.0
-_SECONDS_BETWEEN_COMPLAINTS = 60.0
+# Log lines about files that cannot be written.
+SECONDS_BETWEEN_COMPLAINTS = 60.0
 _HOURS_BETWEEN_KEPT = 2.0
 # After a signal: before a log line says what is waited for, and before a second signal ends all.
 _SECONDS_TO_STOP = 5.0
-CHECKPOINT_NAME = 'model.ckpt'
 
 
 class LossGuard(tf.train.SessionRunHook):
@@ -148,7 +148,7 @@ class CheckpointSaver(tf.train.CheckpointSaverHook):
     self._all_finite = tf.reduce_all([tf.reduce_all(tf.is_finite(v)) for v in vectors])
     self._last_saved = -1
     self._due = 0.0
-    self._complained = -_SECONDS_BETWEEN_COMPLAINTS
+    self._complained = -SECONDS_BETWEEN_COMPLAINTS
     self._failure: str | None = None
 
   def begin(self) -> None:
@@ -243,8 +243,8 @@ class CheckpointSaver(tf.train.CheckpointSaverHook):
     reason = ' '.join(str(error).split())
     self._failure = reason
     now = time.monotonic()
-    self._due = now + min(self._seconds, _SECONDS_BETWEEN_COMPLAINTS)
-    if now - self._complained >= _SECONDS_BETWEEN_COMPLAINTS:
+    self._due = now + min(self._seconds, SECONDS_BETWEEN_COMPLAINTS)
+    if now - self._complained >= SECONDS_BETWEEN_COMPLAINTS:
       self._complained = now
       logging.error(
         'Checkpoint %s could not be saved, training goes on without: %s', prefix, reason

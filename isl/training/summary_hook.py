@@ -17,10 +17,10 @@ from isl.models import ops
 from isl.report import visualize
 from isl.report.event_files import SummaryWriter
 from isl.training.graph import TrainingGraph
+from isl.training.hooks import SECONDS_BETWEEN_COMPLAINTS
 
 # What the panels draw of each pixel's distribution.
 _STATISTICS = visualize.Layout.STITCH.statistics
-_SECONDS_BETWEEN_COMPLAINTS = 60.0
 
 
 class SummaryHook(tf.train.SessionRunHook):
@@ -49,7 +49,7 @@ class SummaryHook(tf.train.SessionRunHook):
     self._seconds = seconds
     self._graph = graph
     self._writer: SummaryWriter | None = None
-    self._complained = -_SECONDS_BETWEEN_COMPLAINTS
+    self._complained = -SECONDS_BETWEEN_COMPLAINTS
     # Not with the first step, which takes long enough without summaries.
     self._due = float('inf')
     self._is_due = False
@@ -122,7 +122,7 @@ class SummaryHook(tf.train.SessionRunHook):
   def _complain(self, error: OSError) -> None:
     """Logs that summaries could not be written, if the last such line is old."""
     now = time.monotonic()
-    if now - self._complained >= _SECONDS_BETWEEN_COMPLAINTS:
+    if now - self._complained >= SECONDS_BETWEEN_COMPLAINTS:
       self._complained = now
       logging.error('Summaries could not be written, training goes on without: %s', error)
 
