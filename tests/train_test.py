@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import pathlib
 import platform
 import re
 import shutil
@@ -12,13 +13,17 @@ import cv2
 import numpy as np
 import pytest
 import tensorflow.compat.v1 as tf
+from absl import flags
+from absl.testing import flagsaver
 
 import isl
-from isl import launch
+from isl import command_line, launch
 from isl.checkpoints.checkpoint import Checkpoint, find_newest
 from isl.core.channels import MAXPROJECT, TARGET_CHANNELS
+from isl.data.patches import Patches
 from isl.images import png_io
-from isl.training import hooks, summary_hook
+from isl.training import hooks, summary_hook, train
+from isl.training.start import find_start
 from tests.support.program import (
   TrainSetting,
   assert_same_values,
@@ -30,6 +35,7 @@ from tests.support.program import (
 )
 
 _SEED = '--random_seed=5'
+_OF_FOLDERS = ('DAPI_CONFOCAL', 'MAP2_CONFOCAL')
 _MODEL_HEAD = 'head/MAXPROJECT/{}/residual_v2_conv/'
 
 
@@ -49,12 +55,6 @@ def _run(setting, *flags, steps=3, base=None):
 
 
 @pytest.fixture(scope='module')
-def half(setting):
-  """A training of three steps."""
-  return _run(setting)
-
-
-@pytest.fixture(scope='module')
 def straight(setting):
   """Six steps in one go, with a log line for each."""
   with pytest.MonkeyPatch.context() as monkeypatch:
@@ -62,9 +62,50 @@ def straight(setting):
     return _run(setting, steps=6)
 
 
+def _save_always(setting, *flags):
+  """Six steps, with a checkpoint and summaries after each."""
+  with pytest.MonkeyPatch.context() as monkeypatch:
+    # The clock goes on by a second at each look at it.
+    for module in (hooks, summary_hook):
+      clock = itertools.count(1000.0)
+      monkeypatch.setattr(module, 'time', types.SimpleNamespace(monotonic=lambda c=clock: next(c)))
+    return _run(setting, '--save_interval_secs=1', '--save_summaries_secs=1', *flags, steps=6)
+
+
+@pytest.fixture(scope='module')
+def often(setting):
+  """The same six steps."""
+  return _save_always(setting)
+
+
+@pytest.fixture(scope='module')
+def of_two_folders(setting, tmp_path_factory):
+  """A training without a seed, on two folders, each of which has one label."""
+  folders = [tmp_path_factory.mktemp(channel) for channel in _OF_FOLDERS]
+  for channel, folder in zip(_OF_FOLDERS, folders, strict=True):
+    write_field(folder, rows=140, columns=140, channels=[channel])
+  # A batch of two has a patch of each folder.
+  flags = (
+    f'--dataset_train_directory={",".join(map(str, folders))}',
+    '--preprocess_batch_capacity=2',
+    '--number_of_steps=3',
+  )
+  return setting.run(*setting.network, *flags)
+
+
 def _copy(run, tmp_path):
   """Copies a run's BASE, for trainings that go on from it."""
   return shutil.copytree(run.folder.parent, tmp_path / 'base')
+
+
+def _cut_back(run, tmp_path, step):
+  """Copies a run's BASE as a kill after a step would have left it."""
+  base = _copy(run, tmp_path)
+  for path in (base / 'train').glob('model.ckpt-*'):
+    if int(path.stem.rpartition('-')[2]) > step:
+      path.unlink()
+  (base / 'train' / 'checkpoint').unlink()
+  return base
 
 
 def _differ(a, b):
@@ -177,14 +218,15 @@ _OPTIMIZERS = {
   ],
 )
 def test_resumed_training_is_as_if_never_stopped(request, setting, tmp_path, optimizer, loss):
-  flags = [f'--optimizer={optimizer}', f'--loss={loss}', '--learning_decay_steps=2']
+  more = [f'--optimizer={optimizer}', f'--loss={loss}', '--learning_decay_steps=2']
   if optimizer == 'ADAM':
-    straight, half = (request.getfixturevalue(name) for name in ('straight', 'half'))
+    straight, stopped = (request.getfixturevalue(name) for name in ('straight', 'often'))
   else:
-    straight, half = (_run(setting, *flags, steps=steps) for steps in (6, 3))
-  resumed = _run(setting, *flags, steps=6, base=_copy(half, tmp_path))
+    straight = stopped = _save_always(setting, *more)
+  base = _cut_back(stopped, tmp_path, 3)
+  resumed = _run(setting, *more, steps=6, base=base)
   assert f'Resuming from {tmp_path / "base" / "train" / "model.ckpt-3"}' in resumed.outcome.stderr
-  assert resumed.steps == [0, 3, 6]
+  assert resumed.steps == [2, 3, 6]
   values = resumed.values(6)
   assert_same_values(values, straight.values(6))
   assert values['global_step'] == 6
@@ -193,90 +235,88 @@ def test_resumed_training_is_as_if_never_stopped(request, setting, tmp_path, opt
   assert [start['global_step'] for start in resumed.record['starts']] == [0, 3]
 
 
-def test_rate_of_momentum_decays(setting):
-  rates = ('--learning_decay_steps=1', '--learning_decay_steps=4096')
-  quick, slow = (_run(setting, '--optimizer=MOMENTUM', rate) for rate in rates)
-  assert_same_values(quick.values(0), slow.values(0))
-  assert _differ(quick.values(3), slow.values(3))
-
-
-def test_folders_are_drawn_from_in_turn_and_what_they_lack_is_masked(setting, tmp_path):
-  for channel in ('DAPI_CONFOCAL', 'MAP2_CONFOCAL'):
-    write_field(tmp_path / channel, rows=140, columns=140, channels=[channel])
-  folders = f'--dataset_train_directory={tmp_path / "DAPI_CONFOCAL"},{tmp_path / "MAP2_CONFOCAL"}'
-  # A batch of two has a patch of each folder.
-  run = _run(setting, folders, '--preprocess_batch_capacity=2')
+def test_folders_are_drawn_from_in_turn_and_what_they_lack_is_masked(of_two_folders):
+  run = of_two_folders
   losses = {tag: float(v) for (step, tag), v in events(run.folder).items() if step == 2
             and tag.startswith('loss/MAXPROJECT')}  # fmt: skip
   seen = {tag.rpartition('/')[2] for tag, loss in losses.items() if loss > 0}
-  assert seen == {'DAPI_CONFOCAL', 'MAP2_CONFOCAL'}
+  assert seen == set(_OF_FOLDERS)
   before, after = run.values(0), run.values(3)
   for channel in TARGET_CHANNELS:
     weights = _MODEL_HEAD.format(channel) + 'Conv/weights'
     assert np.array_equal(before[weights], after[weights]) == (channel not in seen)
 
 
-def test_without_a_seed_each_start_draws_anew(setting):
-  runs = [setting.run(*setting.network, '--number_of_steps=1') for _ in range(2)]
-  seeds = [run.record['starts'][0]['random_seed'] for run in runs]
+def test_without_a_seed_each_start_draws_anew(setting, of_two_folders):
+  run = setting.run(*setting.network, '--number_of_steps=1')
+  seeds = [r.record['starts'][0]['random_seed'] for r in (run, of_two_folders)]
   assert seeds[0] != seeds[1]
-  assert _differ(*(run.values(0) for run in runs))
-  seed = f'--random_seed={seeds[0]}'
-  again = setting.run(*setting.network, '--number_of_steps=1', seed)
-  assert_same_values(again.values(1), runs[0].values(1))
+  assert _differ(run.values(0), of_two_folders.values(0))
+  again = setting.run(*setting.network, '--number_of_steps=1', f'--random_seed={seeds[0]}')
+  assert_same_values(again.values(1), run.values(1))
 
 
-@pytest.mark.parametrize(
-  'flag',
-  [
-    '--learning_rate=2e-4',
-    '--loss=RANKED_PROBABILITY_SCORE',
-    '--augment_offset_std=0.2',
-    '--augment_multiplier_std=0.2',
-    '--augment_noise_std=0.2',
-    '--loss_crop_size=100',
-    '--loss_patch_stride=20',
-    '--loss_output_size=24',
-    '--preprocess_batch_size=3',
-    '--preprocess_batch_capacity=3',
-    '--stretch_targets=DAPI_CONFOCAL',
-  ],
+# What makes patches others.
+_OF_PATCHES = (
+  '--augment_offset_std=0.2',
+  '--augment_multiplier_std=0.2',
+  '--augment_noise_std=0.2',
+  '--loss_crop_size=100',
+  '--loss_patch_stride=20',
+  '--loss_output_size=24',
+  '--preprocess_batch_capacity=3',
+  '--stretch_targets=DAPI_CONFOCAL',
 )
-def test_flag_has_an_effect(setting, half, flag):
-  run = _run(setting, flag)
-  assert_same_values(run.values(0), half.values(0))
-  assert _differ(_of_model(run.values(3)), _of_model(half.values(3)))
 
 
-def test_seed_decides_the_weights(setting, half):
-  assert _differ(_run(setting, '--random_seed=6', steps=1).values(0), half.values(0))
+def _patches(setting, *more):
+  """The first patches that a training reads."""
+  given = [*setting.flags(pathlib.Path('/nowhere')), *setting.network, *more]
+  with flagsaver.flagsaver():
+    flags.FLAGS(['isl-launch', *given])
+    experiment = command_line.make_experiment()
+  patches = train.training_patches(experiment, find_start(experiment), seed=5)
+  assert isinstance(patches, Patches)
+  return [patches.patch(i) for i in range(6)]
 
 
-@pytest.mark.parametrize(
-  'flag', ['--preprocess_shuffle_batch_num_threads=1', '--tensorcheck_enable_checks']
-)
-def test_flag_changes_no_number(setting, half, flag):
-  assert_same_values(_run(setting, flag).values(3), half.values(3))
+def _are_same(a, b):
+  return all(
+    np.array_equal(x.input, y.input) and np.array_equal(x.target_classes, y.target_classes)
+    for x, y in zip(a, b, strict=True)
+  )
 
 
-def test_intervals_of_checkpoints_and_summaries(setting, half, monkeypatch):
-  """The clock goes on by a second at each look at it."""
-  for module in (hooks, summary_hook):
-    clock = itertools.count(1000.0)
-    monkeypatch.setattr(module, 'time', types.SimpleNamespace(monotonic=lambda c=clock: next(c)))
-  often = _run(setting, '--save_interval_secs=1', '--save_summaries_secs=1', steps=8)
-  seldom = _run(setting, '--save_interval_secs=1000', '--save_summaries_secs=1000', steps=8)
+@pytest.mark.parametrize('flag', _OF_PATCHES)
+def test_flag_changes_the_patches(setting, flag):
+  assert _are_same(_patches(setting), _patches(setting))
+  assert not _are_same(_patches(setting), _patches(setting, flag))
 
+
+def test_other_patches_are_another_training(setting, straight, often):
+  """It begins with the same weights."""
+  run = _run(setting, *_OF_PATCHES, '--preprocess_batch_size=3')
+  assert_same_values(run.values(0), straight.values(0))
+  assert _differ(_of_model(run.values(3)), _of_model(often.values(3)))
+
+
+def test_flags_that_change_no_number(setting, often):
+  run = _run(setting, '--preprocess_shuffle_batch_num_threads=1', '--tensorcheck_enable_checks')
+  assert_same_values(run.values(3), often.values(3))
+
+
+def test_intervals_of_checkpoints_and_summaries(straight, often):
   def saved(run):
     return [int(step) for step in re.findall(r'Saved \S+-(\d+)\n', run.outcome.stderr)]
 
   def summarized(run):
     return [step for step, tag in events(run.folder) if tag == 'total_loss']
 
-  assert saved(often) == list(range(9))
+  assert saved(often) == list(range(7))
   # All but the last five are deleted.
-  assert often.steps == [4, 5, 6, 7, 8]
-  assert summarized(often) == list(range(2, 9))
-  assert saved(seldom) == seldom.steps == [0, 8]
-  assert summarized(seldom) == [2]
-  assert_same_values(often.values(8), seldom.values(8))
+  assert often.steps == [2, 3, 4, 5, 6]
+  assert summarized(often) == list(range(2, 7))
+  # By default, minutes apart.
+  assert saved(straight) == straight.steps == [0, 6]
+  assert summarized(straight) == [2]
+  assert_same_values(often.values(6), straight.values(6))
