@@ -28,11 +28,13 @@ _SEED = 1
 _CHANNELS = ('DAPI_CONFOCAL', 'MAP2_CONFOCAL', 'NFH_CONFOCAL')
 # And what is made of two of these.
 _PRESENT = (*_CHANNELS, 'NEURITE_CONFOCAL')
+# Two scales, of which each has one recursion.
 _SHALLOW = dataclasses.replace(
   CONCORDANCE,
-  geometry=Geometry(patch=102, output=8),
-  crops=CONCORDANCE.crops[:2],
-  lower_recursions=CONCORDANCE.lower_recursions[:2],
+  geometry=Geometry(patch=34, output=8),
+  crops=(22, 34),
+  lower_recursions=(1, 1),
+  upper_recursions=6,
 )
 _FOVEA = ('--model=FOVEA', '--base_depth=6', '--loss_crop_size=60')
 # Trainings by name, with flags. --norestore_logits says that all but the heads is restored.
@@ -50,7 +52,7 @@ _KINDS = {
   'Adagrad': (
     '--model=CONCORDANCE',
     '--base_depth=5',
-    '--loss_crop_size=105',
+    '--loss_crop_size=37',
     '--optimizer=ADAGRAD',
     '--learning_rate=0.01',
   ),
@@ -71,7 +73,7 @@ class _Trained:
       statistics that batch norm `collected`.
   """
 
-  def __init__(self, folders: dict[str, Any], kind: str, seed: int = _SEED):
+  def __init__(self, folders: dict[str, Any], kind: str):
     """Trains for three steps."""
     arguments = [
       '--mode=TRAIN',
@@ -89,7 +91,7 @@ class _Trained:
       flags.FLAGS(['isl-launch', *arguments])
       self.experiment = command_line.make_experiment()
     self.start = find_start(self.experiment)
-    self.patches = train.training_patches(self.experiment, self.start, seed)
+    self.patches = train.training_patches(self.experiment, self.start, _SEED)
     collecting: list[training_layers.BatchStatistics] = []
 
     class Statistics(training_layers.BatchStatistics):
@@ -99,7 +101,7 @@ class _Trained:
 
     with pytest.MonkeyPatch.context() as patch:
       patch.setattr(training_layers, 'BatchStatistics', Statistics)
-      self.graph, self.session = train.make_session(self.experiment, self.start, seed)
+      self.graph, self.session = train.make_session(self.experiment, self.start, _SEED)
     graph = self.graph
     self._read = {
       'weights': graph.variables.parts[0].variable,
@@ -332,15 +334,6 @@ def test_weights_follow_the_optimizers_formula(trained):
 
 
 # Learning.
-
-
-def test_seed_decides(folders, trainings):
-  first = trainings('Adam')
-  again, other = (_Trained(folders, 'Adam', seed) for seed in (_SEED, _SEED + 1))
-  for state, expected, different in zip(first.states, again.states, other.states, strict=True):
-    np.testing.assert_array_equal(state['weights'], expected['weights'])
-    np.testing.assert_array_equal(state['averages'], expected['averages'])
-    assert not np.array_equal(state['weights'], different['weights'])
 
 
 def test_one_batch_is_learnt(trainings):
