@@ -79,10 +79,12 @@ def _write_source(folder, source, images):
 
 @pytest.fixture(scope='module')
 def sample(tmp_path_factory):
-  """The real field of view, a narrow network, and what it says of the PNGs."""
+  """A part of the real field of view, a narrow network, and what it says of the PNGs."""
   tmp_path = tmp_path_factory.mktemp('sources')
-  images = shared_path('data', 'condition_b_sample')
-  checkpoint = tmp_path / 'checkpoint'
+  checkpoint, images = tmp_path / 'checkpoint', tmp_path / 'images'
+  images.mkdir()
+  for path in shared_path('data', 'condition_b_sample').glob('*.png'):
+    png_io.write_png(images / path.name, png_io.read_png(path)[400:600, 300:480])
   random_checkpoint.write_random_checkpoint(checkpoint, model='FOVEA', base_depth=5, num_z_values=3)
   flags = (
     '--stitch_crop_size=146',
