@@ -19,6 +19,7 @@ import argparse
 import itertools
 import json
 import math
+import multiprocessing
 import os
 import pathlib
 import statistics
@@ -26,7 +27,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
@@ -66,22 +67,25 @@ def parse_arguments() -> argparse.Namespace:
   )
   parser.add_argument('--repeats', type=int, default=5, help='rounds of both methods')
   parser.add_argument('--batches', default='4,8,16,32,64', help='tried for PATCHES, a comma list')
-  parser.add_argument('--peak_of', help=argparse.SUPPRESS)
+  parser.add_argument('--matrix', type=int, default=machine.SIDE, help="a product's side")
+  parser.add_argument('--peaks_of', help=argparse.SUPPRESS)
   return parser.parse_args()
 
 
-def peak_memory_mb(arguments: argparse.Namespace, batch: int, blocks: int) -> float:
-  """Measures the peak memory of a process that evaluates a batch of crops, in 10^6 bytes.
+def peaks_mb(
+  arguments: argparse.Namespace, crops: Mapping[str, tuple[int, int]]
+) -> dict[str, float]:
+  """Measures the peak memory of processes that evaluate a batch of crops each, in 10^6 bytes.
 
   Args:
     arguments: the command line.
-    batch: number of crops in the batch.
-    blocks: side of a crop, in blocks.
+    crops: for each process, the number of crops in the batch, and the side of a crop in blocks.
   """
   options = [f'--{name}={value}' for name, value in vars(arguments).items() if value is not None]
-  command = [sys.executable, __file__, *options, f'--peak_of={batch},{blocks}']
+  peaks_of = ';'.join(f'{batch},{side}' for batch, side in crops.values())
+  command = [sys.executable, __file__, *options, f'--peaks_of={peaks_of}']
   done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-  return float(done.stdout.split()[-1])
+  return dict(zip(crops, map(float, done.stdout.split()), strict=True))
 
 
 def read_crop(arguments: argparse.Namespace, num_z_values: int, size: int) -> np.ndarray:
@@ -182,9 +186,25 @@ def compare(one: Outputs, other: Outputs) -> dict[str, float]:
   return differences
 
 
-def print_peak_memory(arguments: argparse.Namespace, checkpoint: Checkpoint) -> None:
-  """Evaluates one batch, then prints this process's peak memory, which `peak_memory_mb` reads."""
-  batch, side = (int(n) for n in arguments.peak_of.split(','))
+def print_peaks(arguments: argparse.Namespace) -> None:
+  """Prints the peak memory of a process for each batch of crops, which `peaks_mb` reads.
+
+  They are forks of this one, which has loaded TensorFlow and done nothing yet.
+  """
+  for peak_of in arguments.peaks_of.split(';'):
+    batch, side = (int(n) for n in peak_of.split(','))
+    process = multiprocessing.get_context('fork').Process(
+      target=print_peak, args=(arguments, batch, side)
+    )
+    process.start()
+    process.join()
+    if process.exitcode:
+      sys.exit(process.exitcode)
+
+
+def print_peak(arguments: argparse.Namespace, batch: int, side: int) -> None:
+  """Evaluates a batch of crops of `side` blocks, then prints this process's peak memory."""
+  checkpoint = Checkpoint(find_newest(arguments.checkpoint))
   description = checkpoint.describe()
   plan = description.plan()
   geometry = plan.spec.geometry
@@ -203,6 +223,9 @@ def print_peak_memory(arguments: argparse.Namespace, checkpoint: Checkpoint) -> 
 def main() -> None:
   """Runs the benchmark and prints its results."""
   arguments = parse_arguments()
+  if arguments.peaks_of:
+    print_peaks(arguments)
+    return
   with tempfile.TemporaryDirectory() as folder:
     if not arguments.checkpoint:
       write_random_checkpoint(
@@ -212,8 +235,7 @@ def main() -> None:
         num_z_values=arguments.num_z_values,
       )
       arguments.checkpoint = folder
-    checkpoint = Checkpoint(find_newest(arguments.checkpoint))
-    (print_peak_memory if arguments.peak_of else measure)(arguments, checkpoint)
+    measure(arguments, Checkpoint(find_newest(arguments.checkpoint)))
 
 
 def measure(arguments: argparse.Namespace, checkpoint: Checkpoint) -> None:
@@ -232,7 +254,7 @@ def measure(arguments: argparse.Namespace, checkpoint: Checkpoint) -> None:
   def method(batch: int, blocks: int) -> Method:
     return Method(plan, checkpoint, heads, batch=batch, blocks=(blocks, blocks))
 
-  product = machine.MatrixProduct()
+  product = machine.MatrixProduct(arguments.matrix)
   matmul = product.best_flop_per_second()
   trials = {}
   for batch in (int(n) for n in arguments.batches.split(',')):
@@ -258,10 +280,7 @@ def measure(arguments: argparse.Namespace, checkpoint: Checkpoint) -> None:
     'dense_s_per_block': dense_seconds,
     'ratio': patches_seconds / dense_seconds,
     'max_difference': differences,
-    'peak_mb': {
-      'patches': peak_memory_mb(arguments, batch, 1),
-      'dense': peak_memory_mb(arguments, 1, side),
-    },
+    'peak_mb': peaks_mb(arguments, {'patches': (batch, 1), 'dense': (1, side)}),
     'share_of_matmul': {
       'patches': least / patches_seconds,
       'dense': least / dense_seconds,

@@ -47,6 +47,7 @@ def parse_arguments() -> argparse.Namespace:
   parser.add_argument('--batch', type=int, default=4, help='patches in a step')
   parser.add_argument('--rounds', type=int, default=9, help='of products and steps')
   parser.add_argument('--steps', type=int, default=3, help='in a round')
+  parser.add_argument('--matrix', type=int, default=machine.SIDE, help="a product's side")
   return parser.parse_args()
 
 
@@ -82,7 +83,7 @@ def measure(arguments: argparse.Namespace, options: dict[str, object]) -> dict[s
   # The first two steps start kernels and threads.
   for _ in range(2):
     session.run(step)
-  product = machine.MatrixProduct()
+  product = machine.MatrixProduct(arguments.matrix)
   flop = 3 * patch_flop(graph.plan, len(graph.heads)) * arguments.batch
   seconds, shares, products, waits = [], [], [], []
   for _ in range(arguments.rounds):
@@ -117,7 +118,7 @@ def main() -> None:
     images = arguments.images
     if not images:
       images = folder / 'images'
-      random_field.write_field(images, rows=600, columns=600, depths=13)
+      random_field.write_field(images, rows=600, columns=600, depths=arguments.num_z_values)
     options: dict[str, object] = {
       'mode': 'TRAIN',
       'read_pngs': True,

@@ -122,6 +122,7 @@ def test_infer():
     '--blocks=3',
     '--batches=2,4',
     '--repeats=1',
+    '--matrix=512',
     '--channels=DAPI_CONFOCAL',
   )
   assert result['ratio'] == result['patches_s_per_block'] / result['dense_s_per_block'] > 0
@@ -136,6 +137,7 @@ def test_infer():
 def test_train():
   table, result = _run_here(
     'train.py',
+    '--matrix=512',
     '--model=FOVEA',
     '--base_depth=6',
     '--num_z_values=2',
@@ -182,7 +184,8 @@ def test_train_quality(images):
     assert curves.keys() == {result['defaults'], result['single'], result['wide']}
     for curve in curves.values():
       (first_seconds, _), (last_seconds, last_loss) = curve
-      assert 0.2 <= first_seconds < last_seconds
+      # A step may take as long as both turns.
+      assert 0.2 <= first_seconds <= last_seconds
       assert last_seconds >= 0.4
       assert 0 < last_loss < 2
   assert result['wide_over_single'] > 0
@@ -201,10 +204,12 @@ def test_train_quality_from_a_checkpoint_that_diverges(images, tmp_path):
     f'--images={images}',
     f'--restore_directory={tmp_path / "checkpoint"}',
     *options,
-    '--grid=8:2:1e-4,24:1:1e30',
+    # The best single patches are the defaults, which are trained once.
+    '--grid=8:16:1e-4,24:1:1e30',
+    '--evaluations=1',
   )
   assert result['grid']['24:1:1e+30'] is None
-  assert result['best'] == '8:2:0.0001'
+  assert result['best'] == '8:16:0.0001'
   assert result['wide_over_single'] == 0
 
 
@@ -240,7 +245,8 @@ def test_held_out_losses_are_those_of_inference(tmp_path, monkeypatch):
     f'--base_directory={base}',
     f'--restore_directory={tmp_path / "checkpoint"}',
     f'--dataset_eval_directory={images}',
-    '--infer_panels=TARGET',
+    '--infer_panels=',
+    '--infer_statistics=',
   )
   assert outcome.status == 0, outcome.stderr
   metrics = InferRun(base / 'eval_eval_infer' / '00001000', outcome).metrics
