@@ -6,8 +6,6 @@ import json
 import math
 import re
 import shutil
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -31,6 +29,7 @@ from tests.support.program import (
   run_in_process,
   shared_path,
   write_field,
+  write_reference_checkpoint,
 )
 
 _ROWS, _COLUMNS = 47, 63
@@ -152,12 +151,10 @@ def test_losses_are_the_networks(checkpoint, tmp_path, loss):
 @pytest.mark.soak
 def test_losses_are_the_originals(tmp_path):
   """At full width, on the real sample; see the reference's README."""
-  make = shared_path('reference', 'make_checkpoint.py')
   reference = shared_path('reference', 'losses_seed7_row0_col0.json')
   sample = shared_path('data', 'condition_b_sample')
-  variables = make.with_name('variables_concordance.json')
-  arguments = ['--variables', variables, '--seed', '7', '--directory', tmp_path / 'checkpoint']
-  subprocess.run([sys.executable, make, *arguments], check=True, capture_output=True)
+  checkpoint = tmp_path / 'checkpoint'
+  write_reference_checkpoint(checkpoint, 'variables_concordance.json', seed=7)
   images = tmp_path / 'images'
   for path in sample.glob('*.png'):
     png_io.write_png(images / path.name, png_io.read_png(path)[:506, :506])
@@ -169,7 +166,7 @@ def test_losses_are_the_originals(tmp_path):
     '--eval_once',
     '--loss_crop_size=506',
     '--metric_num_examples=4',
-    f'--restore_directory={tmp_path / "checkpoint"}',
+    f'--restore_directory={checkpoint}',
   )
   found = _losses(base / 'eval_eval_loss_CROSS_ENTROPY', 375000)
   expected = json.loads(reference.read_text())['eval']

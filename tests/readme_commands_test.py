@@ -27,6 +27,7 @@ from tests.support.program import (
   run_in_process,
   shared_path,
   write_field,
+  write_reference_checkpoint,
 )
 
 _CONDITION_B = (
@@ -259,15 +260,12 @@ def test_commands_of_the_pages_are_understood(name, monkeypatch):
 
 def test_error_panel_is_the_originals(tmp_path):
   """At full width, on the real sample; see the reference's README."""
-  make = shared_path('reference', 'make_checkpoint.py')
   images = shared_path('data', 'condition_b_sample')
   expected = cv2.imread(
     str(shared_path('reference', 'target_error_panel_seed7_crop306.png')),
     cv2.IMREAD_UNCHANGED,
   )
-  variables = make.with_name('variables_concordance.json')
-  arguments = ['--variables', variables, '--seed', '7', '--directory', tmp_path / 'checkpoint']
-  subprocess.run([sys.executable, make, *arguments], check=True, capture_output=True)
+  checkpoint = write_reference_checkpoint(tmp_path, 'variables_concordance.json', seed=7)
   outcome = run_in_process(
     launch.run,
     '--mode=EVAL_EVAL',
@@ -276,7 +274,7 @@ def test_error_panel_is_the_originals(tmp_path):
     '--stitch_crop_size=306',
     '--infer_channel_whitelist=DAPI_CONFOCAL,MAP2_CONFOCAL,NFH_CONFOCAL',
     '--infer_panels=TARGET',
-    f'--restore_directory={tmp_path / "checkpoint"}',
+    f'--restore_directory={checkpoint.parent}',
     f'--dataset_eval_directory={images}',
     f'--base_directory={tmp_path / "base"}',
   )

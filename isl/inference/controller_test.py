@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import math
-import runpy
 
 import numpy as np
 import pytest
 import tensorflow.compat.v1 as tf
 
-from isl.checkpoints import saving
 from isl.checkpoints.checkpoint import Checkpoint, find_newest
 from isl.core.channels import MAXPROJECT, ImageKey
 from isl.core.statistic import NUM_CLASSES, PICTURE_STATISTICS, Statistic
@@ -19,7 +16,13 @@ from isl.inference.controller import HeadGroup, Labeler
 from isl.models import model_util, networks, towers
 from isl.models.fovea import FOVEA
 from isl.programs import random_checkpoint
-from tests.support.program import SHALLOW, make_fovea_shallow, original_fields, shared_path
+from tests.support.program import (
+  SHALLOW,
+  make_fovea_shallow,
+  original_fields,
+  shared_path,
+  write_reference_checkpoint,
+)
 
 # A class or the next one, where a sum is one half but for rounding.
 _BY_EQUAL_PIXELS = (Statistic.MODE, Statistic.MEDIAN)
@@ -192,19 +195,9 @@ class _Reference:
   """The original's checkpoint, the crop that it read, and what it predicted."""
 
   def __init__(self, folder, variables, seed, numbers, corner):
-    script = shared_path('reference', 'make_checkpoint.py')
-    # The values that it writes; it would make a graph of them first.
-    random_value = runpy.run_path(str(script))['random_value']
-    rng = np.random.RandomState(seed)
-    values = {
-      name: random_value(rng, name, shape).astype(np.float32)
-      for name, shape in json.loads(script.with_name(variables).read_text())
-    }
-    prefix = folder / 'model.ckpt-375000'
-    saving.write_values(prefix, {**values, 'global_step': np.array(375000)})
-    self.checkpoint = Checkpoint(prefix)
+    self.checkpoint = Checkpoint(write_reference_checkpoint(folder, variables, seed))
     self.description = self.checkpoint.describe()
-    self.numbers = dict(np.load(script.with_name(numbers)))
+    self.numbers = dict(np.load(shared_path('reference', numbers)))
     geometry = self.description.plan().spec.geometry
     (field,) = original_fields(shared_path('data', 'condition_b_sample'))
     self.window = [

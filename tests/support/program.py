@@ -17,6 +17,7 @@ import os
 import pathlib
 import re
 import resource
+import runpy
 import signal
 import subprocess
 import sys
@@ -74,6 +75,34 @@ def shared_path(*parts: str) -> pathlib.Path:
   if not path.exists():
     skip_what_lacks(path)
   return path
+
+
+def write_reference_checkpoint(folder: pathlib.Path, variables: str, seed: int) -> pathlib.Path:
+  """Writes a checkpoint of the shared reference material.
+
+  Args:
+    folder: the checkpoint's folder.
+    variables: the name of the file that lists the variables.
+    seed: the seed of their values.
+
+  Returns:
+    The checkpoint's prefix.
+  """
+  from isl.checkpoints import saving
+
+  script = shared_path('reference', 'make_checkpoint.py')
+  # The values that it writes; it would make a graph of them first.
+  random_value = runpy.run_path(str(script))['random_value']
+  rng = np.random.RandomState(seed)
+  values = {
+    name: random_value(rng, name, shape).astype(np.float32)
+    for name, shape in json.loads(script.with_name(variables).read_text())
+  }
+  folder.mkdir(parents=True, exist_ok=True)
+  prefix = folder / 'model.ckpt-375000'
+  saving.write_values(prefix, {**values, 'global_step': np.array(375000)})
+  saving.write_state(folder, prefix.name)
+  return prefix
 
 
 def original_fields(directory: str | os.PathLike[str]) -> list[FieldFiles]:
