@@ -33,6 +33,7 @@ from tests.support.program import (
 
 # Loaded by all of Dask's workers, which are started from here.
 _PRELOAD = {'DASK_DISTRIBUTED__WORKER__PRELOAD': 'tests.support.shallow'}
+_LABEL = 'DAPI_CONFOCAL'
 _WELLS = [f'A{number}' for number in range(1, 5)]
 # What of a record is of when it was made.
 _TIMES = ('seconds', 'started', 'flags')
@@ -48,11 +49,14 @@ def setting(tmp_path_factory):
 @pytest.fixture(scope='module')
 def plate(setting):
   folder = setting.new_folder()
-  write_field(folder, rows=setting.rows, columns=setting.columns, depths=3, wells=_WELLS)
+  size = {'rows': setting.rows, 'columns': setting.columns}
+  write_field(folder, **size, depths=3, wells=_WELLS, channels=[_LABEL])
   return folder
 
 
 def _process(flags, **environment):
+  """A run that labels one label: each would be scored and drawn in each field of view."""
+  flags = [*flags, f'--infer_channel_whitelist={_LABEL}']
   return ForkedProgram(*flags, environment=_PRELOAD | environment)
 
 
