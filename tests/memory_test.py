@@ -13,6 +13,7 @@ from isl.images import png_folders, png_io
 from isl.programs import random_checkpoint
 from tests.support.microscope import write_ome_zarr
 from tests.support.program import (
+  MAKE_FOVEA_SHALLOW,
   __name__,
   finish,
   make_fovea_shallow,
@@ -22,7 +23,7 @@ from tests.support.program import (
 )
 
 # ru_maxrss would begin with the parent's; this is the process's own.
-_PEAK = r"""if True:
+_PEAK = r"""
   import importlib, pathlib, re, sys
   launch = importlib.import_module(sys.argv.pop(1))
   try:
@@ -51,12 +52,21 @@ def _arguments(base, checkpoint, images):
   ]
 
 
-def _peak_mb(base, checkpoint, images, timeout, *flags):
-  """The peak memory of labeling a whole field of view, in MB; without flags, of all it can do."""
+def _peak_mb(base, checkpoint, images, timeout, *flags, before='if True:'):
+  """The peak memory of labeling a whole field of view, in MB; without flags, of all it can do.
+
+  Args:
+    base: BASE.
+    checkpoint: the checkpoint's folder.
+    images: the field of view.
+    timeout: in seconds.
+    *flags: more of the command line.
+    before: the beginning of the process's code: MAKE_FOVEA_SHALLOW, for example.
+  """
   if not pathlib.Path('/proc/self/status').exists():
     pytest.skip('this system does not tell a peak')
   arguments = _arguments(base, checkpoint, images)
-  process = python_process(_PEAK, launch.__name__, *arguments, *flags)
+  process = python_process(before + _PEAK, launch.__name__, *arguments, *flags)
   outcome = finish(process, timeout)
   assert outcome.status == 0, outcome.stderr
   return int(outcome.stdout) * 1024 / 1e6
@@ -152,12 +162,20 @@ def _write_fields(tmp_path, sides, depths):
 
 
 @pytest.mark.soak
-def test_field_of_view_sixteen_times_as_large_to_zarr(tmp_path):
+def test_field_of_view_sixteen_times_as_large_to_zarr(tmp_path, monkeypatch):
   """Half a gigabyte of images, 13 depths of 4096 x 4096 pixels, is not kept in memory."""
+  make_fovea_shallow(monkeypatch)
   checkpoint, (small, large) = _write_fields(tmp_path, (1024, 4096), depths=13)
   for source in ('PNG', 'OME_ZARR'):
     peaks = [
-      _peak_mb(tmp_path / f'base{i}{source}', checkpoint, field[source], 7200, *_TO_ZARR)
+      _peak_mb(
+        tmp_path / f'base{i}{source}',
+        checkpoint,
+        field[source],
+        7200,
+        *_TO_ZARR,
+        before=MAKE_FOVEA_SHALLOW,
+      )
       for i, field in enumerate((small, large))
     ]
     assert peaks[1] < 1.3 * peaks[0]
