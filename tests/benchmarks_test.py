@@ -193,6 +193,7 @@ def test_train_quality(images):
   assert any(re.match(r'by the lowest loss, windows are .* after \d+ s', line) for line in table)
 
 
+@pytest.mark.soak
 def test_train_quality_from_a_checkpoint_that_diverges(images, tmp_path):
   """A training that diverges from its start gets nowhere, and the rest is printed all the same."""
   random_checkpoint.write_random_checkpoint(

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
 import mmap
+import pathlib
+import signal
 import subprocess
+import sys
 
 import pytest
 
 from isl import launch
+from isl.report import visualize
+from tests.support.forked import ForkedProgram
 from tests.support.program import (
-  MAKE_FOVEA_SHALLOW,
   InferSetting,
   files_in,
+  finish,
   make_fovea_shallow,
-  python_process,
   run_in_process,
   small_disk,
 )
@@ -76,26 +82,24 @@ def test_disk_that_is_full(setting, finished, tmp_path):
     subprocess.run(['umount', str(disk)], check=True)
 
 
-def test_kill_while_the_panel_is_written(setting, finished, tmp_path):
-  code = f"""{MAKE_FOVEA_SHALLOW}
-  import sys
-  from isl import launch
-  from isl.report import visualize
+def _stop_in_the_panel():
   bands = visualize.bands
+
   def stopping_bands(*arguments):
     for band in bands(*arguments):
       yield band
-      print('drawing', flush=True)
-      sys.stdin.read()
-  visualize.bands = stopping_bands
-  launch.run()
-  """
+      print('drawing', file=sys.stderr, flush=True)
+      signal.pause()
+
+  pytest.MonkeyPatch().setattr(visualize, 'bands', stopping_bands)
+
+
+def test_kill_while_the_panel_is_written(setting, finished, tmp_path):
   base = tmp_path / 'base'
-  process = python_process(code, *setting.flags(base), _DAPI)
-  assert process.stdout
-  assert process.stdout.readline() == 'drawing\n'
+  process = ForkedProgram(*setting.flags(base), _DAPI, before=_stop_in_the_panel)
+  assert 'drawing\n' in process.stderr
   process.kill()
-  process.communicate(timeout=60)
+  finish(process, timeout=60)
   folder = base / 'eval_eval_infer' / '00001000'
   partial = {name for name in files_in(folder) if name.endswith('.partial')}
   assert partial == {'target_error_panel.png.partial'}
@@ -109,20 +113,16 @@ def test_kill_while_the_panel_is_written(setting, finished, tmp_path):
     assert (folder / name).read_bytes() == (finished.folder / name).read_bytes()
 
 
-_KILLED_AT = f"""{MAKE_FOVEA_SHALLOW}
-  import os, pathlib, signal, sys
-  from isl import launch
-  wanted, renames = int(sys.argv.pop(1)), 0
-  replace = pathlib.Path.replace
-  def killing_replace(self, target):
-    global renames
-    renames += 1
-    if renames == wanted:
-      os.kill(os.getpid(), signal.SIGKILL)
-    return replace(self, target)
-  pathlib.Path.replace = killing_replace
-  launch.run()
-"""
+def _kill_before_renaming(number):
+  """Before the file of this number, from 1, gets its final name."""
+  replace, renamed = pathlib.Path.replace, itertools.count(1)
+
+  def killing_replace(path, target):
+    if next(renamed) == number:
+      signal.raise_signal(signal.SIGKILL)
+    return replace(path, target)
+
+  pytest.MonkeyPatch().setattr(pathlib.Path, 'replace', killing_replace)
 
 
 @pytest.mark.soak
@@ -130,9 +130,8 @@ _KILLED_AT = f"""{MAKE_FOVEA_SHALLOW}
 def test_kill_before_each_renaming(setting, finished, tmp_path, files):
   """The files that have their final names by then are whole."""
   base = tmp_path / 'base'
-  process = python_process(_KILLED_AT, files, *setting.flags(base), _DAPI)
-  process.communicate(timeout=300)
-  assert process.returncode == -9
+  kill = functools.partial(_kill_before_renaming, files)
+  assert finish(ForkedProgram(*setting.flags(base), _DAPI, before=kill)).status == -9
   folder = base / 'eval_eval_infer' / '00001000'
   whole = {name for name in files_in(folder) if not name.endswith('.partial')}
   assert len(whole) == files - 1

@@ -16,7 +16,13 @@ from isl import command_line, launch
 from isl.checkpoints import training_record
 from isl.programs import random_checkpoint
 from isl.training.start import find_start
-from tests.support.program import TrainSetting, files_in, make_fovea_shallow, run_in_process
+from tests.support.program import (
+  TrainSetting,
+  files_in,
+  make_fovea_shallow,
+  make_seconds_pass,
+  run_in_process,
+)
 
 _SEED = '--random_seed=5'
 
@@ -150,15 +156,15 @@ def test_moved_base(setting, base, tmp_path):
   ]
 
 
-def test_copy_of_a_base_that_names_itself(setting, base, tmp_path):
+def test_copy_of_a_base_that_names_itself(setting, base, tmp_path, monkeypatch):
   """State files of other programs have absolute paths; the original's checkpoints stay."""
   state = base / 'train' / 'checkpoint'
   state.write_text(re.sub(r'"(?=model)', f'"{base}/train/', state.read_text()))
   before = files_in(base)
   copy = pathlib.Path(shutil.copytree(base, tmp_path / 'copy'))
-  saves = [f'--number_of_steps={step}' for step in range(2, 8)]
-  for save in saves:
-    resumed = setting.run(_SEED, save, base=copy)
+  make_seconds_pass(monkeypatch)
+  flags = ('--save_interval_secs=1', '--number_of_steps=7')
+  resumed = setting.run(_SEED, *flags, base=copy)
   assert resumed.steps == [3, 4, 5, 6, 7]
   assert files_in(base) == before
 

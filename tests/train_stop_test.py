@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import mmap
 import random
 import re
 import shutil
 import signal
 import subprocess
-import types
 
 import pytest
 
 from isl import launch
 from isl.checkpoints.checkpoint import Checkpoint, find_newest
-from isl.training import hooks, summary_hook, train
+from isl.training import train
 from isl.training.hooks import CheckpointSaver, ProgressLog
 from tests.support.forked import ForkedProgram
 from tests.support.program import (
@@ -26,6 +24,7 @@ from tests.support.program import (
   files_in,
   finish,
   make_fovea_shallow,
+  make_seconds_pass,
   run_in_process,
   small_disk,
 )
@@ -270,10 +269,7 @@ def _size_of_checkpoint(run):
 
 @pytest.fixture
 def seconds_pass(monkeypatch):
-  """A clock on which each look at it takes a second."""
-  for module in (hooks, summary_hook):
-    clock = itertools.count(1000.0)
-    monkeypatch.setattr(module, 'time', types.SimpleNamespace(monotonic=lambda c=clock: next(c)))
+  make_seconds_pass(monkeypatch)
 
 
 def _complaints(outcome):

@@ -14,7 +14,7 @@ import pathlib
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from multiprocessing import forkserver
 from multiprocessing.connection import Connection
 from unittest import mock
@@ -41,11 +41,17 @@ class ForkedProgram:
     stderr: what the process writes to stderr, as text.
   """
 
-  def __init__(self, *flags: object, environment: Mapping[str, str] | None = None):
+  def __init__(
+    self,
+    *flags: object,
+    environment: Mapping[str, str] | None = None,
+    before: Callable[[], None] | None = None,
+  ):
     """Starts the process.
 
     Args:
       *flags: the command line.
+      before: what the process calls before it runs the program: a function of a module.
       environment: what the process's environment has besides this process's.
     """
     # As the program has it before it loads TensorFlow.
@@ -54,7 +60,13 @@ class ForkedProgram:
     reader, writer = _CONTEXT.Pipe(duplex=False)
     self._process = _CONTEXT.Process(
       target=_run,
-      args=(writer, [*map(str, flags)], pathlib.Path.cwd(), {**os.environ, **(environment or {})}),
+      args=(
+        writer,
+        [*map(str, flags)],
+        pathlib.Path.cwd(),
+        {**os.environ, **(environment or {})},
+        before,
+      ),
     )
     self._process.start()
     writer.close()
@@ -114,7 +126,11 @@ class ForkedProgram:
 
 
 def _run(
-  writer: Connection, flags: list[str], folder: pathlib.Path, environment: dict[str, str]
+  writer: Connection,
+  flags: list[str],
+  folder: pathlib.Path,
+  environment: dict[str, str],
+  before: Callable[[], None] | None,
 ) -> None:
   """Runs the program in a process that has been forked."""
   os.dup2(writer.fileno(), sys.__stderr__.fileno() if sys.__stderr__ else 2)
@@ -124,4 +140,6 @@ def _run(
   # A shell's background jobs ignore Ctrl-C, and so would programs that they start.
   signal.signal(signal.SIGINT, signal.default_int_handler)
   sys.argv = ['isl-launch', *flags]
+  if before is not None:
+    before()
   launch.run()

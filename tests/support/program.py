@@ -12,6 +12,7 @@ import contextlib
 import csv
 import dataclasses
 import io
+import itertools
 import json
 import os
 import pathlib
@@ -21,6 +22,7 @@ import runpy
 import signal
 import subprocess
 import sys
+import types
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, NoReturn
 from unittest import mock
@@ -459,6 +461,15 @@ def make_concordance_shallow(monkeypatch: pytest.MonkeyPatch) -> None:
     upper_recursions=4,
   )
   monkeypatch.setitem(networks.NETWORKS, 'CONCORDANCE', shallow)
+
+
+def make_seconds_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+  """Gives trainings a clock on which each look at it takes a second."""
+  from isl.training import hooks, summary_hook
+
+  for module in (hooks, summary_hook):
+    clock = itertools.count(1000.0)
+    monkeypatch.setattr(module, 'time', types.SimpleNamespace(monotonic=lambda c=clock: next(c)))
 
 
 def assert_same_values(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> None:
