@@ -205,15 +205,15 @@ def test_lost_servers_and_chiefs(make_machines):
   Checkpoint(find_newest(machines.base / 'train')).verify()
 
 
+def _ignore_sigterm():
+  signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
 @pytest.mark.soak
 def test_a_signal_to_all(make_machines):
   """As a batch system sends it at the time limit: a server that ignores it outlasts the chief."""
   machines = make_machines()
-  own = signal.signal(signal.SIGTERM, signal.SIG_IGN)
-  try:
-    server = machines.server(0)
-  finally:
-    signal.signal(signal.SIGTERM, own)
+  server = machines.server(0, before=_ignore_sigterm)
   workers = [machines.worker(0), machines.worker(1)]
   for worker in workers:
     worker.wait_for(r'step \d+: ')

@@ -9,7 +9,7 @@ import signal
 import socket
 import subprocess
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import pytest
 
@@ -32,16 +32,22 @@ class Machine:
     process: the process.
   """
 
-  def __init__(self, *flags: object, tf_config: object = None):
+  def __init__(
+    self,
+    *flags: object,
+    tf_config: object = None,
+    before: Callable[[], None] | None = None,
+  ):
     """Starts the process.
 
     Args:
       *flags: the command line.
+      before: what the process calls first, see `ForkedProgram`.
       tf_config: value of TF_CONFIG in the process's environment, before it becomes JSON; None:
         TF_CONFIG is not set.
     """
     environment = {} if tf_config is None else {'TF_CONFIG': json.dumps(tf_config)}
-    self.process = ForkedProgram(*flags, environment=environment)
+    self.process = ForkedProgram(*flags, environment=environment, before=before)
     self._lines: list[str] = []
     self._changed = threading.Condition()
     self._is_over = False
@@ -155,14 +161,19 @@ class Machines:
     """The command line of a worker."""
     return [*self._flags, '--mode=TRAIN', f'--task={task}', *self._hosts(), *flags]
 
-  def _start(self, *flags: str, tf_config: object = None) -> Machine:
-    machine = Machine(*flags, tf_config=tf_config)
+  def _start(
+    self,
+    *flags: str,
+    tf_config: object = None,
+    before: Callable[[], None] | None = None,
+  ) -> Machine:
+    machine = Machine(*flags, tf_config=tf_config, before=before)
     self._started.append(machine)
     return machine
 
-  def server(self, task: int, *flags: str) -> Machine:
+  def server(self, task: int, *flags: str, before: Callable[[], None] | None = None) -> Machine:
     """Starts the parameter server of a number, by flags."""
-    return self._start(*self.server_flags(task, *flags))
+    return self._start(*self.server_flags(task, *flags), before=before)
 
   def worker(self, task: int, *flags: str) -> Machine:
     """Starts the worker of a number, by flags."""
