@@ -107,7 +107,7 @@ def test_what_is_known_of_the_network(predictor):
 
 
 def test_some_labels_and_statistics(predictor, stack, predicted):
-  """In the order in which they are asked for."""
+  """Labels and statistics come in the order in which they are asked for."""
   some = predictor.predict(stack, statistics=['QUANTILE_5', 'MEAN'], labels=_LABELS[1:])
   assert list(some) == ['DAPI_CONFOCAL']
   assert list(some['DAPI_CONFOCAL']) == ['QUANTILE_5', 'MEAN']

@@ -224,7 +224,7 @@ def test_train_quality_of_what_cannot_be(images, option):
 
 
 def test_held_out_losses_are_those_of_inference(tmp_path, monkeypatch):
-  """On the same pixels: the cross entropy in metrics.csv."""
+  """The losses are the cross entropies in metrics.csv, of the same pixels."""
   make_fovea_shallow(monkeypatch)
   images, base = tmp_path / 'images', tmp_path / 'base'
   random_field.write_field(images, rows=57, columns=66, depths=2)

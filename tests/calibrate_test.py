@@ -294,7 +294,7 @@ def simulated(tmp_path_factory):
 
 @pytest.mark.soak
 def test_overconfident_network_is_mended(overconfident, simulated, tmp_path):
-  """On a field of view that the temperatures have not seen."""
+  """Intervals hold on a field of view that the temperatures have not seen."""
 
   def run(images, name, *flags):
     outcome = run_in_process(

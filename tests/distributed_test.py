@@ -211,7 +211,7 @@ def _ignore_sigterm():
 
 @pytest.mark.soak
 def test_a_signal_to_all(make_machines):
-  """As a batch system sends it at the time limit: a server that ignores it outlasts the chief."""
+  """A batch system sends it at the time limit: a server that ignores it outlasts the chief."""
   machines = make_machines()
   server = machines.server(0, before=_ignore_sigterm)
   workers = [machines.worker(0), machines.worker(1)]

@@ -169,7 +169,7 @@ class TestSavedModel:
     assert found['run/DAPI_CONFOCAL_MEDIAN'].shape == (1, 8, 8)
 
   def test_is_written_whole_and_replaced(self, folder, checkpoint, tmp_path):
-    """By the newest checkpoint in BASE, too."""
+    """An export of the newest checkpoint in BASE replaces the older one."""
     record = json.loads((folder / 'run.json').read_text())
     assert record['checkpoint'] == str(checkpoint / 'model.ckpt-1000')
     (tmp_path / 'train').symlink_to(checkpoint)

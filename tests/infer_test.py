@@ -84,7 +84,7 @@ def labeled(setting):
 
 
 def _assert_same_predictions(field, run, other, size=_SIZE, channels=TARGET_CHANNELS):
-  """In the part of `size` at the top left."""
+  """Asserts that predictions are the same in the part of `size` at the top left."""
   rows, columns = size
   for channel in channels:
     for statistic in PICTURE_STATISTICS:

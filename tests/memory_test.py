@@ -119,7 +119,7 @@ def _growths_mb(tmp_path, *kinds):
 
 
 def test_growth_is_small(tmp_path, monkeypatch):
-  """To PNGs, of 36 x 36 blocks, and to Zarr, of 48 x 48.
+  """The larger field of view has 36 x 36 blocks, which become PNGs, or 48 x 48, which become Zarr.
 
   Their logits would take 85 and 151 MB for each head.
   """

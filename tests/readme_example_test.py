@@ -18,7 +18,7 @@ _LABELS = ('DAPI_CONFOCAL', 'NFH_CONFOCAL', 'MAP2_CONFOCAL')
 
 @pytest.fixture(scope='module')
 def description():
-  """Of the network in checkpoints/."""
+  """The description of the network in checkpoints/."""
   return Checkpoint(find_newest(REPOSITORY / 'checkpoints')).describe()
 
 

@@ -130,7 +130,7 @@ def trained(tmp_path_factory):
 @pytest.mark.parametrize('mode', ['EVAL_EVAL', 'EVAL_TRAIN'])
 @pytest.mark.parametrize('metric', ['LOSS', 'STITCH', 'JITTER_STITCH'])
 def test_every_mode_and_metric(trained, mode, metric):
-  """On the training's newest checkpoint, which nothing names."""
+  """All modes find the training's newest checkpoint, which nothing names."""
   setting, training = trained
   base = training.folder.parent
   outcome = run_in_process(

@@ -215,7 +215,7 @@ def _train(base: pathlib.Path, *flags: str) -> Outcome:
 
 
 def test_training_goes_on_where_it_was(setting, tmp_path):
-  """With the same seed, another is the same up to there."""
+  """With the same seed, another training is the same up to where this one was stopped."""
   more = [*setting.shards(), '--tensorcheck_enable_checks', '--augment_noise_std=0.1']
   runs = []
   for name, steps in (('one', 2), ('other', 2), ('one', 4)):

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import itertools
 import pathlib
 import platform
 import re
 import shutil
-import types
 
 import cv2
 import numpy as np
@@ -22,7 +20,7 @@ from isl.checkpoints.checkpoint import Checkpoint, find_newest
 from isl.core.channels import MAXPROJECT, TARGET_CHANNELS
 from isl.data.patches import Patches
 from isl.images import png_io
-from isl.training import hooks, summary_hook, train
+from isl.training import hooks, train
 from isl.training.start import find_start
 from tests.support.program import (
   TrainSetting,
@@ -31,6 +29,7 @@ from tests.support.program import (
   files_in,
   image_name,
   make_fovea_shallow,
+  make_seconds_pass,
   write_field,
 )
 
@@ -65,16 +64,13 @@ def straight(setting):
 def _save_always(setting, *flags):
   """Six steps, with a checkpoint and summaries after each."""
   with pytest.MonkeyPatch.context() as monkeypatch:
-    # The clock goes on by a second at each look at it.
-    for module in (hooks, summary_hook):
-      clock = itertools.count(1000.0)
-      monkeypatch.setattr(module, 'time', types.SimpleNamespace(monotonic=lambda c=clock: next(c)))
+    make_seconds_pass(monkeypatch)
     return _run(setting, '--save_interval_secs=1', '--save_summaries_secs=1', *flags, steps=6)
 
 
 @pytest.fixture(scope='module')
 def often(setting):
-  """The same six steps."""
+  """A run of the same six steps."""
   return _save_always(setting)
 
 

@@ -76,7 +76,7 @@ def _thumbnails():
 
 
 def _fill(sinks, field_of_view, predictions, *, tile=8):
-  """As FieldLabeler does."""
+  """Gives the sinks parts of predictions, as FieldLabeler does."""
   truth = _truth_reader(field_of_view)
   for row, column in itertools.product(*(range(0, size, tile) for size in _SIZE)):
     rows = slice(row, min(row + tile, _SIZE[0]))

@@ -152,7 +152,7 @@ def test_random_network_varies(network):
 
 @pytest.mark.parametrize('blocks', [pytest.param((3, 1), marks=pytest.mark.soak), (1, 4), _WHOLE])
 def test_dense_is_patch_by_patch(network, blocks):
-  """For odd and even numbers of blocks in each direction, wherever the crop starts."""
+  """Crops have odd and even numbers of blocks in each direction, and start anywhere."""
   last = tuple(n - m for n, m in zip(_WHOLE, blocks, strict=True))
   network.assert_agree([(0, 0), last], blocks)
 
@@ -215,7 +215,7 @@ class _TrainingNetwork:
     return tf.constant(self.values[name])
 
   def placeholder(self, batch, output):
-    """For the intensities that windows of so many outputs read."""
+    """Makes a placeholder for the intensities that windows of so many outputs read."""
     side = self.plan.spec.geometry.patch - self.plan.spec.geometry.output + output
     return tf.placeholder(tf.float32, [batch, side, side, _NUM_Z_VALUES])
 

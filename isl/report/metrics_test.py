@@ -261,7 +261,7 @@ def test_weight_of_a_class_is_spread_evenly():
 
 @pytest.mark.parametrize(('c', 'pit'), [(0, 0), (100, 0.5), (255, 1)])
 def test_impossible_truth(c, pit):
-  """Of two points with nothing between and around them; the PIT is F(c)."""
+  """All probability is at two points, with none between and around them; the PIT is F(c)."""
   reliability = _running(0.5 * _point(50) + 0.5 * _point(200), c).reliability()
   mass = np.diff(reliability.pit)
   assert mass.sum() == pytest.approx(1)

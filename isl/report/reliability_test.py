@@ -39,7 +39,7 @@ def _places(picture, colour):
 
 @pytest.mark.parametrize('excess', [-0.9, 0, 0.9])
 def test_curve_of_the_coverage(excess):
-  """In the middle it is below the line between its ends by what coverage lacks there."""
+  """The curve's middle is below the line between its ends by what coverage lacks there."""
   observed = _reliability(excess)
   assert observed.coverage(50) == pytest.approx(0.5 - excess / np.pi)
   rows, columns = _places(_half(reliability.diagram_png(observed, 'DAPI'), 0), _LINE)

@@ -58,7 +58,7 @@ def test_statistics_of_a_layout_are_what_it_draws(layout: Layout) -> None:
 
 
 def test_names_of_panels() -> None:
-  """As files, and as TensorBoard's tags."""
+  """A panel has a name as a file, and one as TensorBoard's tag."""
   for panel, name in ((Panel.TARGET, 'target_error_panel'), (Panel.INPUT, 'input_error_panel')):
     assert visualize.panel_tag(panel) == name
     assert visualize.panel_file(panel) == f'{name}.png'

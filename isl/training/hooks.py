@@ -223,7 +223,7 @@ class CheckpointSaver(tf.train.CheckpointSaverHook):
     check_finite_losses(self._graph, by_head, step + 1)
 
   def _save(self, session: Any, step: int) -> None:
-    """Tries to save a checkpoint; notes and logs it if the disk does not allow that."""
+    """Saves a checkpoint; a disk that does not allow that is noted and logged, and no error."""
     prefix = self._directory / CHECKPOINT_NAME
     try:
       self.saver.save(session, str(prefix), global_step=step, write_meta_graph=False)

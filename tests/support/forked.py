@@ -51,8 +51,8 @@ class ForkedProgram:
 
     Args:
       *flags: the command line.
-      before: what the process calls before it runs the program: a function of a module.
       environment: what the process's environment has besides this process's.
+      before: what the process calls before it runs the program: a function of a module.
     """
     # As the program has it before it loads TensorFlow.
     with mock.patch.dict(os.environ, TF_CPP_MIN_LOG_LEVEL='3'):
@@ -81,7 +81,7 @@ class ForkedProgram:
     return self._process.exitcode
 
   def poll(self) -> int | None:
-    """The same as `returncode`."""
+    """Gives `returncode`, without waiting."""
     return self.returncode
 
   def wait(self, timeout: float | None = None) -> int:

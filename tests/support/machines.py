@@ -42,9 +42,9 @@ class Machine:
 
     Args:
       *flags: the command line.
-      before: what the process calls first, see `ForkedProgram`.
       tf_config: value of TF_CONFIG in the process's environment, before it becomes JSON; None:
         TF_CONFIG is not set.
+      before: what the process calls first, see `ForkedProgram`.
     """
     environment = {} if tf_config is None else {'TF_CONFIG': json.dumps(tf_config)}
     self.process = ForkedProgram(*flags, environment=environment, before=before)
